@@ -1,0 +1,32 @@
+# make venv | demo | test | check | bench: each does all its own set-up on Debian 12, as root.
+PYTHON ?= python3
+BIN := .venv/bin
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: venv demo test check unit bench clean
+
+venv: .venv/ready
+
+.venv/ready: pyproject.toml deploy/apt-packages.txt deploy/constraints.txt deploy/make-venv
+	PYTHON=$(PYTHON) deploy/make-venv
+	@touch $@
+
+demo: venv
+	$(BIN)/pptp-nat demo
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q -p no:randomly tests/test_layering.py
+
+test: check
+	$(BIN)/pytest
+
+unit: venv
+	$(BIN)/pytest tests/core tests/scenario
+
+bench: venv
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv build dist *.egg-info
