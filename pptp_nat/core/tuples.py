@@ -67,6 +67,7 @@ class Placement(NamedTuple):
     originator: Seat
     responder: Seat
     mark: int  #: connmark of the control connection
+    helper: str | None = None  #: a kernel helper that is attached to this connection
 
     def seat(self, party: Party) -> Seat:
         """Return the seat of *party*."""
