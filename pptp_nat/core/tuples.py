@@ -24,6 +24,7 @@ class Party(enum.IntEnum):
 
     @property
     def other(self) -> Party:
+        """The other end."""
         return Party(1 - self)
 
 

@@ -1,0 +1,229 @@
+"""The binding table: which external call IDs are taken, by whom, and for how long.
+
+Theory of operation
+-------------------
+A call ID is unique only inside one tunnel (RFC 2637 section 3.2.2).  Two inside
+hosts of one remote address are two parties to themselves but one to the remote
+host, so their numbers may collide.  We give each call a number that is unique
+per pair (external address, remote address).
+
+Reserve    on the first message that shows an inside host's number.
+Release    when the call is gone; the number then sits in quarantine.
+Quarantine so that late GRE cannot reach the next owner.
+
+A number is chosen in two steps, because TCP may cut a call-ID field between its
+two octets and the first must travel on before the second is known: first a
+*block* (the high octet) that has room, then the low octet.
+
+A pair's numbers are 256 blocks of 256 bits: taking, freeing and finding a free
+number are each a few operations on integers, however full the table is.
+
+Invariants, checked by tests/core/test_bindings.py as a state machine:
+  1. No two live or quarantined numbers of a pair are equal; 0 is never given.
+  2. A refusal changes nothing.
+  3. After the last release and quarantine the table is empty.
+Limit: 65,535 numbers per pair.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from pptp_nat.core.tuples import Address
+from pptp_nat.errors import ExhaustedError
+
+BLOCK: Final = 256  #: numbers that share a high octet
+_FULL: Final = (1 << BLOCK) - 1
+_DRAWS: Final = 8  #: random tries before the nearest free number is taken
+LIMIT: Final = 0xFFFF  #: numbers per pair; 0 is not one of them
+
+
+class Pair(NamedTuple):
+    """What call IDs are unique within."""
+
+    external: Address
+    remote: Address
+
+
+def _first_clear(bits: int, start: int) -> int | None:
+    """Return the first clear bit of 256 at or after *start*, wrapping round."""
+    free = ~bits & _FULL
+    if not free:
+        return None
+    ahead = free >> start << start
+    chosen = ahead or free
+    return (chosen & -chosen).bit_length() - 1
+
+
+class _Pool:
+    """The numbers of one pair that are taken, quarantine included."""
+
+    __slots__ = ("blocks", "count", "full")
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, int] = {0: 1}  # call ID 0 is nobody's to give
+        self.full = 0  # bit n: block n has no room
+        self.count = 0
+
+    def has(self, number: int) -> bool:
+        return bool(self.blocks.get(number >> 8, 0) >> (number & 0xFF) & 1)
+
+    def take(self, number: int) -> None:
+        block = number >> 8
+        bits = self.blocks.get(block, 0) | 1 << (number & 0xFF)
+        self.blocks[block] = bits
+        if bits == _FULL:
+            self.full |= 1 << block
+        self.count += 1
+
+    def free(self, number: int) -> None:
+        block = number >> 8
+        bits = self.blocks[block] & ~(1 << (number & 0xFF))
+        if bits:
+            self.blocks[block] = bits
+        else:
+            del self.blocks[block]
+        self.full &= ~(1 << block)
+        self.count -= 1
+
+
+class Bindings:
+    """External call IDs of all pairs.
+
+    Args:
+        draw: returns a random int below 65,536.
+        preserve: keep the inside host's own number when it is free.
+        quarantine: seconds that a released number is kept back.
+    """
+
+    __slots__ = ("_draw", "_pools", "_waiting", "preserve", "quarantine")
+
+    def __init__(
+        self, draw: Callable[[], int], *, preserve: bool = False, quarantine: float = 60.0
+    ) -> None:
+        self._draw = draw
+        self._pools: dict[Pair, _Pool] = {}
+        self._waiting: deque[tuple[float, Pair, int]] = deque()
+        self.preserve = preserve
+        self.quarantine = quarantine
+
+    def choose_block(self, pair: Pair, high: int, *, like: int | None, unlike: set[int]) -> int:
+        """Choose the high octet of the number for an inside number that begins with *high*.
+
+        Args:
+            pair: what the number must be unique within.
+            high: the high octet of the inside host's own number.
+            like: the block that this connection's other numbers with the same
+                high octet map to, if any.  One octet then decides the other
+                (see `pptp_nat.core.calls`).
+            unlike: blocks that this connection uses for other high octets.
+
+        Raises:
+            ExhaustedError: every number of the pair is taken.
+        """
+        pool = self._pools.get(pair)
+        full = pool.full if pool else 0
+        if like is not None and not full >> like & 1:
+            return like
+        if self.preserve and high not in unlike and not full >> high & 1:
+            return high
+        for _ in range(_DRAWS):
+            block = self._draw() >> 8
+            if block not in unlike and not full >> block & 1:
+                return block
+        start = self._draw() >> 8
+        taken = full
+        for block in unlike:
+            taken |= 1 << block
+        chosen = _first_clear(taken, start)
+        if chosen is None:
+            chosen = _first_clear(full, start)
+        if chosen is None:
+            raise ExhaustedError(f"all {LIMIT} call IDs of one address pair are taken")
+        return chosen
+
+    def reserve(self, pair: Pair, own: int, block: int) -> int:
+        """Take a number of *block* for the inside number *own* and return it.
+
+        Raises:
+            ExhaustedError: the block has filled up since it was chosen.
+        """
+        pool = self._pools.get(pair)
+        if pool is None:
+            pool = self._pools[pair] = _Pool()
+        number = block << 8 | own & 0xFF
+        if not (self.preserve and number == own and not pool.has(number)):
+            for _ in range(_DRAWS):
+                number = block << 8 | self._draw() & 0xFF
+                if not pool.has(number):
+                    break
+            else:
+                low = _first_clear(pool.blocks.get(block, 0), self._draw() & 0xFF)
+                if low is None:
+                    raise ExhaustedError("the block of call IDs has filled up")
+                number = block << 8 | low
+        pool.take(number)
+        return number
+
+    def claim(self, pair: Pair, number: int) -> bool:
+        """Take *number* as it is, for a host whose numbers we do not choose.
+
+        Returns whether nobody else has it.  A number in quarantine is claimed out
+        of it; 0 is never given to anyone, so it needs no claim.
+        """
+        if number == 0:
+            return True
+        pool = self._pools.get(pair)
+        if pool is None:
+            pool = self._pools[pair] = _Pool()
+        if not pool.has(number):
+            pool.take(number)
+            return True
+        return self.keep(pair, number)
+
+    def has(self, pair: Pair, number: int) -> bool:
+        """Whether *number* is taken or kept back."""
+        pool = self._pools.get(pair)
+        return pool is not None and pool.has(number)
+
+    def keep(self, pair: Pair, number: int) -> bool:
+        """Take *number* out of quarantine for another call; whether it was there."""
+        for entry in reversed(self._waiting):
+            if entry[1:] == (pair, number):
+                self._waiting.remove(entry)
+                return True
+        return False
+
+    def release(self, pair: Pair, number: int, now: float) -> None:
+        """Put *number* into quarantine."""
+        self._waiting.append((now + self.quarantine, pair, number))
+
+    def drop(self, pair: Pair, number: int) -> None:
+        """Free *number* at once: no GRE can have used it."""
+        if number == 0:
+            return
+        pool = self._pools[pair]
+        pool.free(number)
+        if not pool.count:
+            del self._pools[pair]
+
+    def next_timer(self) -> float | None:
+        """Return when the next number leaves quarantine."""
+        return self._waiting[0][0] if self._waiting else None
+
+    def tick(self, now: float) -> None:
+        """Let go of the numbers whose quarantine is over."""
+        waiting = self._waiting
+        while waiting and waiting[0][0] <= now:
+            _, pair, number = waiting.popleft()
+            self.drop(pair, number)
+
+    def quarantined(self) -> list[tuple[float, Pair, int]]:
+        """Return (until, pair, number) of the numbers kept back."""
+        return list(self._waiting)
+
+    def used(self) -> dict[Pair, int]:
+        """Return how many numbers each pair has taken, quarantine included."""
+        return {pair: pool.count for pair, pool in self._pools.items()}

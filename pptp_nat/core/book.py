@@ -1,0 +1,222 @@
+"""The book: every connection and call, and the one place where their states change.
+
+`Book.move` and `Book.move_connection` are the only writers of state.  What
+follows from a change - deadlines, legs, the numbers' way into quarantine -
+follows here, so that it follows always.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter, OrderedDict, deque
+from dataclasses import dataclass
+from typing import Final
+
+from pptp_nat.core.bindings import Bindings
+from pptp_nat.core.calls import Call, Connection
+from pptp_nat.core.events import CallChanged, ConnectionChanged, Event, LegDown, LegUp
+from pptp_nat.core.messages import MessageType
+from pptp_nat.core.states import Answer, CallState, ControlState, End, TcpEnd, control_after
+from pptp_nat.core.tuples import Party
+
+LIVE: Final = frozenset((CallState.REQUESTED, CallState.ANSWERED, CallState.UP))
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Limits and times.  Times are seconds; every default is in the configuration's manual."""
+
+    connections: int = 65_536  #: followed at once
+    calls: int = 131_072  #: at once, those in quarantine not counted
+    calls_per_connection: int = 0  #: 0: no limit but `calls`
+    history: int = 4_096  #: octets of unacknowledged stream kept per direction
+    half_open: int = 4_096  #: SYNs remembered
+    request: float = 180.0  #: until a request without a reply is forgotten
+    clearing: float = 30.0  #: until a Call-Clear-Request without a notification is believed
+    closing_grace: float = 5.0  #: for late messages and GRE after FIN, RST or worse
+    gre_idle: float = 21_600.0  #: until a call without GRE ends; 0: never
+    connection_idle: float = 7_200.0  #: until a silent connection without calls is forgotten
+    hold: float = 0.04  #: for a call-ID field cut in two that cannot be decided by one octet
+    quarantine: float = 60.0  #: for released call IDs
+
+
+class Deadline(enum.Enum):
+    """What can run out."""
+
+    REQUEST = "request"
+    CLEARING = "clearing"
+    CLOSING = "closing_grace"
+
+
+_CALL_DEADLINE: Final = {
+    CallState.REQUESTED: Deadline.REQUEST,
+    CallState.ANSWERED: Deadline.REQUEST,
+    CallState.CLEARING: Deadline.CLEARING,
+}
+_END_OF_DEADLINE: Final = {
+    Deadline.REQUEST: End.UNANSWERED,
+    Deadline.CLEARING: End.CLEARED,
+}
+
+
+class Book:
+    """All connections, calls, numbers, deadlines and counts."""
+
+    def __init__(self, bindings: Bindings, settings: Settings) -> None:
+        self.bindings = bindings
+        self.settings = settings
+        self.connections: dict[bytes, Connection] = {}  #: by `Connection.key`
+        self.calls: dict[int, Call] = {}  #: those not gone, by id
+        self.retired: deque[tuple[float, Call]] = deque()  #: gone, still translated until then
+        self.deadlines: dict[Deadline, OrderedDict[Call | Connection, float]] = {
+            kind: OrderedDict() for kind in Deadline
+        }
+        self.counts: Counter[str] = Counter()  #: oddities and other things that happened, by slug
+        self.messages: Counter[tuple[MessageType | None, bool]] = Counter()  #: (type, from inside)
+        self.ends: Counter[End] = Counter()
+        self.events: list[Event] = []  #: of the packet or tick under way
+        self._last_id = 0
+
+    def next_id(self) -> int:
+        """Return a new identity for a call or connection."""
+        self._last_id += 1
+        return self._last_id
+
+    def reserve_ids(self, highest: int) -> None:
+        """Never give an identity up to *highest* again."""
+        self._last_id = max(self._last_id, highest)
+
+    def open_connection(self, connection: Connection) -> None:
+        """Take a new connection in."""
+        self.connections[connection.key] = connection
+        self.events.append(ConnectionChanged(connection, None))
+
+    def open_call(self, connection: Connection, requester: Party, pns: Party, now: float) -> Call:
+        """Take a new call in; it is IDLE."""
+        call = Call(self.next_id(), connection, requester, pns, now)
+        self.calls[call.id] = call
+        return call
+
+    def move(
+        self, call: Call, state: CallState, now: float, end: End | None = None
+    ) -> None:
+        """Give *call* the state that the table named; *end* says why it is GONE."""
+        was = call.state
+        if state is was:
+            return
+        call.state = state
+        if (deadline := _CALL_DEADLINE.get(was)) is not None:
+            self.deadlines[deadline].pop(call, None)
+        if (deadline := _CALL_DEADLINE.get(state)) is not None:
+            self.set_deadline(deadline, call, now)
+        if state is CallState.UP:
+            call.up_since = now
+        self.events.append(CallChanged(call, was))
+        if state is CallState.GONE:
+            call.end = end
+            self._retire(call, now)
+
+    def _retire(self, call: Call, now: float) -> None:
+        assert call.end is not None
+        self.ends[call.end] += 1
+        del self.calls[call.id]
+        connection = call.connection
+        for party in Party:
+            leg = call.leg(party)
+            if leg is None:
+                continue
+            self.events.append(LegDown(call, party, leg))
+            if connection.chooses(party) or connection.claims(party):
+                self.bindings.release(connection.pair(party), call.seen[party], now)
+        self.retired.append((now + self.settings.quarantine, call))
+
+    def number(self, call: Call, party: Party, own: int, seen: int) -> None:
+        """Note *party*'s number and have its GRE carried."""
+        call.give(party, own, seen)
+        call.connection.index(call)
+        leg = call.leg(party)
+        # The other party's own number does not matter for this leg: it is complete.
+        assert leg is not None
+        self.events.append(LegUp(call, party, leg, call.connection.mark))
+
+    def take_fresh(self, connection: Connection, party: Party, own: int) -> int | None:
+        """Return the number chosen for the message that is now complete, once."""
+        fresh = connection.fresh
+        if fresh is None or (party, own) not in fresh:
+            return None
+        seen = fresh.pop((party, own))
+        if not fresh:
+            connection.fresh = None
+        return seen
+
+    def drop_fresh(self, connection: Connection, party: Party, own: int) -> None:
+        """Free the number chosen for a message that led to no call."""
+        seen = self.take_fresh(connection, party, own)
+        if seen is not None:
+            self.bindings.drop(connection.pair(party), seen)
+
+    def move_connection(
+        self,
+        connection: Connection,
+        event: MessageType | TcpEnd,
+        now: float,
+        answer: Answer = Answer.YES,
+        end: End = End.CLOSED,
+    ) -> None:
+        """Give *connection* the state that the table names; what depends on it follows."""
+        was = connection.state
+        state = control_after(was, event, answer)
+        if state is None or state is was:
+            return
+        connection.state = state
+        self.events.append(ConnectionChanged(connection, was))
+        if state is ControlState.CLOSING:
+            self.set_deadline(Deadline.CLOSING, connection, now)
+        if state is ControlState.STOPPING:
+            self.end_calls(connection, End.STOPPED, now)
+        if state is ControlState.CLOSED:
+            self.deadlines[Deadline.CLOSING].pop(connection, None)
+            self.end_calls(connection, end, now)
+            for party, own in list(connection.fresh or ()):
+                self.drop_fresh(connection, party, own)
+            if self.connections.get(connection.key) is connection:
+                del self.connections[connection.key]
+
+    def end_calls(self, connection: Connection, end: End, now: float) -> None:
+        """End every call of *connection*."""
+        for call in list(connection.calls):
+            self.finish(call, end, now)
+
+    def finish(self, call: Call, end: End, now: float) -> None:
+        """End *call* otherwise than by a message of its own."""
+        self.move(call, CallState.GONE, now, end)
+
+    def set_deadline(self, kind: Deadline, subject: Call | Connection, now: float) -> None:
+        """Start the time of *kind* for *subject*."""
+        self.deadlines[kind][subject] = now + float(getattr(self.settings, kind.value))
+
+    def next_timer(self) -> float | None:
+        """Return when something runs out next, None if nothing can."""
+        times = [next(iter(queue.values())) for queue in self.deadlines.values() if queue]
+        if self.retired:
+            times.append(self.retired[0][0])
+        if (released := self.bindings.next_timer()) is not None:
+            times.append(released)
+        return min(times, default=None)
+
+    def tick(self, now: float) -> None:
+        """Do what has run out."""
+        for kind, queue in self.deadlines.items():
+            while queue:
+                subject = next(iter(queue))
+                if queue[subject] > now:
+                    break
+                del queue[subject]
+                if isinstance(subject, Call):
+                    self.finish(subject, _END_OF_DEADLINE[kind], now)
+                else:
+                    self.move_connection(subject, TcpEnd.GRACE_OVER, now)
+        while self.retired and self.retired[0][0] <= now:
+            _, call = self.retired.popleft()
+            call.connection.remove(call)
+        self.bindings.tick(now)

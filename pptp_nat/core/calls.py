@@ -1,0 +1,193 @@
+"""Calls and the control connections that carry them: what is known, and how to find it.
+
+Each party of a call has a number of its own and one that the other party sees.
+For a party that this router hides (see `Seat.inside`) they differ; for any
+other they are the same.  Everything else follows from that: a message's *Call
+ID* goes from own to seen, its *Peer's Call ID* from seen to own, a leg carries
+GRE from seen to own.
+
+Objects here are many (100,000 and more) and small: slots, packed octets where
+several values share a life, and an index only when a connection has many calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from pptp_nat.core.bindings import Pair
+from pptp_nat.core.states import CallState, ControlState, End
+from pptp_nat.core.stream import Stream
+from pptp_nat.core.tuples import Address, Flow, Leg, Party, Placement, Seat
+
+NOBODY: Final = -1  #: in place of a call ID that is not known yet
+_FEW: Final = 8  #: calls that are found by looking at each
+
+
+class Call:
+    """One call.  `state` is written by `pptp_nat.core.dialogue` only, from the table."""
+
+    __slots__ = (
+        "codes", "connection", "created", "end", "id", "last_gre",
+        "own", "pns", "requester", "seen", "state", "up_since",
+    )  # fmt: skip
+
+    def __init__(
+        self, number: int, connection: Connection, requester: Party, pns: Party, now: float
+    ) -> None:
+        self.id = number
+        self.connection = connection
+        self.requester = requester  #: who asked for the call
+        self.pns = pns
+        self.state = CallState.IDLE
+        self.created = now
+        self.up_since: float | None = None
+        self.last_gre: float | None = None
+        self.end: End | None = None
+        #: (message type, result, error, cause) of the message that refused or ended it
+        self.codes: tuple[int, int, int, int] | None = None
+        self.own: tuple[int, int] = (NOBODY, NOBODY)  #: by party
+        self.seen: tuple[int, int] = (NOBODY, NOBODY)  #: by party
+
+    def give(self, party: Party, own: int, seen: int) -> None:
+        """Note the number of *party* and what the other party knows it as."""
+        self.own = (self.own[0], own) if party else (own, self.own[1])
+        self.seen = (self.seen[0], seen) if party else (seen, self.seen[1])
+
+    def leg(self, party: Party) -> Leg | None:
+        """Return the leg that carries GRE towards *party*, None while its number is unknown."""
+        if self.own[party] == NOBODY:
+            return None
+        to = self.connection.seat(party)
+        sender = self.connection.seat(party.other)
+        return Leg(
+            sender.own, to.seen_as, self.seen[party],
+            sender.seen_as, to.own, self.own[party],
+        )  # fmt: skip
+
+
+class Connection:
+    """One control connection: its place, its two streams and its calls."""
+
+    __slots__ = (
+        "_addresses", "by_number", "calls", "created", "fresh", "id", "is_local", "key",
+        "last_message", "mark", "names", "passive", "state", "streams",
+    )  # fmt: skip
+
+    def __init__(self, number: int, placement: Placement, now: float, *, is_local: bool) -> None:
+        self.id = number
+        self.key = flow_key(placement.flow)
+        self._addresses = placement.originator.seen_as + placement.responder.seen_as
+        self.mark = placement.mark
+        self.is_local = is_local  #: one party is this router itself
+        #: why its octets pass untouched for good, if they do
+        self.passive = "kernel_helper" if placement.helper else None
+        self.state = ControlState.OPENING
+        self.streams = (Stream(), Stream())  #: by sending party
+        self.calls: list[Call] = []
+        self.by_number: dict[int, Call] | None = None  # made when calls are many
+        #: numbers chosen for a message that is not complete yet: (party, own) -> seen
+        self.fresh: dict[tuple[Party, int], int] | None = None
+        #: what Start-Control-Connection said of each party: host, vendor
+        self.names: tuple[str | None, ...] | None = None
+        self.created = now
+        self.last_message = now
+
+    @property
+    def flow(self) -> Flow:
+        """The direction of the opener, both hosts' own addresses."""
+        key = self.key
+        return Flow(
+            key[:4], int.from_bytes(key[8:10], "big"), key[4:8], int.from_bytes(key[10:], "big")
+        )
+
+    def seat(self, party: Party) -> Seat:
+        """Return where *party* sits."""
+        if party:
+            return Seat(self.key[4:8], self._addresses[4:])
+        return Seat(self.key[:4], self._addresses[:4])
+
+    @property
+    def placement(self) -> Placement:
+        """What conntrack said of this connection."""
+        helper = "pptp" if self.passive == "kernel_helper" else None
+        originator, responder = self.seat(Party.ORIGINATOR), self.seat(Party.RESPONDER)
+        return Placement(self.flow, originator, responder, self.mark, helper)
+
+    def pair(self, party: Party) -> Pair:
+        """Return what the numbers of *party* must be unique within."""
+        return Pair(self.seat(party).seen_as, self.seat(party.other).own)
+
+    def chooses(self, party: Party) -> bool:
+        """Whether we choose the number that the other party sees."""
+        return self.seat(party).inside
+
+    def claims(self, party: Party) -> bool:
+        """Whether *party* is this router itself, whose own numbers nobody else may be given."""
+        # Either address may be the router's: the one that is not does no harm, since
+        # no inside host is ever seen as it.
+        return self.is_local and not self.seat(party).inside
+
+    def add(self, call: Call) -> None:
+        """Take *call* in."""
+        self.calls.append(call)
+        if self.by_number is not None:
+            self.index(call)
+        elif len(self.calls) > _FEW:
+            self.by_number = {}
+            for each in self.calls:
+                self.index(each)
+
+    def index(self, call: Call) -> None:
+        """Make *call* findable by the numbers it has now; the latest owner of a number wins."""
+        if self.by_number is not None:
+            for key in _index_keys(call):
+                self.by_number[key] = call
+
+    def remove(self, call: Call) -> None:
+        """Forget *call*."""
+        self.calls.remove(call)
+        if self.by_number is not None:
+            for key in _index_keys(call):
+                if self.by_number.get(key) is call:
+                    del self.by_number[key]
+
+    def find(self, party: Party, number: int, *, seen: bool) -> Call | None:
+        """Return the call in which *number* is that of *party*: its own, or as it is seen."""
+        if self.by_number is not None:
+            return self.by_number.get(_index_key(party, number, seen=seen))
+        for call in reversed(self.calls):
+            if (call.seen if seen else call.own)[party] == number:
+                return call
+        return None
+
+    def blocks(self, party: Party) -> Iterator[tuple[int, int]]:
+        """Yield (high octet of own, high octet of seen) of each number of *party*."""
+        for call in self.calls:
+            if call.own[party] != NOBODY:
+                yield call.own[party] >> 8, call.seen[party] >> 8
+
+
+def flow_key(flow: Flow) -> bytes:
+    """Return the 12 octets that name one direction of a TCP connection."""
+    return (
+        flow.source + flow.destination
+        + flow.source_port.to_bytes(2, "big") + flow.destination_port.to_bytes(2, "big")
+    )  # fmt: skip
+
+
+def external_addresses(connection: Connection) -> tuple[Address, ...]:
+    """Return the addresses of this router that the connection's inside parties are seen as."""
+    seats = (connection.seat(Party.ORIGINATOR), connection.seat(Party.RESPONDER))
+    return tuple(seat.seen_as for seat in seats if seat.inside)
+
+
+def _index_key(party: int, number: int, *, seen: bool) -> int:
+    return seen << 17 | party << 16 | number
+
+
+def _index_keys(call: Call) -> Iterator[int]:
+    for party in (0, 1):
+        if call.own[party] != NOBODY:
+            yield _index_key(party, call.own[party], seen=False)
+            yield _index_key(party, call.seen[party], seen=True)

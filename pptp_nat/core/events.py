@@ -1,0 +1,104 @@
+"""What the core says: verdicts for packets, orders for the data path, news for people.
+
+Events carry the call or connection itself, not a copy: read them at once, keep
+`record_of` what is to be kept.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pptp_nat.core.calls import Call, Connection
+from pptp_nat.core.messages import MessageType
+from pptp_nat.core.states import CallState, ControlState
+from pptp_nat.core.tuples import Leg, Party
+
+
+class Verdict(enum.Enum):
+    """What becomes of a packet."""
+
+    ACCEPT = "accept"
+    DROP = "drop"
+    HOLD = "hold"  #: decided later, within the hold time
+
+
+class LegUp(NamedTuple):
+    """Carry GRE along *leg*, before the packet in hand goes on (make before break)."""
+
+    call: Call
+    party: Party  #: whom the leg leads to
+    leg: Leg
+    mark: int  #: connmark of the control connection
+
+
+class LegDown(NamedTuple):
+    """Stop carrying GRE along *leg*, after the packet in hand has gone on."""
+
+    call: Call
+    party: Party
+    leg: Leg
+
+
+class CallChanged(NamedTuple):
+    """A call has another state than *was*."""
+
+    call: Call
+    was: CallState
+
+
+class ConnectionChanged(NamedTuple):
+    """A control connection has another state than *was*; None: it is new."""
+
+    connection: Connection
+    was: ControlState | None
+
+
+class MessageSeen(NamedTuple):
+    """A whole control message went by; *octets* are its sender's."""
+
+    connection: Connection
+    sender: Party
+    kind: MessageType | None
+    octets: bytes
+
+
+class OddityMet(NamedTuple):
+    """A departure from the RFC, tolerated and counted under *slug*."""
+
+    connection: Connection
+    sender: Party
+    slug: str
+
+
+class CallRefused(NamedTuple):
+    """A new call was refused: no number or no room for it.  Live calls are untouched."""
+
+    connection: Connection
+    sender: Party
+    reason: str
+
+
+class Released(NamedTuple):
+    """A packet that was held: let it go, as *packet*."""
+
+    packet_id: int
+    packet: bytes
+
+
+Event = LegUp | LegDown | CallChanged | ConnectionChanged | MessageSeen | OddityMet | CallRefused
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What `Translator.handle` and `Translator.tick` decided.
+
+    Carry out every `LegUp`, then give the verdicts (held packets first), then
+    carry out every `LegDown`.
+    """
+
+    verdict: Verdict = Verdict.ACCEPT
+    packet: bytes | None = None  #: the packet as it must travel on; None: as it came
+    events: list[Event] = field(default_factory=list)
+    released: list[Released] = field(default_factory=list)

@@ -1,0 +1,297 @@
+"""One direction of a control connection: TCP segments in, edits out.
+
+Theory of operation
+-------------------
+A rewrite never changes a length, so it is an *overlay* of two octets at an
+absolute sequence number.  Whatever a segment holds - one octet, half a message,
+three messages, an old one once more - its output is its octets with the
+overlays that fall into it.  Retransmission, other cuts and merging are one case.
+
+A segment is split at `next`, the first sequence number not yet seen:
+
+    old octets   are compared with what came first (first seen wins) and get the
+                 same overlays again
+    new octets   go through the framer, which finds the messages and asks the
+                 `Reader` for the number of each call-ID field
+    a gap        is refused: TCP sends again, in order
+
+A field cut between its two octets must not wait for the second: a sender that
+follows Nagle's algorithm sends that only when the first is acknowledged.  The
+reader is asked for the first octet alone; only when it cannot tell for certain
+is the packet held, for a moment.
+
+When the framing is lost the stream is *opaque*: octets pass untouched until a
+message boundary is certain (`pptp_nat.core.messages.find_boundary`).  A stream
+met in the middle starts like that.
+
+Limits: `limit` octets of unacknowledged stream and `_OVERLAYS` overlays are
+kept; one incomplete message is at most `pptp_nat.core.messages.LONGEST` octets.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import Final, NamedTuple, Protocol
+
+from pptp_nat.core.messages import HEADER, LAYOUTS, Frame, MessageType, find_boundary, frame
+from pptp_nat.core.packet import SEQUENCE_MASK, Edit
+from pptp_nat.errors import ExhaustedError, WireError
+
+_OVERLAYS: Final = 512  #: overlays kept while unacknowledged, 6 octets each
+_OVERLAYS_ACKNOWLEDGED: Final = 8  #: kept after that, for a retransmission nobody needed
+_OVERLAY: Final = struct.Struct("!IH")  #: sequence number of a field, its value
+_FIELDS: Final = {kind: layout.fields for kind, layout in LAYOUTS.items()}
+_NO_EDITS: Final[list[Edit]] = []
+
+
+class FirstOctet(NamedTuple):
+    """What the first octet of a cut call-ID field becomes."""
+
+    octet: int
+    certain: bool
+
+
+class Reader(Protocol):
+    """What a stream asks and tells while it reads."""
+
+    def number(self, kind: MessageType, value: int, *, own: bool, sent: int | None) -> int:
+        """Return what a call-ID field becomes.
+
+        *own* says whose it is: the sender's or the receiver's.  *sent* is what
+        its first octet became if that has travelled on already.
+
+        Raises:
+            ExhaustedError: no number is left; the segment must be dropped.
+        """
+
+    def first_octet(self, kind: MessageType, high: int, *, own: bool) -> FirstOctet:
+        """Return what the first octet of a call-ID field becomes, with the second unknown.
+
+        Raises:
+            ExhaustedError: as for `number`.
+        """
+
+    def message(self, head: Frame, octets: bytes) -> None:
+        """Take note of a whole message, in its sender's octets."""
+
+    def release(self, octet: int) -> None:
+        """Let the held packet go; its last octet becomes *octet*."""
+
+    def oddity(self, slug: str) -> None:
+        """Count a departure from the RFC or from TCP's order."""
+
+
+class Progress(enum.Enum):
+    """What is to become of the segment that was pushed."""
+
+    PASS = "pass"  #: with the edits returned
+    HOLD = "hold"  #: with the edits returned, once the cut field is decided
+    DROP = "drop"  #: TCP will send it again
+
+
+def _ahead(of: int, number: int) -> int:
+    """Return how many octets *number* lies ahead of *of*; negative behind it (RFC 9293)."""
+    distance = (number - of) & SEQUENCE_MASK
+    return distance - (1 << 32) if distance >> 31 else distance
+
+
+class Stream:
+    """The octets that one party sends on a control connection."""
+
+    __slots__ = ("cut", "floor", "head", "held", "history", "next", "overlays", "synced")
+
+    def __init__(self) -> None:
+        self.next: int | None = None  #: sequence number of the next new octet
+        self.synced = False  #: whether message boundaries are known
+        self.head = b""  #: octets of the message under way, up to `next`
+        self.history = b""  #: octets as they came, unacknowledged, up to `next`
+        self.overlays = b""  #: `_OVERLAY` records, oldest first
+        self.floor: int | None = None  #: overlays before this sequence number were evicted
+        #: what the last octet of `head` became, if it is the first of a cut field
+        self.cut: int | None = None
+        self.held: object = None  #: the packet that waits for a cut field, as the caller knows it
+
+    def start(self, sequence: int) -> None:
+        """Begin at *sequence*, where a message certainly begins."""
+        self.next = sequence & SEQUENCE_MASK
+        self.synced = True
+        self.head = self.history = b""
+
+    def push(
+        self, sequence: int, octets: bytes, reader: Reader, *, limit: int
+    ) -> tuple[Progress, list[Edit]]:
+        """Take a segment's payload; return what becomes of it and the edits to make.
+
+        Args:
+            sequence: of the first octet.
+            octets: the payload, at least one octet.
+            reader: is asked for numbers and told of messages.
+            limit: octets of history to keep.
+
+        Raises:
+            ExhaustedError: no call ID is left for a new call; drop the segment.
+        """
+        if self.next is None:
+            self.next = sequence
+        ahead = _ahead(self.next, sequence)
+        if ahead > 0:
+            if self.synced:
+                reader.oddity("gap")
+                return Progress.DROP, _NO_EDITS
+            self.next, self.head, self.history, ahead = sequence, b"", b"", 0
+        old = min(-ahead, len(octets))
+        if old == 0:
+            return self._advance(octets, 0, reader, limit)
+        if ahead == -1 and len(octets) == 1:
+            return Progress.PASS, _NO_EDITS  # keep-alive (RFC 9293 section 3.8.4), not data
+        if self.floor is not None and _ahead(self.floor, sequence) < 0:
+            reader.oddity("retransmission_too_old")
+            return Progress.DROP, _NO_EDITS
+        progress = Progress.PASS
+        edits: list[Edit] = []
+        if old < len(octets):
+            progress, edits = self._advance(octets[old:], old, reader, limit)
+        elif self.held is not None and ahead + old == 0:
+            return Progress.DROP, _NO_EDITS  # its first copy is held and will be let go
+        return progress, self._repeated(sequence, octets[:old], reader) + edits
+
+    def _repeated(self, sequence: int, octets: bytes, reader: Reader) -> list[Edit]:
+        """Return the edits that make old *octets* what they were the first time."""
+        edits: list[Edit] = []
+        assert self.next is not None
+        first = _ahead(sequence, self.next) - len(self.history)  # where history begins in octets
+        begin = max(first, 0)
+        known = self.history[begin - first :][: len(octets) - begin]
+        if known != octets[begin : begin + len(known)]:
+            reader.oddity("conflicting_overlap")
+            edits.append(Edit(begin, known))
+        for at_sequence, value in _OVERLAY.iter_unpack(self.overlays):
+            at = _ahead(sequence, at_sequence)
+            field = value.to_bytes(2, "big")
+            if at == -1:
+                at, field = 0, field[1:]
+            if 0 <= at < len(octets):
+                edits.append(Edit(at, field[: len(octets) - at]))
+        if self.cut is not None and self.held is None:
+            at = _ahead(sequence, self.next) - 1
+            if 0 <= at < len(octets):
+                edits.append(Edit(at, bytes((self.cut,))))
+        return edits
+
+    def _advance(
+        self, new: bytes, at: int, reader: Reader, limit: int
+    ) -> tuple[Progress, list[Edit]]:
+        """Read new octets, which begin at *at* in their segment."""
+        have = len(self.head)
+        octets = self.head + new if have else new
+        edits: list[Edit] = []
+        start = 0  # of the message under way, in octets
+        progress = Progress.PASS
+        try:
+            while True:
+                if not self.synced:
+                    boundary = find_boundary(octets[start:])
+                    if boundary is None:
+                        start = max(len(octets) - HEADER.size + 1, start)
+                        break
+                    self.synced = True
+                    start += boundary
+                if len(octets) - start < HEADER.size:
+                    break
+                try:
+                    head = frame(octets, start)
+                except WireError as error:
+                    reader.oddity(error.reason)
+                    self.synced = False
+                    self.cut = None
+                    start += 1
+                    continue
+                if head.type is not None:
+                    for field, own in _FIELDS[head.type]:
+                        place = start + field
+                        if place + 1 < have or place >= len(octets):
+                            continue
+                        if place + 1 == len(octets):
+                            progress = self._cut(head.type, octets[place], reader, own=own)
+                            if self.cut != octets[place]:
+                                assert self.cut is not None
+                                edits.append(Edit(place - have + at, bytes((self.cut,))))
+                            continue
+                        self._field(octets, place, head.type, reader, edits, at - have, own=own)
+                if len(octets) - start < head.length:
+                    break
+                reader.message(head, octets[start : start + head.length])
+                start += head.length
+        except ExhaustedError:
+            if start > have:  # what came before the refused message is not sent twice
+                self._commit(new[: start - have], b"", limit)
+            raise
+        self._commit(new, octets[start:], limit)
+        return progress, edits
+
+    def _field(
+        self, octets: bytes, place: int, kind: MessageType, reader: Reader,
+        edits: list[Edit], shift: int, *, own: bool,
+    ) -> None:  # fmt: skip
+        """Decide the call-ID field at *place*, whose second octet is new."""
+        assert self.next is not None
+        have = len(self.head)
+        was_cut = place < have
+        value = octets[place] << 8 | octets[place + 1]
+        sent = self.cut if was_cut and self.held is None else None
+        became = reader.number(kind, value, own=own, sent=sent)
+        if was_cut:
+            self.cut = None
+            if self.held is not None:
+                reader.release(became >> 8)
+        if became == value:
+            return
+        self.overlays += _OVERLAY.pack((self.next - have + place) & SEQUENCE_MASK, became)
+        field = became.to_bytes(2, "big")
+        edits.append(
+            Edit(place + 1 + shift, field[1:]) if was_cut else Edit(place + shift, field)
+        )
+
+    def _cut(self, kind: MessageType, high: int, reader: Reader, *, own: bool) -> Progress:
+        """Decide the first octet of a field whose second has not come yet."""
+        decided = reader.first_octet(kind, high, own=own)
+        self.cut = decided.octet
+        return Progress.PASS if decided.certain else Progress.HOLD
+
+    def _commit(self, new: bytes, head: bytes, limit: int) -> None:
+        """Move on past *new*; what is left of an incomplete message is *head*."""
+        assert self.next is not None
+        self.next = (self.next + len(new)) & SEQUENCE_MASK
+        self.head = head
+        if self.synced:
+            self.history = (self.history + new)[-limit:]
+        else:
+            self.history = b""
+        excess = len(self.overlays) - _OVERLAYS * _OVERLAY.size
+        if excess > 0:
+            self.overlays = self.overlays[excess:]
+            (self.floor, _) = _OVERLAY.unpack_from(self.overlays)
+
+    def acknowledge(self, number: int) -> None:
+        """Note that the receiver has everything before *number*."""
+        if self.next is None:
+            return
+        unacknowledged = _ahead(number, self.next)
+        if unacknowledged < 0:  # octets that we never saw: only a boundary can tell where we are
+            self.next, self.synced, self.head, self.history = number, False, b"", b""
+            return
+        if unacknowledged < len(self.history):
+            self.history = self.history[len(self.history) - unacknowledged :]
+        if self.floor is not None and _ahead(self.floor, number) >= 0:
+            self.floor = None
+        keep = _OVERLAYS_ACKNOWLEDGED * _OVERLAY.size
+        while len(self.overlays) > keep:
+            (oldest, _) = _OVERLAY.unpack_from(self.overlays)
+            if _ahead(number, oldest) >= 0:
+                break
+            self.overlays = self.overlays[_OVERLAY.size :]
+
+    def settle(self) -> None:
+        """Let go of the octets of a stream that has been quiet for long; overlays stay."""
+        self.history = b""

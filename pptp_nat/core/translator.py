@@ -1,0 +1,321 @@
+"""The translator: one TCP packet in, its verdict and its octets out.
+
+Life of a control packet
+------------------------
+1. `pptp_nat.core.packet.segment` checks its bounds.  Whatever is not a TCP
+   segment passes untouched and is counted.
+2. The connection is found by addresses and ports.  The first octets of an
+   unknown one make `locate` ask conntrack who is inside.
+3. Its stream (`pptp_nat.core.stream`) orders the octets and finds the messages.
+4. The dialogue (`pptp_nat.core.dialogue`) gives numbers and moves calls.
+5. The edits go into the packet; the checksum is patched.
+
+Nothing here waits, reads a clock or draws a number by itself: `now` is
+monotonic seconds from the caller, `locate` and `draw` are the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from pptp_nat.core.bindings import Bindings
+from pptp_nat.core.book import Book, Settings
+from pptp_nat.core.calls import Call, Connection, external_addresses, flow_key
+from pptp_nat.core.dialogue import Dialogue, Held
+from pptp_nat.core.events import CallRefused, LegUp, Outcome, Verdict
+from pptp_nat.core.packet import (
+    ACK,
+    FIN,
+    RST,
+    SEQUENCE_MASK,
+    SYN,
+    Segment,
+    edited,
+    segment,
+)  # fmt: skip
+from pptp_nat.core.states import CallState, End, TcpEnd
+from pptp_nat.core.stream import Progress
+from pptp_nat.core.tuples import Address, Flow, Party, Placement, Seat
+from pptp_nat.errors import ExhaustedError
+
+_RESET_WINDOW: Final = 1 << 16  #: octets around the expected one in which a RST is believed
+_SWEEP_SECONDS: Final = 60.0
+_QUIET_SECONDS: Final = 120.0  #: after which no retransmission is to be expected
+
+Locate = Callable[[Flow], Placement | None]
+
+
+class Translator:
+    """Follows control connections and translates their call IDs.
+
+    Args:
+        locate: tells who is inside of the control connection to which a packet
+            with this flow belongs; None if conntrack does not know it.
+        draw: returns a random int below 65,536.
+        settings: limits and times.
+        preserve: keep inside hosts' own call IDs where they are free.
+    """
+
+    def __init__(
+        self,
+        locate: Locate,
+        draw: Callable[[], int],
+        settings: Settings | None = None,
+        *,
+        preserve: bool = False,
+    ) -> None:
+        settings = settings or Settings()
+        bindings = Bindings(draw, preserve=preserve, quarantine=settings.quarantine)
+        self.book = Book(bindings, settings)
+        self._locate = locate
+        self._dialogue = Dialogue(self.book)
+        self._half_open: dict[bytes, int] = {}  # 12 octets of the opener's flow -> its first octet
+        self._holds: dict[Held, float] = {}
+        self._next_sweep: float | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """Limits and times in force."""
+        return self.book.settings
+
+    def configure(self, settings: Settings, *, preserve: bool) -> None:
+        """Apply other limits and times from here on; times under way keep their end."""
+        self.book.settings = settings
+        self.book.bindings.preserve = preserve
+        self.book.bindings.quarantine = settings.quarantine
+
+    def observe(self, *, wanted: bool) -> None:
+        """Switch `MessageSeen` events on or off."""
+        self._dialogue.observed = wanted
+
+    def handle(
+        self, packet: bytes, now: float, *, packet_id: int, is_local: bool = False
+    ) -> Outcome:
+        """Decide one IPv4 packet of TCP port 1723.
+
+        Args:
+            packet: from the first octet of the IP header.
+            now: monotonic seconds.
+            packet_id: names the packet if it is held and released later.
+            is_local: one end is this router itself (seen in INPUT or OUTPUT).
+        """
+        outcome = Outcome()
+        view = segment(packet)
+        if view is None:
+            self.book.counts["not_a_segment"] += 1
+            return outcome
+        self.book.events = outcome.events
+        self._dialogue.released = outcome.released
+        if self._next_sweep is None:
+            self._next_sweep = now + _SWEEP_SECONDS
+        key = packet[12:20] + packet[view.tcp_at : view.tcp_at + 4]
+        if view.flags & SYN:
+            self._syn(key, view, now)
+            return outcome
+        connection, sender = self._find(key)
+        if connection is None:
+            if view.payload_at == view.end:
+                return outcome
+            connection = self._open(key, view, now, is_local=is_local)
+            if connection is None:
+                outcome.verdict = Verdict.DROP
+                return outcome
+            sender = Party.ORIGINATOR if connection.key == key else Party.RESPONDER
+        if connection.passive is not None:
+            self.book.counts[connection.passive] += 1
+        else:
+            self._translate(connection, sender, packet, view, now, packet_id, outcome)
+        if view.flags & (FIN | RST) and outcome.verdict is not Verdict.DROP:
+            self._close(connection, sender, view, now)
+        return outcome
+
+    def _find(self, key: bytes) -> tuple[Connection | None, Party]:
+        connection = self.book.connections.get(key)
+        if connection is not None:
+            return connection, Party.ORIGINATOR
+        return self.book.connections.get(_reversed(key)), Party.RESPONDER
+
+    def _syn(self, key: bytes, view: Segment, now: float) -> None:
+        """Begin a connection; an old one of the same name is over."""
+        if view.flags & ACK:
+            return  # the responder's start is known from the opener's first acknowledgement
+        for old_key in (key, _reversed(key)):
+            old = self.book.connections.get(old_key)
+            if old is not None:
+                self.book.move_connection(old, TcpEnd.REPLACED, now, end=End.REPLACED)
+        self._half_open.pop(key, None)
+        while len(self._half_open) >= self.settings.half_open:
+            del self._half_open[next(iter(self._half_open))]
+        self._half_open[key] = (view.sequence + 1) & SEQUENCE_MASK
+
+    def _open(
+        self, key: bytes, view: Segment, now: float, *, is_local: bool
+    ) -> Connection | None:
+        """Begin to follow a connection at its first octets; None: no room, TCP will try again."""
+        book = self.book
+        if len(book.connections) >= self.settings.connections and not self._evict(now):
+            book.counts["connections_limit"] += 1
+            return None
+        flow = Flow(view.source, view.source_port, view.destination, view.destination_port)
+        placement = self._locate(flow)
+        if placement is None:  # untracked, so nobody translates its addresses either
+            opener = flow.reversed() if _reversed(key) in self._half_open else flow
+            placement = Placement(
+                opener, Seat(opener.source, opener.source),
+                Seat(opener.destination, opener.destination), 0,
+            )  # fmt: skip
+        connection = Connection(book.next_id(), placement, now, is_local=is_local)
+        book.open_connection(connection)
+        start = self._half_open.pop(connection.key, None)
+        if start is not None:
+            connection.streams[Party.ORIGINATOR].start(start)
+            if connection.key == key and view.sequence == start and view.flags & ACK:
+                # The opener speaks first (RFC 2637 section 3.1), so what it has
+                # acknowledged is the start of the responder's octets.
+                connection.streams[Party.RESPONDER].start(view.acknowledgement)
+        return connection
+
+    def _evict(self, now: float) -> bool:
+        """Make room by forgetting the oldest connection that carries no call."""
+        for connection in self.book.connections.values():
+            if not connection.calls:
+                self._forget(connection, now)
+                self.book.counts["connections_evicted"] += 1
+                return True
+        return False
+
+    def _forget(self, connection: Connection, now: float) -> None:
+        self.book.move_connection(connection, TcpEnd.REPLACED, now)
+
+    def _translate(
+        self, connection: Connection, sender: Party, packet: bytes, view: Segment, now: float,
+        packet_id: int, outcome: Outcome,
+    ) -> None:  # fmt: skip
+        stream = connection.streams[sender]
+        if view.flags & ACK:
+            connection.streams[sender.other].acknowledge(view.acknowledgement)
+        if view.payload_at < view.end:
+            octets = packet[view.payload_at : view.end]
+            self._dialogue.attend(connection, sender, now)
+            try:
+                progress, edits = stream.push(
+                    view.sequence, octets, self._dialogue, limit=self.settings.history
+                )
+            except ExhaustedError as refusal:
+                reason = refusal.args[0]
+                self.book.counts[f"refused_{reason}"] += 1
+                outcome.events.append(CallRefused(connection, sender, reason))
+                outcome.verdict = Verdict.DROP
+                return
+            if edits:
+                outcome.packet = edited(packet, view, edits)
+                self.book.counts["rewritten"] += 1
+            if progress is Progress.DROP:
+                outcome.verdict = Verdict.DROP
+            elif progress is Progress.HOLD:
+                held = Held(connection, sender, packet_id, outcome.packet or packet, view)
+                stream.held = held
+                self._holds[held] = now + self.settings.hold
+                outcome.verdict = Verdict.HOLD
+
+    def _close(self, connection: Connection, sender: Party, view: Segment, now: float) -> None:
+        """FIN or RST: grace for late messages, then the end."""
+        expected = connection.streams[sender].next
+        if view.flags & RST and expected is not None:
+            distance = (view.sequence - expected + _RESET_WINDOW) & SEQUENCE_MASK
+            if distance > 2 * _RESET_WINDOW:
+                self.book.counts["reset_out_of_window"] += 1
+                return
+        self.book.move_connection(connection, TcpEnd.CLOSE, now)
+
+    # What ends calls and connections from outside the packets.
+
+    def connection_lost(self, flow: Flow, now: float) -> Outcome:
+        """Take note that a control connection's conntrack entry is gone; *flow*: either direction."""
+        outcome = self._outcome()
+        connection, _ = self._find(flow_key(flow))
+        if connection is not None:
+            self.book.move_connection(connection, TcpEnd.LOST, now)
+        return outcome
+
+    def address_gone(self, address: Address, now: float) -> Outcome:
+        """End the calls behind an external address that is no longer this router's."""
+        outcome = self._outcome()
+        for connection in list(self.book.connections.values()):
+            if address in external_addresses(connection):
+                self.book.move_connection(connection, TcpEnd.REPLACED, now, end=End.ADDRESS)
+        return outcome
+
+    def remark(self, flow: Flow, mark: int) -> Outcome:
+        """Have the GRE of a control connection's calls follow its new connmark."""
+        outcome = self._outcome()
+        connection, _ = self._find(flow_key(flow))
+        if connection is None or connection.mark == mark:
+            return outcome
+        connection.mark = mark
+        for call in connection.calls:
+            for party in Party:
+                leg = call.leg(party)
+                if leg is not None and call.state is not CallState.GONE:
+                    outcome.events.append(LegUp(call, party, leg, mark))
+        return outcome
+
+    def clear(self, calls: list[Call], now: float) -> Outcome:
+        """End *calls* because the operator says so.  Their control connections stay."""
+        outcome = self._outcome()
+        for call in calls:
+            self.book.finish(call, End.OPERATOR, now)
+        return outcome
+
+    def _outcome(self) -> Outcome:
+        outcome = Outcome()
+        self.book.events = outcome.events
+        self._dialogue.released = outcome.released
+        return outcome
+
+    # Time.
+
+    def next_timer(self) -> float | None:
+        """Return when `tick` has something to do, in monotonic seconds; None: no need."""
+        times = [self.book.next_timer(), self._next_sweep, next(iter(self._holds.values()), None)]
+        return min((time for time in times if time is not None), default=None)
+
+    def tick(self, now: float) -> Outcome:
+        """Do what has run out by *now*."""
+        outcome = self._outcome()
+        for held in [held for held, due in self._holds.items() if due <= now]:
+            del self._holds[held]
+            stream = held.connection.streams[held.sender]
+            if stream.held is held:
+                assert stream.cut is not None
+                stream.held = None
+                outcome.released.append(held.release(stream.cut))
+        self.book.tick(now)
+        if self._next_sweep is not None and self._next_sweep <= now:
+            self._next_sweep = now + _SWEEP_SECONDS
+            self._sweep(now)
+        return outcome
+
+    def _sweep(self, now: float) -> None:
+        """Look once a minute for what is quiet: connections and calls."""
+        settings, book = self.settings, self.book
+        for connection in list(book.connections.values()):
+            quiet = now - connection.last_message
+            if quiet < _QUIET_SECONDS:
+                continue
+            for stream in connection.streams:
+                stream.settle()
+            if quiet > settings.connection_idle and not connection.calls:
+                self._forget(connection, now)
+        if not settings.gre_idle:
+            return
+        for call in list(book.calls.values()):
+            active = max(call.last_gre or 0.0, call.up_since or now)
+            if call.state is CallState.UP and now - active > settings.gre_idle:
+                book.finish(call, End.IDLE, now)
+
+
+def _reversed(key: bytes) -> bytes:
+    """Return the name of the other direction."""
+    return key[4:8] + key[:4] + key[10:] + key[8:10]
