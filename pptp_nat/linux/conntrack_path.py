@@ -1,0 +1,128 @@
+"""The data path that leaves GRE to the kernel: one conntrack entry per leg."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from pptp_nat.core.tuples import Leg
+from pptp_nat.errors import AdapterError
+from pptp_nat.linux.conntrack import Conntrack
+from pptp_nat.linux.conntrack_wire import CARRYING, Entry, Status
+from pptp_nat.linux.datapath import LegOrder, Match, Tally
+
+LONGEST_UNSEEN: Final = 86400.0  # seconds between two looks at what is left of lifetimes
+PROBE_LIFETIME: Final = 5  # seconds, should we die before we clean up
+
+# TEST-NET-1 (RFC 5737): no packet carries these addresses.
+_SERVER: Final = bytes((192, 0, 2, 1))
+_EXTERNAL: Final = bytes((192, 0, 2, 2))
+_CLIENT: Final = bytes((192, 0, 2, 3))
+# A call's two legs, and the bit that says the kernel will translate.
+PROBES: Final = {
+    Leg(_SERVER, _EXTERNAL, 1723, _SERVER, _CLIENT, 1724): Status.DST_NAT,
+    Leg(_CLIENT, _SERVER, 1725, _EXTERNAL, _SERVER, 1725): Status.SRC_NAT,
+}
+
+
+class ConntrackPath:
+    """A `DataPath` on *conntrack*, which it closes.
+
+    Entries live for `Conntrack.lifetime` and are renewed when less than half of
+    it is left, so calls outlive a daemon that is away for days.
+    """
+
+    name = "conntrack"
+
+    def __init__(self, conntrack: Conntrack) -> None:
+        self._conntrack = conntrack
+        self._earlier: dict[Leg, Tally] = {}  # counts of entries that were made anew
+        self._due = -math.inf  # when the next entry has half of its lifetime left
+
+    @staticmethod
+    def probe() -> str | None:
+        """Return None where this path works, or one sentence that says why it does not.
+
+        Makes two entries between addresses that nobody has, looks at what the
+        kernel made of them, and removes them.  Sends no packet.
+        """
+        try:
+            with Conntrack(lifetime=PROBE_LIFETIME) as conntrack:
+                conntrack.insert([LegOrder(leg, 0) for leg in PROBES])
+                try:
+                    return next(filter(None, map(_flaw, PROBES, map(conntrack.entry, _matches()))), None)
+                finally:
+                    conntrack.delete(list(PROBES))
+        except AdapterError as error:
+            return str(error)
+
+    def install(self, orders: Sequence[LegOrder]) -> None:
+        """Insert entries; see `Conntrack.insert`."""
+        self._remember(self._conntrack.insert(orders))
+
+    def remove(self, legs: Sequence[Leg]) -> Mapping[Match, Tally]:
+        """Delete the entries of exactly these legs; see `Conntrack.delete`."""
+        tallies = self._conntrack.delete(legs)
+        for leg in legs:
+            earlier = self._earlier.pop(leg, None)
+            match = Match(*leg[:3])
+            if earlier and match in tallies:
+                tallies[match] = _sum(earlier, tallies[match])
+        return tallies
+
+    def tallies(self) -> Mapping[Match, Tally]:
+        """Return the counts, also those of entries that were made anew; one dump."""
+        return {
+            Match(*leg[:3]): _sum(self._earlier.get(leg), entry.carried)
+            for entry in self._conntrack.entries()
+            for leg in (entry.leg,)
+        }
+
+    def matches(self) -> list[Match]:
+        """Return what our entries match, those of an earlier run too; one dump."""
+        return [Match(*entry.leg[:3]) for entry in self._conntrack.entries()]
+
+    def renew(self, now: float) -> None:
+        """Make entries anew that have less than half of their lifetime left.
+
+        Cheap while none can have: most calls do nothing.
+        """
+        if now < self._due:
+            return
+        half = self._conntrack.lifetime // 2
+        entries = list(self._conntrack.entries())
+        aged = [entry for entry in entries if entry.seconds_left < half]
+        self._remember(self._conntrack.renew(aged))
+        present = {entry.leg for entry in entries}
+        self._earlier = {leg: tally for leg, tally in self._earlier.items() if leg in present}
+        left = [entry.seconds_left - half for entry in entries if entry.seconds_left >= half]
+        self._due = now + min([LONGEST_UNSEEN, half, *left])
+
+    def close(self) -> None:
+        """Let go of the sockets; the entries stay and go on carrying."""
+        self._conntrack.close()
+
+    def _remember(self, counted: Mapping[Leg, Tally]) -> None:
+        for leg, tally in counted.items():
+            self._earlier[leg] = _sum(self._earlier.get(leg), tally)
+
+
+def _matches() -> list[Match]:
+    return [Match(*leg[:3]) for leg in PROBES]
+
+
+def _sum(*tallies: Tally | None) -> Tally:
+    known = [tally for tally in tallies if tally is not None]
+    return Tally(sum(tally.packets for tally in known), sum(tally.octets for tally in known))
+
+
+def _flaw(leg: Leg, entry: Entry | None) -> str | None:
+    """Say what is wrong with the entry that was made for *leg*."""
+    if entry is None or entry.leg.key != leg.key or entry.leg.new_key != leg.new_key:
+        return "this kernel tracks GRE without its call IDs: it lacks CONFIG_NF_CT_PROTO_GRE"
+    if entry.status & CARRYING != CARRYING:
+        return f"this kernel made a conntrack entry of status {entry.status:#x}, not {CARRYING:#x}"
+    if entry.leg != leg or not entry.status & PROBES[leg]:
+        return "this kernel made a conntrack entry without address translation: load nf_nat"
+    return None

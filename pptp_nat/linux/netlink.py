@@ -1,0 +1,313 @@
+"""Netlink with netfilter: messages, attributes, and a socket that asks and listens.
+
+Layouts are those of linux/netlink.h and linux/netfilter/nfnetlink.h.  Headers
+are in the machine's octet order; what netfilter's attributes carry is in
+network order.
+
+Nothing here waits.  The kernel runs a request inside the caller's send()
+(af_netlink.c hands the octets on in the same context), so when send() returns
+the answer is in the socket, or it was lost.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple, Self
+
+from pptp_nat.errors import AdapterError
+
+# Specification: linux/netlink.h.
+NETLINK_NETFILTER: Final = 12
+SOL_NETLINK: Final = 270
+NETLINK_CAP_ACK: Final = 10  # an error comes without the request that it is about
+HEADER: Final = struct.Struct("=IHHII")  # length, kind, flags, sequence, port ID
+ERROR_CODE: Final = struct.Struct("=i")
+ATTRIBUTE: Final = struct.Struct("=HH")  # length with this header, type
+NLMSG_ERROR: Final = 2
+NLMSG_DONE: Final = 3
+FIRST_OWN_KIND: Final = 16  # kinds below are netlink's own
+F_REQUEST: Final = 0x001
+F_ACK: Final = 0x004
+F_ECHO: Final = 0x008
+F_DUMP_INTR: Final = 0x010
+F_DUMP: Final = 0x300
+F_EXCL: Final = 0x200
+F_CREATE: Final = 0x400
+NESTED: Final = 0x8000
+TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+SO_ATTACH_FILTER: Final = 26
+SO_RCVBUFFORCE: Final = 33
+
+# Implementation.
+RECEIVE_OCTETS: Final = 1 << 16  # the kernel fills at most 32 KiB of it per call
+REQUEST_BUFFER: Final = 1 << 20  # octets that answers may take while we are away
+LISTEN_BUFFER: Final = 8 << 20  # octets: a burst of some ten thousand events
+MOST_PER_SEND: Final = 64  # messages; all of their errors fit into the smallest buffer
+MOST_PER_DRAIN: Final = 512  # datagrams, so that a flood of events lets others have a turn
+DUMP_ATTEMPTS: Final = 5
+
+
+class Message(NamedTuple):
+    """A request; ``body`` is a whole number of 4-octet words, without the header."""
+
+    kind: int
+    flags: int
+    body: bytes
+
+
+class Received(NamedTuple):
+    """What came back.  ``asked`` counts the request in its send, -1 where none is named."""
+
+    asked: int
+    kind: int
+    flags: int
+    portid: int
+    body: bytes
+
+
+class Instruction(NamedTuple):
+    """One classic BPF instruction (linux/filter.h, struct sock_filter)."""
+
+    code: int
+    jump_true: int
+    jump_false: int
+    k: int
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    """Return one attribute, padded to a multiple of 4 octets."""
+    return ATTRIBUTE.pack(4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
+
+
+def nested(kind: int, *attributes: bytes) -> bytes:
+    """Return an attribute that holds *attributes*."""
+    return attribute(NESTED | kind, b"".join(attributes))
+
+
+def attributes(octets: bytes) -> dict[int, bytes]:
+    """Return the payloads by type; of a type that comes twice, the later one.
+
+    Raises:
+        AdapterError: a length runs past the end.
+    """
+    found: dict[int, bytes] = {}
+    offset, end = 0, len(octets)
+    while end - offset >= ATTRIBUTE.size:
+        length, kind = ATTRIBUTE.unpack_from(octets, offset)
+        if not ATTRIBUTE.size <= length <= end - offset:
+            raise AdapterError("reading a netlink attribute", errno.EBADMSG)
+        found[kind & TYPE_MASK] = octets[offset + 4 : offset + length]
+        offset += length + 3 & ~3
+    return found
+
+
+def walk(datagram: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
+    """Yield kind, flags, sequence, port ID and body of each message in *datagram*.
+
+    Raises:
+        AdapterError: a length runs past the end.
+    """
+    offset, end = 0, len(datagram)
+    while end - offset >= HEADER.size:
+        length, kind, flags, sequence, portid = HEADER.unpack_from(datagram, offset)
+        if not HEADER.size <= length <= end - offset:
+            raise AdapterError("reading a netlink message", errno.EBADMSG)
+        yield kind, flags, sequence, portid, datagram[offset + HEADER.size : offset + length]
+        offset += length + 3 & ~3
+
+
+def _code(body: bytes) -> int:
+    """Return the errno in an error message or at the end of a dump; 0 is success."""
+    if len(body) < ERROR_CODE.size:
+        raise AdapterError("reading a netlink acknowledgement", errno.EBADMSG)
+    code: int = -ERROR_CODE.unpack_from(body)[0]
+    return code
+
+
+class Netlink:
+    """A NETLINK_NETFILTER socket: for requests, or with *groups* for listening.
+
+    Raises:
+        AdapterError: the kernel has no nfnetlink, or refuses the groups.
+    """
+
+    def __init__(self, groups: int = 0) -> None:
+        try:
+            self._socket = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
+            )
+        except OSError as error:
+            raise AdapterError("opening a netfilter netlink socket", error.errno or 0) from error
+        self._sequence = 0
+        try:
+            self._socket.setblocking(False)
+            self._enlarge(LISTEN_BUFFER if groups else REQUEST_BUFFER)
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+            self._socket.bind((0, groups))
+            self.portid: int = self._socket.getsockname()[0]
+        except OSError as error:
+            self._socket.close()
+            raise AdapterError("binding a netfilter netlink socket", error.errno or 0) from error
+
+    def _enlarge(self, octets: int) -> None:
+        """Ask for a receive buffer, past net.core.rmem_max where we may."""
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, octets)
+        except PermissionError:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, octets)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor, -1 once closed."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Let go of the socket; a second time does no harm."""
+        self._socket.close()
+
+    def attach(self, program: Sequence[Instruction]) -> None:
+        """Have the kernel drop what *program* returns 0 for, before it wakes us."""
+        code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+        buffer = ctypes.create_string_buffer(code, len(code))
+        fprog = struct.pack("@HP", len(program), ctypes.addressof(buffer))
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, fprog)
+        except OSError as error:
+            raise AdapterError("attaching a filter to a socket", error.errno or 0) from error
+
+    def request(self, messages: Sequence[Message]) -> list[int]:
+        """Send all *messages* and return the errno of each, 0 for success."""
+        return self.exchange(messages)[0]
+
+    def exchange(self, messages: Sequence[Message]) -> tuple[list[int], list[Received]]:
+        """Send all *messages* at once; return the errno of each, and all that came back.
+
+        Only the last one asks for an acknowledgement: the kernel works through
+        a datagram in order and reports an error of any message unasked.
+
+        Raises:
+            AdapterError: the kernel does not listen, or its answers were lost.
+        """
+        assert 0 < len(messages) <= MOST_PER_SEND, "the answers must fit into the buffer"
+        first = self._send(messages, F_ACK)
+        last = len(messages) - 1
+        errnos = [0] * len(messages)
+        received: list[Received] = []
+        while True:
+            for kind, flags, sequence, portid, body in walk(self._receive()):
+                index = sequence - first
+                known = 0 <= index <= last
+                if kind == NLMSG_ERROR and known:
+                    errnos[index] = _code(body)
+                    if index == last:
+                        return errnos, received
+                elif kind >= FIRST_OWN_KIND and (known or sequence == 0):
+                    # An echo has no sequence number (nfnl_msg_put in ctnetlink_conntrack_event).
+                    received.append(Received(index if known else -1, kind, flags, portid, body))
+
+    def get(self, message: Message) -> tuple[int, bytes]:
+        """Send *message* and return its errno and the body of its one answer.
+
+        Raises:
+            AdapterError: as in `exchange`.
+        """
+        first = self._send((message,), 0)
+        while True:
+            for kind, _, sequence, _, body in walk(self._receive()):
+                if sequence != first:
+                    continue
+                if kind == NLMSG_ERROR:
+                    return _code(body), b""
+                return 0, body
+
+    def dump(self, message: Message) -> list[bytes]:
+        """Send *message* and return the bodies of all answers.
+
+        Read to the end before anything is handed out, so that the caller may
+        use this socket while it looks at them.
+
+        Raises:
+            AdapterError: refused, lost, or interrupted by changes five times over.
+        """
+        code = errno.EINTR
+        for _ in range(DUMP_ATTEMPTS):
+            code, interrupted, bodies = self._dump(message)
+            if code == 0 and not interrupted:
+                return bodies
+            if code not in (0, errno.EINTR):
+                break
+        raise AdapterError("reading a netfilter table", code or errno.EINTR)
+
+    def _dump(self, message: Message) -> tuple[int, bool, list[bytes]]:
+        first = self._send((message,), F_DUMP)
+        interrupted = False
+        bodies: list[bytes] = []
+        while True:
+            for kind, flags, sequence, _, body in walk(self._receive()):
+                if sequence != first:
+                    continue
+                interrupted |= bool(flags & F_DUMP_INTR)
+                if kind == NLMSG_ERROR:
+                    return _code(body), interrupted, bodies
+                if kind == NLMSG_DONE:
+                    return (_code(body) if len(body) else 0), interrupted, bodies
+                bodies.append(body)
+
+    def drain(self) -> tuple[list[Received], bool]:
+        """Return what is waiting, and whether the kernel had to drop some of it."""
+        received: list[Received] = []
+        overrun = False
+        for _ in range(MOST_PER_DRAIN):
+            try:
+                datagram = self._socket.recv(RECEIVE_OCTETS)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise AdapterError("listening to netfilter", error.errno or 0) from error
+                overrun = True
+                continue
+            received.extend(
+                Received(-1, kind, flags, portid, body)
+                for kind, flags, _, portid, body in walk(datagram)
+                if kind >= FIRST_OWN_KIND
+            )
+        return received, overrun
+
+    def _send(self, messages: Sequence[Message], last_flags: int) -> int:
+        """Send *messages* in one datagram; return the first one's sequence number."""
+        if self._sequence + len(messages) >= 1 << 31:
+            self._sequence = 0
+        first = self._sequence + 1
+        self._sequence += len(messages)
+        parts = []
+        for sequence, (kind, flags, body) in enumerate(messages, first):
+            last = last_flags if sequence == self._sequence else 0
+            length = HEADER.size + len(body)
+            parts.append(HEADER.pack(length, kind, F_REQUEST | flags | last, sequence, 0))
+            parts.append(body)
+        try:
+            self._socket.send(b"".join(parts))
+        except OSError as error:
+            raise AdapterError("asking netfilter", error.errno or 0) from error
+        return first
+
+    def _receive(self) -> bytes:
+        """Return the next datagram; that some others were dropped is no matter here."""
+        while True:
+            try:
+                return self._socket.recv(RECEIVE_OCTETS)
+            except BlockingIOError:
+                raise AdapterError("waiting for netfilter's answer", errno.ENOBUFS) from None
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise AdapterError("listening to netfilter", error.errno or 0) from error
