@@ -8,8 +8,10 @@ import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
+
+    from _typeshed import HasFileno
+
 
 PATIENCE: Final = 5.0  # seconds; how long to wait for what should take milliseconds
 
@@ -21,7 +23,7 @@ class Loop:
         self._selector = selectors.DefaultSelector()
 
     def watch(
-        self, sock: socket.socket, ready: Callable[[int], None], *, writing: bool = False
+        self, sock: HasFileno, ready: Callable[[int], None], *, writing: bool = False
     ) -> None:
         """Call *ready* with the event mask when *sock* has something, or has room."""
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if writing else 0)
@@ -30,19 +32,25 @@ class Loop:
         else:
             self._selector.register(sock, events, ready)
 
-    def forget(self, sock: socket.socket) -> None:
+    def forget(self, sock: HasFileno) -> None:
         """Watch *sock* no longer."""
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(sock)
 
-    def run_until(self, done: Callable[[], bool], seconds: float = PATIENCE) -> bool:
-        """Serve the sockets until *done* says so; False if that took too long."""
+    def run_until(
+        self, done: Callable[[], bool], seconds: float = PATIENCE, *, every: float = PATIENCE
+    ) -> bool:
+        """Serve the sockets until *done* says so; False if that took too long.
+
+        Asks after each round, and at least *every* so many seconds where the
+        answer may change without a socket having anything.
+        """
         deadline = time.monotonic() + seconds
         while not done():
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            self._serve(left)
+            self._serve(min(left, every))
         return True
 
     def run_dry(self, quiet: float = 0.05) -> None:

@@ -122,7 +122,7 @@ class Lab:
         return [self.router, *self.inside, *self.outside]
 
     def __enter__(self) -> Self:
-        if why := missing(["iptables-restore", "unshare"]):
+        if why := missing(["iptables-restore"]):
             raise UsageError(why)
         self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         try:
