@@ -1,0 +1,196 @@
+"""The lines that the daemon and its clients exchange, and the client's side of it.
+
+docs/api.md is the description for people.  A request is one JSON object on one
+line; every line of its answer repeats its ``id``::
+
+    {"v":1,"id":7,"do":"status"}          {"v":1,"id":7,"ok":true,"version":...}
+    {"v":1,"id":8,"do":"list"}            {"v":1,"id":8,"ok":true,"item":{...}}  for each
+                                          {"v":1,"id":8,"ok":true,"items":2}     at the end
+    {"v":1,"id":9,"do":"subscribe"}       {"v":1,"id":9,"ok":true,"types":[]}
+                                          {"v":1,"id":9,"event":{...}}           from then on
+    {"v":1,"id":10,"do":"dance"}          {"v":1,"id":10,"ok":false,"error":"..."}
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from pptp_nat import sockets
+from pptp_nat.errors import PptpNatError, UsageError
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterable, Iterator, Mapping
+    from io import BufferedReader
+    from pathlib import Path
+
+VERSION: Final = 1
+LONGEST_REQUEST: Final = 64 << 10  #: octets of a request, its line feed included
+LONGEST_ANSWER: Final = 16 << 20  #: octets of one line that a client reads
+ANSWER_SECONDS: Final = 15.0  #: how long a client waits for the daemon's next octet
+SUBSCRIBE: Final = "subscribe"
+
+_FRAME: Final = frozenset({"v", "id", "ok"})
+_LARGEST_ID: Final = (1 << 53) - 1  # what every JSON library holds without loss
+
+
+class GarbageError(Exception):
+    """Octets that are no request: whoever sends them cannot be followed further."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request: what to *do*, its arguments, its id, and the user who asks."""
+
+    id: int
+    do: str
+    arguments: Mapping[str, object]
+    uid: int
+
+
+class RefusedRequest(PptpNatError):
+    """A line that is a request and still cannot be answered; carries its id."""
+
+    def __init__(self, reason: str, number: int) -> None:
+        super().__init__(reason)
+        self.number = number
+
+
+def parse(line: bytes, uid: int) -> Request:
+    """Return the request that *line* holds.
+
+    Raises:
+        GarbageError: it holds none, so its end may not be one either.
+        RefusedRequest: another version, or nothing to do.
+    """
+    try:
+        found = json.loads(line.decode(), parse_constant=_no_number)
+    except RecursionError as error:
+        raise GarbageError("nested too deeply for a request") from error
+    except ValueError as error:  # also UnicodeDecodeError, and int() of too many digits
+        raise GarbageError('not a JSON object; write {"v":1,"id":1,"do":"status"}') from error
+    if not isinstance(found, dict):
+        raise GarbageError('not a JSON object; write {"v":1,"id":1,"do":"status"}')
+    number, version, do = (found.pop(name, None) for name in ("id", "v", "do"))
+    if type(number) is not int or not 0 <= number <= _LARGEST_ID:
+        raise GarbageError(f"a request has an id: a whole number from 0 to {_LARGEST_ID}")
+    if type(version) is not int or version != VERSION:
+        raise RefusedRequest(f'this daemon speaks version {VERSION}; write "v":{VERSION}', number)
+    if not isinstance(do, str):
+        raise RefusedRequest('a request says what to do, such as "do":"list"', number)
+    return Request(number, do, found, uid)
+
+
+def encode(value: Mapping[str, object]) -> bytes:
+    """Return *value* as JSON: ASCII, on one line, without blanks."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+def accepted(number: int, answer: Mapping[str, object]) -> bytes:
+    """Return a line that says yes to request *number*."""
+    return encode({"v": VERSION, "id": number, "ok": True, **answer}) + b"\n"
+
+
+def refused(number: int | None, reason: str) -> bytes:
+    """Return a line that says no; without a number when there was none to be seen."""
+    return encode({"v": VERSION, "id": number, "ok": False, "error": reason}) + b"\n"
+
+
+def item_lines(number: int, items: Iterable[Mapping[str, object]]) -> Iterator[bytes]:
+    """Yield the lines of a long answer; an error on the way is its last line."""
+    count = 0
+    try:
+        for item in items:
+            yield b'{"v":%d,"id":%d,"ok":true,"item":%b}\n' % (VERSION, number, encode(item))
+            count += 1
+    except PptpNatError as error:
+        yield refused(number, str(error))
+    else:
+        yield accepted(number, {"items": count})
+
+
+def event_line(number: int, body: bytes) -> bytes:
+    """Return the line that tells subscription *number* of an encoded event."""
+    return b'{"v":%d,"id":%d,"event":%b}\n' % (VERSION, number, body)
+
+
+def event_types(arguments: Mapping[str, object]) -> frozenset[str]:
+    """Return the event types that a subscription names; none named means all."""
+    types = arguments.get("types") or []
+    if not isinstance(types, list) or not all(isinstance(each, str) for each in types):
+        raise UsageError('types: a list of names, such as ["new","destroy"]')
+    return frozenset(types)
+
+
+def ask(
+    path: Path, request: Mapping[str, object], *, timeout: float | None = ANSWER_SECONDS
+) -> dict[str, Any]:
+    """Send *request* (``do`` and arguments) and return the answer without its frame.
+
+    Raises:
+        UsageError: nobody answers there, or the answer is no; says why.
+    """
+    with sockets.connect(path, timeout) as peer:
+        _send(peer, request)
+        with peer.makefile("rb") as answers:
+            return _next_answer(path, answers)
+
+
+def stream(
+    path: Path, request: Mapping[str, object], *, timeout: float | None = ANSWER_SECONDS
+) -> Iterator[dict[str, Any]]:
+    """Send *request* and yield the items of its answer, or the events it subscribes to.
+
+    Nothing is sent before the first item is asked for.  *timeout* bounds the
+    wait for each line; give None for a subscription.
+
+    Raises:
+        UsageError: as `ask`, also between items.
+    """
+    with sockets.connect(path, timeout) as peer:
+        _send(peer, request)
+        with peer.makefile("rb") as answers:
+            while True:
+                answer = _next_answer(path, answers)
+                if "item" in answer:
+                    yield answer["item"]
+                elif "event" in answer:
+                    yield answer["event"]
+                elif "items" in answer:
+                    return
+
+
+def _send(peer: socket.socket, request: Mapping[str, object]) -> None:
+    try:
+        peer.sendall(encode({"v": VERSION, "id": 1, **request}) + b"\n")
+    except ConnectionError:  # refused: the reason is there to be read
+        return
+
+
+def _next_answer(path: Path, answers: BufferedReader) -> dict[str, Any]:
+    try:
+        line = answers.readline(LONGEST_ANSWER)
+    except TimeoutError:
+        raise UsageError(f"the daemon on {path} is silent; look at its log") from None
+    except ConnectionError:
+        line = b""
+    if not line.endswith(b"\n"):
+        raise UsageError(f"the daemon on {path} broke off in its answer; look at its log")
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict) or answer.get("v") != VERSION:
+        raise UsageError(
+            f"who answers on {path} does not speak version {VERSION} of our language; "
+            "use the pptp-nat of the daemon's own version"
+        )
+    if answer.get("ok", True) is not True:
+        raise UsageError(str(answer.get("error")))
+    return {name: value for name, value in answer.items() if name not in _FRAME}
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(text)

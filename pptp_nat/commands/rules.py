@@ -1,0 +1,75 @@
+"""The command rules: show, check, apply or remove the firewall rules."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Literal
+
+from pptp_nat import api
+from pptp_nat.commands.run import config_path, overriding
+from pptp_nat.config import load
+from pptp_nat.errors import UsageError
+from pptp_nat.linux import ruleset
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from pptp_nat.config import Config
+
+Carrier = Literal["conntrack", "queue"]
+
+
+def rules(options: Namespace) -> int:
+    """Do *action* with the rules that the configuration asks for."""
+    overrides = overriding(options)
+    config = load(config_path(options), overrides)
+    chosen = config.rules.backend
+    if options.action == "remove":
+        ruleset.remove(None if chosen == "auto" else ruleset.Backend(chosen))
+        _say("rules removed")
+        return 0
+    backend = ruleset.choose_backend() if chosen == "auto" else ruleset.Backend(chosen)
+    settings = rule_settings(config, _carrier(config))
+    if options.action == "show":
+        # What an ordinary user may not find out is taken to be as on an ordinary router.
+        features = ruleset.probe_features() if os.geteuid() == 0 else None
+        sys.stdout.write(ruleset.render(settings, backend, features))
+        return 0
+    if options.action == "apply":
+        ruleset.apply(settings, backend)
+        _say(f"{backend.value} rules for data path {settings.datapath} applied")
+        return 0
+    problems = ruleset.check(settings, backend)
+    for problem in problems:
+        _say(problem)
+    if not problems:
+        _say(f"{backend.value} rules for data path {settings.datapath} are all in place")
+    return 1 if problems else 0
+
+
+def rule_settings(config: Config, carrier: Carrier) -> ruleset.RuleSettings:
+    """Return what the rules depend on; *carrier* is the data path, never "auto"."""
+    return ruleset.RuleSettings(
+        ports=config.control.ports,
+        control_queue=config.control.queue,
+        gre_queue=config.gre.queue,
+        repeat_mark=config.control.repeat_mark,
+        datapath=carrier,
+        external_addresses=tuple(each.packed for each in config.gre.external_addresses),
+    )
+
+
+def _carrier(config: Config) -> Carrier:
+    """Return the data path that the rules are for; "auto" is what the daemon found out."""
+    if config.gre.datapath != "auto":
+        return config.gre.datapath
+    try:
+        running = api.ask(config.api.socket, {"do": "status"})["datapath"]
+    except (UsageError, KeyError):
+        running = "conntrack"  # no daemon runs; what it would most likely choose
+    return "queue" if running == "queue" else "conntrack"
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")

@@ -1,0 +1,209 @@
+"""Log lines: logfmt on the standard library's logging, one line per event.
+
+A line names the call first, so that ``grep call=7`` tells its story::
+
+    time=2026-03-01T12:00:00.250Z level=info call=7 client=192.168.1.20 event=call-up ...
+
+Peers choose some of the text (host names, vendor strings), so a value never
+holds anything but printable ASCII and can never end its line or its quotes.
+Under systemd the journal keeps time and level; lines then begin with the
+level as ``<N>`` (sd-daemon(3)) instead.
+
+The number of lines per second is limited by a token bucket that holds one
+second's worth; a ``suppressed=N`` line tells how many are missing.  Errors are
+our own trouble, never a peer's doing, and are not limited.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import re
+import sys
+import time
+from socket import inet_ntoa
+from typing import TYPE_CHECKING, Final, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+ROOT: Final = "pptp_nat"  #: every logger of the package is below this one
+FIELDS: Final = "fields"  #: attribute of a log record that `event` fills
+LONGEST_VALUE: Final = 512  #: characters; a PPTP host name has at most 64 octets
+LONGEST_TRACE: Final = 8192  #: characters of a traceback
+
+#: what says whose line it is, in the order of the line
+IDENTITY: Final = ("call", "connection", "client", "server")
+
+#: sd-daemon(3): SD_ERR, SD_WARNING, SD_INFO, SD_DEBUG
+PRIORITIES: Final = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+DEBUG_PRIORITY: Final = 7
+
+_BARE: Final = re.compile(r"[!#-<>-\[\]-~]+")  # printable ASCII but space, ", = and backslash
+_ESCAPES: Final = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def event(logger: logging.Logger, level: int, name: str, /, **fields: object) -> None:
+    """Log the event *name* with *fields*; those that are None are left out."""
+    if logger.isEnabledFor(level):
+        logger.log(level, name, extra={FIELDS: {"event": name, **fields}})
+
+
+def quoted(value: object, longest: int = LONGEST_VALUE) -> str:
+    """Return *value* as a logfmt value: bare where that is safe, else in quotes.
+
+    Floats show microseconds at most; 4 octets are an IPv4 address, other octets
+    are hex; an enum is its name.
+    """
+    text = _text(value)
+    if len(text) > longest:
+        text = text[:longest] + "..."
+    return text if _BARE.fullmatch(text) else f'"{"".join(map(_escape, text))}"'
+
+
+def configure(level: str, rate: int, stream: TextIO | None = None) -> LineHandler:
+    """Send the package's log to *stream* (standard error) and return the handler.
+
+    Called again it replaces the handler; a reload changes the level with
+    `set_level` and the rate through `LineHandler.rate`.
+    """
+    target = sys.stderr if stream is None else stream
+    handler = LineHandler(target, rate, journal=is_journal(target, os.environ))
+    root = logging.getLogger(ROOT)
+    root.handlers[:] = [handler]
+    root.propagate = False
+    set_level(level)
+    return handler
+
+
+def set_level(level: str) -> None:
+    """Log from *level* ("error", "warning", "info", "debug") upwards."""
+    logging.getLogger(ROOT).setLevel(level.upper())
+
+
+def is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Return whether *stream* leads to the journal (systemd.exec(5), JOURNAL_STREAM).
+
+    A program started from a service's terminal inherits the variable but not the
+    stream, so the device and the inode are compared.
+    """
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+class LineFormatter(logging.Formatter):
+    """Makes one logfmt line of a record."""
+
+    def __init__(self, *, journal: bool) -> None:
+        super().__init__()
+        self._journal = journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without its end."""
+        fields: dict[str, object] = dict(getattr(record, FIELDS, None) or {})
+        if not fields:
+            fields["msg"] = record.getMessage()
+        ordered = {name: fields.pop(name) for name in IDENTITY if name in fields} | fields
+        words = [f"{name}={quoted(value)}" for name, value in ordered.items() if value is not None]
+        if record.exc_info:
+            trace = self.formatException(record.exc_info)
+            words.append(f"traceback={quoted(trace[-LONGEST_TRACE:], LONGEST_TRACE)}")
+        return self._head(record) + " ".join(words)
+
+    def _head(self, record: logging.LogRecord) -> str:
+        if self._journal:
+            return f"<{priority(record.levelno)}>"
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        milliseconds = int(record.created % 1 * 1000)
+        return f"time={seconds}.{milliseconds:03d}Z level={record.levelname.lower()} "
+
+
+class LineHandler(logging.Handler):
+    """Writes at most ``rate`` lines per second, 0 for no limit, and counts the rest."""
+
+    def __init__(
+        self,
+        stream: TextIO,
+        rate: int,
+        *,
+        journal: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self.setFormatter(LineFormatter(journal=journal))
+        self.rate = rate
+        self.suppressed = 0  #: lines left out since the last one that tells of them
+        self._stream = stream
+        self._clock = clock
+        self._tokens = float(rate)
+        self._filled = clock()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record's line, or count it as suppressed."""
+        if self.rate and record.levelno < logging.ERROR and not self._take():
+            self.suppressed += 1
+            return
+        self.tell_suppressed()
+        if not self._write(record):
+            self.suppressed += 1
+
+    def tell_suppressed(self) -> None:
+        """Write how many lines are missing, if any are.  Called after a storm by a timer."""
+        if self.suppressed:
+            count, self.suppressed = self.suppressed, 0
+            record = logging.makeLogRecord(
+                {
+                    "levelno": logging.WARNING,
+                    "levelname": "WARNING",
+                    FIELDS: {"event": "log-suppressed", "suppressed": count},
+                }
+            )
+            if not self._write(record):
+                self.suppressed = count
+
+    def _write(self, record: logging.LogRecord) -> bool:
+        line = self.format(record) + "\n"
+        try:
+            self._stream.write(line)
+            self._stream.flush()
+        except (OSError, ValueError):  # ValueError: the stream is closed
+            return False  # nobody reads the log any more: that must not end anybody's call
+        return True
+
+    def _take(self) -> bool:
+        now = self._clock()
+        self._tokens = min(self.rate, self._tokens + (now - self._filled) * self.rate)
+        self._filled = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+def priority(level: int) -> int:
+    """Return the sd-daemon(3) priority of a level of logging."""
+    return next((number for least, number in PRIORITIES if level >= least), DEBUG_PRIORITY)
+
+
+def _text(value: object) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case enum.Enum():
+            return value.name.lower()
+        case float():
+            return f"{value:.6f}".rstrip("0").rstrip(".")
+        case bytes():
+            return inet_ntoa(value) if len(value) == 4 else value.hex()
+        case _:
+            return str(value)
+
+
+def _escape(character: str) -> str:
+    if character in _ESCAPES:
+        return _ESCAPES[character]
+    return character if " " <= character <= "~" else ascii(character)[1:-1]

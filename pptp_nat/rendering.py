@@ -1,0 +1,201 @@
+"""Rows as text, JSON and XML for people and scripts.
+
+Text follows ``conntrack -L``: both tuples as they arrive at this router, keys in
+hex; the key is always the receiver's call ID, ``-`` while it is not known.  What
+peers say of themselves stands in quotes and is printable ASCII.
+"""
+
+from __future__ import annotations
+
+import json
+from socket import inet_aton
+from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import escape, quoteattr
+
+from pptp_nat.table import in_order
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from pptp_nat.table import CallRow, ConnectionRow, ControlEnds, Count, Side, StatusRow
+
+
+def text(rows: Iterable[CallRow], now: float) -> Iterator[str]:
+    """Yield a line per call, as ``conntrack -L -p gre`` would show it; *now* is Unix time."""
+    for row in in_order(rows):
+        yield _line(row, now)
+
+
+def extended(rows: Iterable[CallRow], now: float) -> Iterator[str]:
+    """Yield `text` lines with all else that is known; call IDs in decimal."""
+    for row in in_order(rows):
+        words = {
+            "connection": str(row.connection),
+            "role": row.role,
+            "direction": row.direction,
+            "inside": _pair(row.inside),
+            "external": _pair(row.external),
+            "remote": _pair(row.remote),
+            "control": "{}:{}-{}:{}".format(*row.control),
+            "created": f"{row.created:.3f}",
+            "up": _seconds(row.up_since),
+            "setup": _seconds(row.setup_seconds),
+            "seen": _seconds(row.last_seen),
+            "result": "-" if row.result.code is None else str(row.result.code),
+            "text": _word(row.result.text),
+            "cause": _word(row.cause),
+        }
+        rest = " ".join(f"{name}={word}" for name, word in words.items() if word != "-")
+        yield f"ipv4     2 {_line(row, now)} {rest}"
+
+
+def _line(row: CallRow, now: float) -> str:
+    since = row.created if row.up_since is None else row.up_since
+    inside, external, remote = row.inside, row.external, row.remote
+    return (
+        f"gre      47 {max(0, int(now - since))} {row.state.upper()} "
+        f"src={inside.address} dst={remote.address} srckey=0x0 dstkey={_key(remote)} "
+        f"packets={row.to_remote.packets} bytes={row.to_remote.octets} "
+        f"src={remote.address} dst={external.address} srckey=0x0 dstkey={_key(external)} "
+        f"packets={row.to_inside.packets} bytes={row.to_inside.octets} "
+        f"mark={row.mark} id={row.id}"
+    )
+
+
+def connections_text(rows: Iterable[ConnectionRow]) -> Iterator[str]:
+    """Yield a line per control connection, by the originator's address and port."""
+    for row in sorted(rows, key=lambda row: (inet_aton(row.originator.address), row.originator)):
+        opener, other = row.originator, row.responder
+        words = {
+            "src": opener.address,
+            "dst": other.address,
+            "sport": str(opener.port),
+            "dport": str(other.port),
+            "inside": row.inside,
+            "calls": str(row.calls),
+            "src_host": _word(opener.host),
+            "src_vendor": _word(opener.vendor),
+            "dst_host": _word(other.host),
+            "dst_vendor": _word(other.vendor),
+            "id": str(row.id),
+        }
+        shown = " ".join(f"{name}={word}" for name, word in words.items() if word != "-")
+        flag = " [OPAQUE]" if row.opaque else ""
+        yield f"tcp      6 {max(0, int(row.age))} {row.state.upper()} {shown}{flag}"
+
+
+def _key(side: Side) -> str:
+    return "-" if side.call_id is None else f"{side.call_id:#x}"
+
+
+def _pair(side: Side) -> str:
+    return f"{side.address}/{'-' if side.call_id is None else side.call_id}"
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _word(value: str | None) -> str:
+    """Return a peer's word so that it neither breaks the line nor the terminal."""
+    return "-" if not value else json.dumps(value)
+
+
+def status_text(row: StatusRow, now: float) -> Iterator[str]:
+    """Yield the daemon's state in a few lines."""
+    yield f"pptp-nat {row.version}, pid {row.pid}, up {max(0, int(now - row.started))} s"
+    yield f"data path {row.datapath}: {row.datapath_reason}"
+    for queue in row.queues:
+        yield (
+            f"queue {queue.queue} ({queue.purpose}) {'bound' if queue.bound else 'NOT BOUND'} "
+            f"waiting={queue.waiting} dropped={queue.dropped} user_dropped={queue.user_dropped}"
+        )
+    yield f"calls {_by_state(row.calls)}"
+    yield f"control connections {_by_state(row.connections)} opaque={row.opaque}"
+
+
+def _by_state(counts: Mapping[str, int]) -> str:
+    return " ".join([str(sum(counts.values())), *(f"{s}={n}" for s, n in counts.items() if n)])
+
+
+def json_lines(objects: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a JSON array, one object per line."""
+    before = "["
+    for each in objects:
+        yield before + json.dumps(each)
+        before = ","
+    yield "[]" if before == "[" else "]"
+
+
+def xml(rows: Iterable[CallRow], now: float) -> Iterator[str]:
+    """Yield the lines of a document shaped like ``conntrack -o xml``."""
+    yield '<?xml version="1.0" encoding="utf-8"?>'
+    yield "<conntrack>"
+    for row in in_order(rows):
+        yield _flow(row, now)
+    yield "</conntrack>"
+
+
+def _flow(row: CallRow, now: float) -> str:
+    since = row.created if row.up_since is None else row.up_since
+    facts = {
+        "state": row.state.upper(),
+        "age": max(0, int(now - since)),
+        "mark": row.mark,
+        "id": row.id,
+        "connection": row.connection,
+        "role": row.role,
+        "direction": row.direction,
+        "created": row.created,
+        "up-since": row.up_since,
+        "setup-seconds": row.setup_seconds,
+        "last-seen": row.last_seen,
+        "result-code": row.result.code,
+        "result-text": row.result.text,
+        "cause": row.cause,
+    }
+    elements = [
+        *(f"<{name}>{_content(fact)}</{name}>" for name, fact in facts.items() if fact is not None),
+        *(
+            f"<{name}><address>{side.address}</address>{_number('call-id', side.call_id)}</{name}>"
+            for name, side in zip(
+                ("inside", "external", "remote"),
+                (row.inside, row.external, row.remote),
+                strict=True,
+            )
+        ),
+        _control(row.control),
+    ]
+    return (
+        "<flow>"
+        + _meta("original", row.inside.address, row.remote, row.to_remote)
+        + _meta("reply", row.remote.address, row.external, row.to_inside)
+        + f'<meta direction="independent">{"".join(elements)}</meta></flow>'
+    )
+
+
+def _meta(direction: str, source: str, to: Side, count: Count) -> str:
+    key = "" if to.call_id is None else f"<dstkey>{to.call_id:#x}</dstkey>"
+    return (
+        f"<meta direction={quoteattr(direction)}>"
+        f'<layer3 protonum="2" protoname="ipv4"><src>{source}</src><dst>{to.address}</dst></layer3>'
+        f'<layer4 protonum="47" protoname="gre"><srckey>0x0</srckey>{key}</layer4>'
+        f"<counters><packets>{count.packets}</packets><bytes>{count.octets}</bytes></counters>"
+        "</meta>"
+    )
+
+
+def _control(ends: ControlEnds) -> str:
+    inner = "".join(
+        f"<{name}>{value}</{name}>" for name, value in zip(ends._fields, ends, strict=True)
+    )
+    return f"<control>{inner}</control>"
+
+
+def _number(name: str, value: int | None) -> str:
+    return "" if value is None else f"<{name}>{value}</{name}>"
+
+
+def _content(value: object) -> str:
+    """Return *value* as element content; what XML 1.0 cannot hold becomes U+FFFD."""
+    return escape("".join(each if each.isprintable() else "\ufffd" for each in str(value)))
