@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pptp_nat.core.bindings import Bindings
-from pptp_nat.core.calls import Call, Connection
+from pptp_nat.core.calls import NOBODY, Call, Connection
 from pptp_nat.core.events import CallChanged, ConnectionChanged, Event, LegDown, LegUp
 from pptp_nat.core.messages import MessageType
 from pptp_nat.core.states import Answer, CallState, ControlState, End, TcpEnd, control_after
@@ -122,10 +122,10 @@ class Book:
         del self.calls[call.id]
         connection = call.connection
         for party in Party:
-            leg = call.leg(party)
-            if leg is None:
+            if call.own[party] == NOBODY:
                 continue
-            self.events.append(LegDown(call, party, leg))
+            if (leg := call.leg(party)) is not None:
+                self.events.append(LegDown(call, party, leg))
             if connection.chooses(party) or connection.claims(party):
                 self.bindings.release(connection.pair(party), call.seen[party], now)
         self.retired.append((now + self.settings.quarantine, call))
@@ -134,10 +134,9 @@ class Book:
         """Note *party*'s number and have its GRE carried."""
         call.give(party, own, seen)
         call.connection.index(call)
-        leg = call.leg(party)
-        # The other party's own number does not matter for this leg: it is complete.
-        assert leg is not None
-        self.events.append(LegUp(call, party, leg, call.connection.mark))
+        # The other party's number does not matter for this leg: it is complete.
+        if (leg := call.leg(party)) is not None:
+            self.events.append(LegUp(call, party, leg, call.connection.mark))
 
     def take_fresh(self, connection: Connection, party: Party, own: int) -> int | None:
         """Return the number chosen for the message that is now complete, once."""

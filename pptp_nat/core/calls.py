@@ -29,7 +29,7 @@ class Call:
 
     __slots__ = (
         "codes", "connection", "created", "end", "id", "last_gre",
-        "own", "pns", "requester", "seen", "state", "up_since",
+        "own", "packets", "pns", "requester", "seen", "state", "up_since",
     )  # fmt: skip
 
     def __init__(
@@ -42,7 +42,8 @@ class Call:
         self.state = CallState.IDLE
         self.created = now
         self.up_since: float | None = None
-        self.last_gre: float | None = None
+        self.last_gre: float | None = None  #: when its count was last seen to have grown
+        self.packets = 0  #: of both legs, at that time
         self.end: End | None = None
         #: (message type, result, error, cause) of the message that refused or ended it
         self.codes: tuple[int, int, int, int] | None = None
@@ -55,8 +56,12 @@ class Call:
         self.seen = (self.seen[0], seen) if party else (seen, self.seen[1])
 
     def leg(self, party: Party) -> Leg | None:
-        """Return the leg that carries GRE towards *party*, None while its number is unknown."""
-        if self.own[party] == NOBODY:
+        """Return the leg that carries GRE towards *party*.
+
+        None while its number is unknown, and for a call of this router itself, whose
+        GRE does not travel through.
+        """
+        if self.own[party] == NOBODY or not self.connection.travels:
             return None
         to = self.connection.seat(party)
         sender = self.connection.seat(party.other)
@@ -127,6 +132,11 @@ class Connection:
         # Either address may be the router's: the one that is not does no harm, since
         # no inside host is ever seen as it.
         return self.is_local and not self.seat(party).inside
+
+    @property
+    def travels(self) -> bool:
+        """Whether the GRE of its calls travels through this router."""
+        return not self.is_local or any(self.seat(party).inside for party in Party)
 
     def add(self, call: Call) -> None:
         """Take *call* in."""

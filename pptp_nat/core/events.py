@@ -41,6 +41,14 @@ class LegDown(NamedTuple):
     leg: Leg
 
 
+class LegMarked(NamedTuple):
+    """Give the GRE on an installed *leg* another mark."""
+
+    call: Call
+    leg: Leg
+    mark: int
+
+
 class CallChanged(NamedTuple):
     """A call has another state than *was*."""
 
@@ -87,7 +95,16 @@ class Released(NamedTuple):
     packet: bytes
 
 
-Event = LegUp | LegDown | CallChanged | ConnectionChanged | MessageSeen | OddityMet | CallRefused
+Event = (
+    LegUp
+    | LegDown
+    | LegMarked
+    | CallChanged
+    | ConnectionChanged
+    | MessageSeen
+    | OddityMet
+    | CallRefused
+)
 
 
 @dataclass(slots=True)

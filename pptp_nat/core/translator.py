@@ -19,11 +19,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from pptp_nat.core.bindings import Bindings
+from pptp_nat.core.bindings import Bindings, Pair
 from pptp_nat.core.book import Book, Settings
 from pptp_nat.core.calls import Call, Connection, external_addresses, flow_key
 from pptp_nat.core.dialogue import Dialogue, Held
-from pptp_nat.core.events import CallRefused, LegUp, Outcome, Verdict
+from pptp_nat.core.events import CallRefused, LegMarked, Outcome, Verdict
 from pptp_nat.core.packet import (
     ACK,
     FIN,
@@ -232,7 +232,7 @@ class Translator:
     # What ends calls and connections from outside the packets.
 
     def connection_lost(self, flow: Flow, now: float) -> Outcome:
-        """Take note that a control connection's conntrack entry is gone; *flow*: either direction."""
+        """Take note that a connection's conntrack entry is gone; *flow* is either direction."""
         outcome = self._outcome()
         connection, _ = self._find(flow_key(flow))
         if connection is not None:
@@ -258,8 +258,18 @@ class Translator:
             for party in Party:
                 leg = call.leg(party)
                 if leg is not None and call.state is not CallState.GONE:
-                    outcome.events.append(LegUp(call, party, leg, mark))
+                    outcome.events.append(LegMarked(call, leg, mark))
         return outcome
+
+    def claim(self, external: Address, remote: Address, number: int) -> bool:
+        """Never give *number* to a call: GRE that we know nothing else of uses it."""
+        return self.book.bindings.claim(Pair(external, remote), number)
+
+    def heard(self, call: Call, packets: int, now: float) -> None:
+        """Take note that *call* has carried so many GRE packets in all, both ways."""
+        if packets != call.packets:
+            call.packets = packets
+            call.last_gre = now
 
     def clear(self, calls: list[Call], now: float) -> Outcome:
         """End *calls* because the operator says so.  Their control connections stay."""

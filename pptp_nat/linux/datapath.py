@@ -2,8 +2,12 @@
 
 A data path is told of legs (`pptp_nat.core.tuples.Leg`): what arrives, what
 leaves.  It knows nothing of calls, control connections or who is inside.  A leg
-is named by what arrives (source, destination, key), its *match*; installing a
-leg whose match is there already replaces it.
+is named by what arrives (source, destination, key), its *match*.
+
+Two calls may have one leg in common: a client that dials again while its old
+connection is half open, and a server that gives both calls the same number.
+Installing a match that is there already replaces what leaves, and it takes as
+many removals as there were installations to end it.
 """
 
 from __future__ import annotations
@@ -45,10 +49,13 @@ class DataPath(Protocol):
         """Have the legs carry packets by the time this returns."""
 
     def remove(self, legs: Sequence[Leg]) -> Mapping[Match, Tally]:
-        """Stop carrying; return the last counts of those that were there.
+        """Stop carrying the legs whose last owner this was; return the last counts of each."""
 
-        A leg that another one has replaced since (same match, other result) stays.
-        """
+    def remark(self, orders: Sequence[LegOrder]) -> None:
+        """Give the packets of legs that are installed another mark."""
+
+    def lost(self, leg: Leg, tally: Tally) -> None:
+        """Keep the counts of a leg that others deleted; it may be installed again."""
 
     def tallies(self) -> Mapping[Match, Tally]:
         """Return the counts of all legs."""

@@ -1,0 +1,427 @@
+"""The daemon: where the core, the kernel's interfaces and people meet.
+
+One thread, one selector.  A turn of the loop serves the control queue first,
+then a bounded number of GRE packets, then conntrack's events and people: so a
+flood of data never starves a control message, and a reader never delays one.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, Protocol
+
+from pptp_nat import __version__, log
+from pptp_nat import config as configuration
+from pptp_nat.answers import Answers
+from pptp_nat.carrier import Carrier, counts
+from pptp_nat.config import Config
+from pptp_nat.control import ControlServer
+from pptp_nat.core.book import Settings
+from pptp_nat.core.calls import Call, flow_key
+from pptp_nat.core.events import Outcome, Verdict
+from pptp_nat.core.states import CallState, ControlState
+from pptp_nat.core.translator import Translator
+from pptp_nat.core.tuples import Flow, Party
+from pptp_nat.errors import ConfigError, PptpNatError
+from pptp_nat.linux import ruleset
+from pptp_nat.linux.conntrack import Change, Conntrack, turn_on_accounting
+from pptp_nat.linux.conntrack_path import ConntrackPath
+from pptp_nat.linux.datapath import LegOrder
+from pptp_nat.linux.nfqueue import LOCAL_HOOKS, Packet, Queue
+from pptp_nat.linux.queue_path import QueuePath
+from pptp_nat.news import News
+from pptp_nat.sockets import Access
+
+_log: Final = logging.getLogger(__name__)
+_CONTROL_BUDGET: Final = 64  #: packets judged before anything else is looked at
+_GRE_BUDGET: Final = 64
+_RENEW_SECONDS: Final = 60.0
+_ACTIVITY_SECONDS: Final = 300.0  #: between two looks at which calls carry GRE
+_RECONCILE_SECONDS: Final = 0.2  #: after entries of ours were deleted by others
+_LOST_SECONDS: Final = 90.0  #: the entry of a live connection is back by the next echo
+
+
+class HasFileno(Protocol):
+    """What a selector can wait for."""
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+
+
+class Daemon:
+    """One router's PPTP helper."""
+
+    def __init__(
+        self,
+        config: Config,
+        path: Path | None = None,
+        overrides: Mapping[str, object] | None = None,
+    ) -> None:
+        self.config = config
+        self._config_path = path
+        self._overrides = dict(overrides or {})
+        self.started = time.time()
+        self.selector = selectors.DefaultSelector()
+        self._stopping = False
+        self._closers: list[Callable[[], None]] = []
+        self._chores: dict[Callable[[float], None], float] = {}  # what to do when
+        self._lost: dict[bytes, tuple[Flow, float]] = {}  # connections without entry, and when
+        self._handler = log.configure(config.log.level, config.log.rate)
+        self._news = News(lambda _event: None, lambda: False)
+
+    # Build and run.
+
+    def build(self) -> None:
+        """Open everything, in an order in which nothing passes untranslated.
+
+        Raises:
+            PptpNatError: the first thing that cannot be had, with what to do.
+        """
+        config = self.config
+        turn_on_accounting()
+        self.conntrack = Conntrack(config.gre.entry_mark)
+        self._closers.append(self.conntrack.close)
+        self.datapath_reason = self._choose_path()
+        self.translator = Translator(
+            self.conntrack.locate, _draw, settings_of(config),
+            preserve=config.call_ids.allocation == "preserve",
+        )  # fmt: skip
+        self._adopt()
+        self._follow()
+        self._bind_queues()
+        self._listen()
+        self._apply_rules()
+        self._every(_RENEW_SECONDS, self._renew)
+        self._every(_ACTIVITY_SECONDS, self._look_at_activity)
+        log.event(
+            _log, logging.INFO, "ready", version=__version__, datapath=self.carrier.path.name,
+            reason=self.datapath_reason,
+        )  # fmt: skip
+
+    def _choose_path(self) -> str:
+        wanted = self.config.gre.datapath
+        self.queue_path: QueuePath | None = None
+        flaw = None if wanted == "queue" else ConntrackPath.probe()
+        if wanted == "conntrack" and flaw is not None:
+            raise PptpNatError(
+                f'gre.datapath "conntrack" does not work here: {flaw}; use "queue" or "auto"'
+            )
+        if wanted == "queue" or flaw is not None:
+            self.queue_path = QueuePath()
+            self.carrier = Carrier(self.queue_path)
+            return "configured" if flaw is None else f"conntrack does not work here: {flaw}"
+        self.carrier = Carrier(ConntrackPath(self.conntrack))
+        return "configured" if wanted == "conntrack" else "its probe succeeded"
+
+    def _adopt(self) -> None:
+        """Leave entries of an earlier run to their calls, but never give their numbers again."""
+        if self.queue_path is not None:
+            return
+        hosts = {
+            frozenset((place.flow.source, place.flow.destination))
+            for place in self.conntrack.control_connections(self.config.control.ports)
+        }
+        orphans, kept = [], 0
+        for entry in self.conntrack.entries():
+            leg = entry.leg
+            ends = {
+                frozenset((leg.source, leg.new_destination)),
+                frozenset((leg.new_source, leg.destination)),
+            }
+            if hosts.isdisjoint(ends):
+                orphans.append(leg)
+                continue
+            kept += 1
+            if leg.destination != leg.new_destination:
+                self.translator.claim(leg.destination, leg.source, leg.key)
+        self.carrier.path.remove(orphans)
+        if orphans or kept:
+            log.event(_log, logging.INFO, "entries-found", kept=kept, removed=len(orphans))
+
+    def _follow(self) -> None:
+        self.conntrack.follow(self.config.control.ports, (Change.UPDATE, Change.DESTROY))
+        self._watch(self.conntrack, self._on_conntrack)
+
+    def _bind_queues(self) -> None:
+        control, gre = self.config.control, self.config.gre
+        self.control_queue = Queue(
+            control.queue, self._judge, self._on_fault, length=control.queue_length,
+            buffer=control.socket_buffer, repeat_mark=control.repeat_mark,
+        )  # fmt: skip
+        self._closers.append(self.control_queue.close)
+        self._watch(self.control_queue, self._serve_control)
+        self.gre_queue: Queue | None = None
+        if self.queue_path is not None:
+            self.gre_queue = Queue(
+                gre.queue, self.queue_path.judge, self._on_fault, length=gre.queue_length,
+                buffer=gre.socket_buffer, repeat_mark=control.repeat_mark,
+            )  # fmt: skip
+            self._closers.append(self.gre_queue.close)
+            self._watch(self.gre_queue, self._serve_gre)
+
+    def _listen(self) -> None:
+        api = self.config.api
+        server = ControlServer(
+            api.socket, Access(api.mode, api.owner, api.group), Answers(self), self.selector
+        )
+        self._closers.append(server.close)
+        self._news = News(server.publish, lambda: server.has_subscribers)
+
+    def _apply_rules(self) -> None:
+        rules = self.config.rules
+        self.rule_settings = rule_settings(self.config, self.carrier.path.name)
+        if rules.backend == "auto":
+            backend = ruleset.choose_backend()
+        else:
+            backend = ruleset.Backend(rules.backend)
+        if rules.manage == "apply":
+            ruleset.apply(self.rule_settings, backend)
+            self._closers.append(lambda: ruleset.remove(backend))
+            return
+        for problem in ruleset.check(self.rule_settings, backend):
+            log.event(_log, logging.WARNING, "rules", problem=problem)
+
+    def _watch(self, source: HasFileno, work: Callable[[int], None]) -> None:
+        self.selector.register(source, selectors.EVENT_READ, work)
+
+    def _every(self, seconds: float, chore: Callable[[], None]) -> None:
+        def turn(now: float) -> None:
+            self._chores[turn] = now + seconds
+            chore()
+
+        self._chores[turn] = time.monotonic() + seconds
+
+    def run(self) -> None:
+        """Serve until `stop`."""
+        while not self._stopping:
+            for key, mask in self.selector.select(self._patience()):
+                key.data(mask)
+            now = time.monotonic()
+            due = self.translator.next_timer()
+            if due is not None and due <= now:
+                self._carry_out(self.translator.tick(now), now)
+            self.carrier.tick(now)
+            for chore in [chore for chore, when in self._chores.items() if when <= now]:
+                del self._chores[chore]
+                chore(now)
+
+    def _patience(self) -> float | None:
+        times = [self.translator.next_timer(), self.carrier.next_timer(), *self._chores.values()]
+        known = [time_ for time_ in times if time_ is not None]
+        return max(0.0, min(known) - time.monotonic()) if known else None
+
+    def stop(self) -> None:
+        """Have `run` return after this turn."""
+        self._stopping = True
+
+    def close(self) -> None:
+        """Let go of everything, last opened first.  Entries in the kernel stay."""
+        while self._closers:
+            try:
+                self._closers.pop()()
+            except PptpNatError as error:
+                log.event(_log, logging.ERROR, "stop", problem=str(error))
+        self.selector.close()
+
+    # Packets.
+
+    def _serve_control(self, _mask: int) -> None:
+        self.control_queue.serve(_CONTROL_BUDGET)
+
+    def _serve_gre(self, _mask: int) -> None:
+        assert self.gre_queue is not None
+        self.gre_queue.serve(_GRE_BUDGET)
+        self.control_queue.serve(_CONTROL_BUDGET)
+
+    def _judge(self, queue: Queue, packet: Packet) -> None:
+        """Give one control packet its verdict: make before, break after."""
+        now = time.monotonic()
+        outcome = self.translator.handle(
+            packet.get_payload(), now,
+            packet_id=queue.next_id(), is_local=packet.hook in LOCAL_HOOKS,
+        )  # fmt: skip
+        if outcome.events:
+            self.carrier.before(outcome.events, now)
+        for released in outcome.released:
+            queue.release(released.packet_id, released.packet)
+        if outcome.verdict is Verdict.ACCEPT:
+            queue.let_pass(packet, outcome.packet)
+        elif outcome.verdict is Verdict.HOLD:
+            queue.hold(packet)
+        else:
+            queue.drop(packet)
+        if outcome.events:
+            self.carrier.after(outcome.events)
+            self._news.tell(outcome.events, self.wall)
+
+    def _carry_out(self, outcome: Outcome, now: float) -> None:
+        """Carry out what no packet in hand has caused."""
+        self.carrier.before(outcome.events, now)
+        for released in outcome.released:
+            self.control_queue.release(released.packet_id, released.packet)
+        self.carrier.after(outcome.events)
+        self._news.tell(outcome.events, self.wall)
+
+    def _on_fault(self, error: BaseException) -> None:
+        _log.error("fault", exc_info=error)
+
+    # Conntrack's events.
+
+    def _on_conntrack(self, _mask: int) -> None:
+        now = time.monotonic()
+        for event in self.conntrack.read_events():
+            if event.placement is not None:
+                flow = event.placement.flow
+                if event.change is Change.DESTROY:
+                    self._lost[flow_key(flow)] = flow, now + _LOST_SECONDS
+                    self._chores.setdefault(self._check_lost, now + _LOST_SECONDS)
+                else:
+                    self._carry_out(self.translator.remark(flow, event.placement.mark), now)
+            elif event.change in (Change.DESTROY, Change.OVERRUN):
+                if event.leg is not None:
+                    self.carrier.lost(event.leg, event.tally)
+                self._chores.setdefault(self._reconcile, now + _RECONCILE_SECONDS)
+
+    def _check_lost(self, now: float) -> None:
+        """End connections whose entry is gone and did not come back."""
+        for key, (flow, due) in list(self._lost.items()):
+            if due > now:
+                self._chores.setdefault(self._check_lost, due)
+                continue
+            del self._lost[key]
+            connection = self.translator.book.connections.get(key)
+            if connection is None or connection.state is ControlState.CLOSING:
+                continue
+            if self.conntrack.locate(flow) is None:
+                self._carry_out(self.translator.connection_lost(flow, now), now)
+
+    def _reconcile(self, now: float) -> None:
+        """Put back the legs of live calls that others have deleted."""
+        orders = (
+            LegOrder(leg, call.connection.mark)
+            for call in list(self.translator.book.calls.values())
+            for party in Party
+            if (leg := call.leg(party)) is not None
+        )
+        restored = self.carrier.restore(orders, now)
+        if restored:
+            log.event(_log, logging.WARNING, "entries-restored", count=restored)
+
+    # Chores.
+
+    def _renew(self) -> None:
+        self.carrier.path.renew(time.monotonic())
+
+    def _look_at_activity(self) -> None:
+        calls = self.translator.book.calls
+        if not calls or not self.config.timers.gre_idle:
+            return
+        tallies, now = self.carrier.tallies(), time.monotonic()
+        for call in calls.values():
+            if call.state is CallState.UP:
+                self.translator.heard(call, counts(call, tallies).packets, now)
+
+    def clear(self, calls: list[Call]) -> None:
+        """End *calls* because the operator says so."""
+        now = time.monotonic()
+        self._carry_out(self.translator.clear(calls, now), now)
+
+    @property
+    def wall(self) -> float:
+        """What to add to monotonic seconds to get Unix seconds."""
+        return time.time() - time.monotonic()
+
+    def reload(self) -> None:
+        """Read the configuration again; all of what can change is applied, or nothing."""
+        try:
+            fresh = configuration.load(self._config_path, self._overrides)
+        except ConfigError as error:
+            log.event(_log, logging.ERROR, "reload-refused", reason=str(error))
+            return
+        live, later = configuration.changes(self.config, fresh)
+        self.config = configuration.with_live(self.config, fresh)
+        self.translator.configure(
+            settings_of(self.config), preserve=self.config.call_ids.allocation == "preserve"
+        )
+        log.set_level(self.config.log.level)
+        self._handler.rate = self.config.log.rate
+        log.event(
+            _log, logging.INFO, "reloaded", applied=",".join(live) or None,
+            needs_restart=",".join(later) or None,
+        )  # fmt: skip
+
+    def heed_signals(self) -> None:
+        """Stop on SIGTERM and SIGINT, reload on SIGHUP; all inside the loop."""
+        inbox, outbox = socket.socketpair()
+        inbox.setblocking(False)
+        outbox.setblocking(False)
+        self._closers += [inbox.close, outbox.close]
+        signal.set_wakeup_fd(outbox.fileno())
+        self._closers.append(lambda: _ignore(signal.set_wakeup_fd(-1)))
+        effects = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self.reload}
+        for number in effects:
+            signal.signal(number, lambda *_: None)
+
+        def heed(_mask: int) -> None:
+            for number in inbox.recv(64):
+                effects[signal.Signals(number)]()
+
+        self._watch(inbox, heed)
+
+
+def _ignore(_value: object) -> None:
+    """Make a closer of what returns something."""
+
+
+def _draw() -> int:
+    return secrets.randbelow(1 << 16)
+
+
+def settings_of(config: Config) -> Settings:
+    """Return the core's limits and times."""
+    limits, timers = config.limits, config.timers
+    return Settings(
+        connections=limits.connections,
+        calls=limits.calls,
+        calls_per_connection=limits.calls_per_connection,
+        history=limits.history,
+        request=timers.request,
+        clearing=timers.clearing,
+        closing_grace=timers.closing_grace,
+        gre_idle=timers.gre_idle,
+        connection_idle=timers.connection_idle,
+        quarantine=config.call_ids.quarantine,
+    )
+
+
+def rule_settings(config: Config, datapath: str) -> ruleset.RuleSettings:
+    """Return what the firewall rules depend on."""
+    return ruleset.RuleSettings(
+        ports=config.control.ports,
+        control_queue=config.control.queue,
+        gre_queue=config.gre.queue,
+        repeat_mark=config.control.repeat_mark,
+        datapath="queue" if datapath == "queue" else "conntrack",
+        external_addresses=tuple(each.packed for each in config.gre.external_addresses),
+    )
+
+
+def run_daemon(
+    config: Config, path: Path | None = None, overrides: Mapping[str, object] | None = None
+) -> int:
+    """Run the daemon in the foreground until a signal; return the exit code."""
+    daemon = Daemon(config, path, overrides)
+    try:
+        daemon.heed_signals()
+        daemon.build()
+        daemon.run()
+    finally:
+        daemon.close()
+    return 0

@@ -1,0 +1,177 @@
+"""The data path through NFQUEUE: GRE rewritten here, packet by packet.
+
+Works wherever packets can be queued, whatever the kernel knows of GRE.  Two
+hooks (rules/README.md): what the world sends to an external address is queued
+in PREROUTING, before routing; what the inside sends is queued in POSTROUTING,
+after it.  Both are untracked, so no other translation touches them.
+
+A packet's leg is found by its source, destination and key, ten octets that lie
+together in an IP header without options: one slice, one look-up, one join.  The
+checksum needs no look at the addresses: each leg knows the sum of what it
+changes (RFC 1624 section 3, equation 3).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+from pptp_nat.core.packet import is_enhanced_gre
+from pptp_nat.core.tuples import Leg
+from pptp_nat.linux.datapath import LegOrder, Match, Tally
+
+if TYPE_CHECKING:
+    from pptp_nat.linux.nfqueue import Packet, Queue
+
+_POSTROUTING: Final = 4
+_ADDRESSES: Final = slice(12, 20)  # in an IP header
+_KEY: Final = slice(6, 8)  # in a GRE header
+_PLAIN_IP: Final = 0x45  # version 4, no options
+_SHORTEST: Final = 28  # octets: IP header without options, GRE with its key
+
+
+class _Carried:
+    """One leg at work."""
+
+    __slots__ = ("addresses", "delta", "key", "leg", "mark", "octets", "owners", "packets")
+
+    def __init__(self, order: LegOrder) -> None:
+        leg = order.leg
+        self.leg = leg
+        self.mark = order.mark
+        self.addresses = leg.new_source + leg.new_destination
+        self.key = leg.new_key.to_bytes(2, "big")
+        self.delta = _delta(leg.source + leg.destination, self.addresses)
+        self.packets = 0
+        self.octets = 0
+        self.owners = 1
+
+
+def _delta(old: bytes, new: bytes) -> int:
+    """Return the folded sum of ``~old + new``, what a checksum's complement grows by."""
+    total: int = sum(0xFFFF - word for word in struct.unpack("!4H", old))
+    total += sum(struct.unpack("!4H", new))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+class QueuePath:
+    """Carries GRE through a `Queue` whose judge is `judge` (a `DataPath`)."""
+
+    name = "queue"
+
+    def __init__(self) -> None:
+        self._legs: dict[bytes, _Carried] = {}
+        self.counts: Counter[str] = Counter()  #: strays by reason
+        self.judge = self._make_judge()
+
+    def install(self, orders: Sequence[LegOrder]) -> None:
+        """Have the legs carry packets."""
+        for order in orders:
+            name = _name(order.leg)
+            carried = _Carried(order)
+            if (before := self._legs.get(name)) is not None:
+                carried.owners += before.owners
+                if before.leg == order.leg:
+                    carried.packets, carried.octets = before.packets, before.octets
+            self._legs[name] = carried
+
+    def remark(self, orders: Sequence[LegOrder]) -> None:
+        """Give the packets of legs that are carried another mark."""
+        for order in orders:
+            if (carried := self._legs.get(_name(order.leg))) is not None:
+                carried.mark = order.mark
+
+    def remove(self, legs: Sequence[Leg]) -> Mapping[Match, Tally]:
+        """Stop carrying the legs whose last owner this was; return their last counts."""
+        tallies = {}
+        for leg in legs:
+            carried = self._legs.get(_name(leg))
+            if carried is None:
+                continue
+            tallies[Match(*leg[:3])] = Tally(carried.packets, carried.octets)
+            carried.owners -= 1
+            if not carried.owners:
+                del self._legs[_name(leg)]
+        return tallies
+
+    def lost(self, leg: Leg, tally: Tally) -> None:
+        """Do nothing: nobody else can delete a leg here."""
+
+    def tallies(self) -> Mapping[Match, Tally]:
+        """Return the counts of all legs."""
+        return {
+            Match(*carried.leg[:3]): Tally(carried.packets, carried.octets)
+            for carried in self._legs.values()
+        }
+
+    def matches(self) -> Iterable[Match]:
+        """Return what is carried; nothing outlives the daemon."""
+        return [Match(*carried.leg[:3]) for carried in self._legs.values()]
+
+    def renew(self, now: float) -> None:
+        """Do nothing: legs here do not age."""
+
+    def close(self) -> None:
+        """Do nothing: the queue is its owner's."""
+
+    def _make_judge(self) -> Callable[[Queue, Packet], None]:
+        """Return the judge: a function of local variables, since it runs for every packet."""
+        find = self._legs.get
+        stray = self._stray
+
+        def judge(queue: Queue, packet: Packet) -> None:
+            octets = packet.get_payload()
+            if octets[0] == _PLAIN_IP and len(octets) >= _SHORTEST:
+                carried = find(octets[12:20] + octets[26:28])
+                if carried is not None and octets[20] & 0xEF == 0x20:
+                    check = 0xFFFF - (octets[10] << 8 | octets[11]) + carried.delta
+                    if check > 0xFFFF:
+                        check -= 0xFFFF
+                    carried.packets += 1
+                    carried.octets += len(octets)
+                    if carried.mark:
+                        packet.set_mark(carried.mark)
+                    queue.let_pass(packet, b"".join((
+                        octets[:10], (0xFFFF - check).to_bytes(2, "big"), carried.addresses,
+                        octets[20:26], carried.key, octets[28:],
+                    )))  # fmt: skip
+                    return
+            stray(queue, packet, octets)
+
+        return judge
+
+    def _stray(self, queue: Queue, packet: Packet, octets: bytes) -> None:
+        """Judge what the short way does not take: IP options, other GRE, GRE of no call."""
+        size = (octets[0] & 0x0F) * 4
+        gre = octets[size:]
+        if not is_enhanced_gre(gre):
+            self.counts["plain_gre"] += 1
+            queue.let_pass(packet)
+            return
+        carried = self._legs.get(octets[_ADDRESSES] + gre[_KEY])
+        if carried is not None and len(gre) >= 8 and gre[0] & 0xEF == 0x20 and size > 20:
+            check = 0xFFFF - (octets[10] << 8 | octets[11]) + carried.delta
+            check = 0xFFFF - (check & 0xFFFF) - (check >> 16)
+            carried.packets += 1
+            carried.octets += len(octets)
+            if carried.mark:
+                packet.set_mark(carried.mark)
+            queue.let_pass(packet, b"".join((
+                octets[:10], check.to_bytes(2, "big"), carried.addresses,
+                octets[20:size], gre[:6], carried.key, gre[8:],
+            )))  # fmt: skip
+            return
+        if packet.hook == _POSTROUTING:
+            self.counts["stray_outbound"] += 1
+            queue.drop(packet)  # it would carry an inside address into the world
+        else:
+            self.counts["stray_inbound"] += 1
+            queue.accept(packet)  # this router's own, tracked as if no rule of ours were there
+
+
+def _name(leg: Leg) -> bytes:
+    return leg.source + leg.destination + leg.key.to_bytes(2, "big")
