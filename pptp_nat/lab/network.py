@@ -13,6 +13,7 @@ thread may step into a namespace, and a socket stays where it was made.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import shutil
@@ -43,6 +44,11 @@ GRACE: Final = 2.0  # seconds between SIGTERM and SIGKILL for what runs in the l
 SETTLE: Final = 10.0  # seconds; usually a few milliseconds
 MOST: Final = 200  # hosts a side; the networks are /24
 
+_CLONE_NEWNET: Final = 0x40000000  # <linux/sched.h>
+_MS_BIND: Final = 4096  # <linux/mount.h>, as are the next two
+_MS_REC: Final = 16384
+_MS_SHARED: Final = 1 << 20
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _INDEX: Final = {"lan": 1000, "wan": 2000}  # interface numbers of the cables' ends in the router
 _numbers = itertools.count(1)
 
@@ -147,8 +153,9 @@ class Lab:
     # -- building ------------------------------------------------------------
 
     def _build(self) -> None:
+        _prepare_names()
         for host in self.hosts:
-            pyroute2.netns.create(host.namespace)
+            self._create(host.namespace)
         self._write(
             self.router,
             {
@@ -172,6 +179,20 @@ class Lab:
             _address(link, "wan", EXTERNAL)
             _settle(link, set(), attribute="IFLA_CARRIER", wanted=1)
         self.run(self.router, ["iptables-restore"], text=self._rules)
+
+    def _create(self, name: str) -> None:
+        """Make a namespace called *name* as ``ip netns add`` does, but without a child.
+
+        A child could be about to make it when an interrupted parent has already
+        looked for what there is to remove.
+        """
+        path = NAMED / name
+        path.touch(exist_ok=False)
+        try:
+            _libc("unshare", _CLONE_NEWNET)
+            _mount("/proc/thread-self/ns/net", path, _MS_BIND)
+        finally:
+            pyroute2.netns.setns(self._home)
 
     def _side(self, link: IPRoute, name: str, hosts: list[Host]) -> None:
         """Cable *hosts* to the router: one directly, several over a bridge called *name*."""
@@ -359,6 +380,26 @@ class Lab:
         for process in self._processes:
             process.wait()
         self._processes.clear()
+
+
+def _libc(function: str, *arguments: object) -> None:
+    if getattr(_LIBC, function)(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), function)
+
+
+def _mount(source: str | Path, target: Path, flags: int) -> None:
+    _libc("mount", str(source).encode(), str(target).encode(), b"none", flags, None)
+
+
+def _prepare_names() -> None:
+    """Make /run/netns a mount of its own whose changes every mount namespace sees."""
+    NAMED.mkdir(exist_ok=True)
+    try:
+        _mount("none", NAMED, _MS_SHARED | _MS_REC)
+    except OSError:
+        _mount(NAMED, NAMED, _MS_BIND | _MS_REC)
+        _mount("none", NAMED, _MS_SHARED | _MS_REC)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

@@ -45,6 +45,7 @@ class Station:
         call_ids: the numbers of its calls; counts from 1 by itself.
         refuses: answer every call with "no".
         quirk: whose number its Call-Disconnect-Notify carries.
+        cut: octets in a segment of what it sends as the listener; see `dial`.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class Station:
         call_ids: Iterable[int] | None = None,
         refuses: bool = False,
         quirk: Quirk = "own",
+        cut: int | None = None,
     ) -> None:
         self.name = name
         self.octets = name.encode("ascii")
         self.loop = loop
         self.refuses = refuses
         self.quirk: Quirk = quirk
+        self._cut = cut
         self.connections: list[Connection] = []
         self.strays: list[tuple[str, bytes]] = []  #: GRE for no call: source address, octets
         self._open_socket = open_socket
@@ -91,7 +94,7 @@ class Station:
             sock, (address, _port) = self._listener.accept()
         except BlockingIOError:
             return
-        connection = Connection(self, sock, address)
+        connection = Connection(self, sock, address, cut=self._cut)
         self.connections.append(connection)
         self.loop.watch(sock, connection.ready)
 

@@ -26,7 +26,7 @@ from pptp_nat.lab.ppp_echo import GREETING
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from pptp_nat.lab.loop import Loop
     from pptp_nat.lab.network import Host, Lab
@@ -96,25 +96,25 @@ class Outcome(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What became of all of them."""
+    """What became of all of them, and how many answers each was to have by now."""
 
-    outcomes: tuple[Outcome, ...]
-    frames: int  #: that each was to send
+    outcomes: tuple[tuple[Outcome, int], ...]
 
     @property
     def good(self) -> bool:
         """Whether each client got exactly its own answers, from a server process of its own."""
-        partners = [each.partner for each in self.outcomes]
+        partners = [each.partner for each, _ in self.outcomes]
         return len(set(partners)) == len(partners) and all(
-            (each.right, each.wrong, each.foreign) == (self.frames, 0, 0) for each in self.outcomes
+            (each.right, each.wrong, each.foreign) == (wanted, 0, 0)
+            for each, wanted in self.outcomes
         )
 
     def __str__(self) -> str:
         lines = [
-            f"{each.client}: {each.right} of {self.frames} right, {each.wrong} wrong, "
+            f"{each.client}: {each.right} of {wanted} right, {each.wrong} wrong, "
             f"{each.foreign} another's, server process {each.partner or '-'}, "
             f"dialled {each.dialled} times"
-            for each in self.outcomes
+            for each, wanted in self.outcomes
         ]
         return "\n".join(lines)
 
@@ -129,6 +129,7 @@ class Client:
         loop: served while anything is awaited.
         call_id: what it is to use.  pptp draws the two octets of its call ID from
             /dev/random, so it is shown a file there; None shows it the real one.
+            Not 0, which makes pptp draw again from elsewhere.
     """
 
     def __init__(
@@ -265,16 +266,11 @@ class Client:
 def converse(
     loop: Loop, clients: Sequence[Client], *, frames: int = 5, seconds: float = 30.0
 ) -> Report:
-    """Have all *clients* dial, and each exchange *frames* more frames, one after the other."""
+    """Have all *clients* dial (unless they have) and get *frames* more answers, one by one."""
     wanted = {client: client.right + frames for client in clients}
     loop.run_until(
         lambda: all({client: client.attend(n) for client, n in wanted.items()}.values()),
         seconds,
         every=0.02,
     )
-    return report(clients, frames=frames)
-
-
-def report(clients: Iterable[Client], *, frames: int) -> Report:
-    """Return what became of *clients*, each of which was to send *frames*."""
-    return Report(tuple(client.outcome for client in clients), frames)
+    return Report(tuple((client.outcome, n) for client, n in wanted.items()))

@@ -309,4 +309,4 @@ GOOD = Outcome("a", sent=5, right=5, wrong=0, foreign=0, partner="1.aa", dialled
     ids=["all well", "same server process", "an answer missing", "a wrong one", "another's"],
 )
 def test_a_report_is_good_only_if_everybody_got_their_own(other: Outcome, *, good: bool) -> None:
-    assert good is Report((GOOD, other), 5).good
+    assert good is Report(((GOOD, 5), (other, 5))).good
