@@ -1,0 +1,230 @@
+"""The ways through a router that are compared, each a `Lab`: namespaces, rules, peers, daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.programs import Peer
+from benchmarks.shell import BenchError, cpu_seconds, resident_kb, sh
+from benchmarks.topology import FIRST_CLIENTS, SERVERS, Topology
+
+CHECKOUT = Path(__file__).parent.parent
+READY_SECONDS = 30
+BANKS = 2  #: processes a side; 20,000 calls are 10,000 descriptors in each
+
+# What a router has anyway.
+ESTABLISHED = ("iptables -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",)
+MASQUERADE = "iptables -t nat -A POSTROUTING -o wan -j MASQUERADE"
+# Registers the NAT hooks and matches nothing.
+MASQUERADE_NOBODY = "iptables -t nat -A POSTROUTING -s 192.0.2.0/24 -o wan -j MASQUERADE"
+HELPER = "iptables -t raw -A PREROUTING -i lan -p tcp --dport 1723 -j CT --helper pptp"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way through the router: its name, its rules, and the daemon's data path if any."""
+
+    name: str
+    title: str
+    rules: tuple[str, ...] = ()
+    datapath: str | None = None
+    router: bool = True
+
+
+WIRE = Way("wire", "no router: generator and receiver only", router=False)
+PLAIN = Way("plain", "plain routing")
+TRACKED = Way(
+    "tracked", "plain routing, conntrack and NAT hooks", (*ESTABLISHED, MASQUERADE_NOBODY)
+)
+KERNEL = Way("helper", "kernel helper (nf_conntrack_pptp)", (*ESTABLISHED, MASQUERADE, HELPER))
+CONNTRACK = Way("conntrack", "pptp-nat, conntrack", (*ESTABLISHED, MASQUERADE), "conntrack")
+QUEUE = Way("queue", "pptp-nat, queue", (*ESTABLISHED, MASQUERADE), "queue")
+WAYS = (WIRE, PLAIN, TRACKED, KERNEL, CONNTRACK, QUEUE)
+
+
+_INSIDE = ("ip", "netns", "exec")
+_DYING_WITH_US = ("setpriv", "--pdeathsig", "TERM")
+
+
+class Daemon:
+    """pptp-nat in a router's namespace."""
+
+    def __init__(self, namespace: str, datapath: str, directory: Path) -> None:
+        directory.mkdir()
+        (directory / "state").mkdir()
+        self.socket = directory / "socket"
+        self._log = directory / "log"
+        config = directory / "config.toml"
+        config.write_text("")
+        words = ["run", "--config", str(config), "--socket", str(self.socket)]
+        words += ["--state-dir", str(directory / "state"), "--metrics", "off"]
+        words += ["--datapath", datapath, "--rules", "apply"]
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*_INSIDE, namespace, *_DYING_WITH_US, sys.executable, "-m", "pptp_nat", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=CHECKOUT,
+                start_new_session=True,
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        status = [sys.executable, "-m", "pptp_nat", "status", "--socket", str(self.socket)]
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                lines = self._log.read_text().strip().splitlines()
+                raise BenchError(f"pptp-nat ended at its start: {lines[-1] if lines else 'silent'}")
+            if self.socket.exists():
+                asked = subprocess.run(status, capture_output=True, cwd=CHECKOUT, check=False)
+                if asked.returncode == 0:
+                    return
+            time.sleep(0.1)
+        raise BenchError(f"pptp-nat was not ready within {READY_SECONDS} s")
+
+    @property
+    def pid(self) -> int:
+        """Return its process ID."""
+        return self.process.pid
+
+    def cpu(self) -> float:
+        """Return its CPU seconds so far."""
+        if self.process.poll() is not None:
+            lines = self._log.read_text().strip().splitlines()
+            raise BenchError(f"pptp-nat ended: {lines[-1] if lines else 'silent'}")
+        return cpu_seconds(self.pid)
+
+    def memory_kb(self) -> int:
+        """Return its resident memory in units of 1024 octets."""
+        return resident_kb(self.pid)
+
+    def settle(self, *, at_most: float = 20.0) -> None:
+        """Wait until it has nothing more to do."""
+        deadline = time.monotonic() + at_most
+        before = self.cpu()
+        while time.monotonic() < deadline:
+            time.sleep(0.1)
+            now = self.cpu()
+            if now - before < 0.005:
+                return
+            before = now
+
+    def close(self) -> None:
+        """Stop it in good order, or else at once."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(10)
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+class Bank:
+    """A client process, a server process and the table of the calls between them."""
+
+    def __init__(self, topology: Topology, number: int, build: Path, stack: ExitStack) -> None:
+        self.table = build / f"{topology.clients.namespace}-{number}.calls"
+        address = SERVERS[number]
+        here = str(self.table)
+        self.server = Peer(build / "server", topology.servers.namespace, here, address)
+        stack.callback(self.server.close)
+        first = FIRST_CLIENTS[number]
+        self.client = Peer(build / "client", topology.clients.namespace, here, first, address)
+        stack.callback(self.client.close)
+        self.up = 0  #: slots 0..up-1 hold calls
+
+    def grow(self, calls: int, inflight: int) -> None:
+        """Have *calls* calls up."""
+        missing = calls - self.up
+        if missing <= 0:
+            return
+        dialed = self.client.ask(f"dial {self.up} {missing} {inflight}")
+        self.up = calls
+        if dialed["wrong"] or dialed["failed"] > calls // 1000:
+            raise BenchError(
+                f"{self.client.name}: of {missing} set-ups {dialed['failed']} failed"
+                f" {dialed['stuck']}, {dialed['wrong']} had wrong numbers"
+            )
+
+
+class Lab:
+    """A way that is built and running, with peers on both sides."""
+
+    def __init__(self, way: Way, build: Path, *, suffix: str = "") -> None:
+        self.way = way
+        self._stack = ExitStack()
+        self.daemon: Daemon | None = None
+        try:
+            self.topology = Topology(way.name + suffix, with_router=way.router)
+            self._stack.callback(self.topology.close)
+            for rule in way.rules:
+                sh(*rule.split(), where=self.topology.router)
+            if way.datapath:
+                assert self.topology.router
+                self.daemon = Daemon(
+                    self.topology.router, way.datapath, build / self.topology.router
+                )
+                self._stack.callback(self.daemon.close)
+            self.banks = [Bank(self.topology, n, build, self._stack) for n in range(BANKS)]
+        except BaseException:
+            self.close()
+            raise
+
+    def grow(self, calls: int, inflight: int = 32) -> None:
+        """Have *calls* calls up, shared out evenly among the banks."""
+        for number, bank in enumerate(self.banks):
+            bank.grow((calls + BANKS - 1 - number) // BANKS, inflight)
+        self.settle()
+
+    def settle(self) -> None:
+        """Let the daemon finish what it has to do."""
+        if self.daemon:
+            self.daemon.settle()
+
+    def close(self) -> None:
+        """Stop the processes and remove the namespaces."""
+        self._stack.close()
+
+
+def reason_not_here(way: Way) -> str | None:
+    """Say why this machine cannot run *way*, or None."""
+    if way.datapath and not (CHECKOUT / "pptp_nat" / "daemon.py").exists():
+        return "pptp_nat/daemon.py is not in this checkout"
+    return None
+
+
+@contextlib.contextmanager
+def labs(
+    ways: Sequence[Way], build: Path, absent: dict[str, str], *, suffix: str = ""
+) -> Iterator[list[Lab]]:
+    """Build a lab for each way; one that cannot be built is noted in *absent* and left out."""
+    with ExitStack() as stack:
+        built = []
+        for way in ways:
+            reason = absent.get(way.name) or reason_not_here(way)
+            if not reason:
+                try:
+                    lab = Lab(way, build, suffix=suffix)
+                except BenchError as error:
+                    reason = str(error)
+                else:
+                    stack.callback(lab.close)
+                    built.append(lab)
+            if reason:
+                absent[way.name] = reason
+        yield built

@@ -1,0 +1,161 @@
+"""The targets, as a table: what is wanted, what was measured, met or not."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.spread import Spread, pairwise
+
+Sample = Mapping[str, Any]
+
+
+class Samples:
+    """All samples of a run, to be picked by what they say of themselves."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.all = samples
+
+    def pick(self, **wanted: object) -> list[Sample]:
+        """Return the samples that have all the *wanted* values."""
+        return [s for s in self.all if all(s.get(k) == v for k, v in wanted.items())]
+
+    def by_round(self, figure: str, **wanted: object) -> dict[int, float]:
+        """Return one figure of the samples that fit, by round."""
+        return {s["round"]: float(s[figure]) for s in self.pick(**wanted) if s.get(figure)}
+
+    def spread(self, figure: str, **wanted: object) -> Spread | None:
+        """Summarize one figure over the rounds, or return None if there are none."""
+        values = self.by_round(figure, **wanted)
+        return Spread.of(values.values()) if values else None
+
+    def distinct(self, key: str, **wanted: object) -> list[Any]:
+        """Return the values that *key* takes, in order."""
+        return sorted({s[key] for s in self.pick(**wanted)})
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One line of the verdict."""
+
+    subject: str
+    relation: str  #: "at least" or "below", with the bound
+    measured: Spread | None
+    bound: float
+    met: bool | None  #: None: not measured
+    unit: str = ""
+    note: str = ""
+
+    def as_dict(self) -> dict[str, object]:
+        """Return what goes into the JSON."""
+        return {
+            "subject": self.subject,
+            "wanted": self.relation,
+            "bound": self.bound,
+            "unit": self.unit,
+            "measured": self.measured.as_dict() if self.measured else None,
+            "met": self.met,
+            "note": self.note,
+        }
+
+
+Test = tuple[str, Callable[[float, float], bool]]
+AT_LEAST: Test = ("at least", operator.ge)
+AT_MOST: Test = ("at most", operator.le)
+BELOW: Test = ("below", operator.lt)
+
+
+def _judge(
+    subject: str, test: Test, bound: float, values: Sequence[float], unit: str = "", note: str = ""
+) -> Target:
+    word, holds = test
+    measured = Spread.of(values) if values else None
+    met = holds(measured.median, bound) if measured else None
+    return Target(subject, f"{word} {bound:,g}{unit}", measured, bound, met, unit, note)
+
+
+# Calls, and how many times cheaper than the kernel helper the conntrack path must be.
+AGAINST_HELPER = {1: 0.95, 1000: 5.0, 20000: 50.0}
+AGAINST_TRACKED = 1.10
+QUEUE_AGAINST_HELPER = 1.5
+QUEUE_PACKETS = 150_000
+SETUPS_AGAINST_HELPER = 0.5
+IDLE_MEGABYTES = 45.0
+OCTETS_PER_CALL = 1000.0
+
+
+def _calls(count: int) -> str:
+    return "1 call" if count == 1 else f"{count:,} calls"
+
+
+DIRECTION_NAMES = {"in": "inbound", "out": "outbound"}
+
+
+def evaluate(samples: Samples, measures: Sequence[str]) -> list[Target]:
+    """Judge every target of the chosen *measures*."""
+    parts = {"gre": _gre, "setup": _setup, "memory": _memory}
+    return [t for name, part in parts.items() if name in measures for t in part(samples)]
+
+
+def _gre(samples: Samples) -> Iterator[Target]:
+    def figure(name: str, way: str, calls: int, direction: str) -> dict[int, float]:
+        return samples.by_round(
+            name, measure="gre", way=way, calls=calls, direction=direction, size=64
+        )
+
+    def alone(above: str, below: str, calls: int, direction: str) -> str:
+        """Say the ratio without what generator and receiver cost in the same round."""
+        wire = figure("ns", "wire", calls, direction)
+        rest = [
+            {r: ns - wire[r] for r, ns in figure("ns", way, calls, direction).items() if r in wire}
+            for way in (above, below)
+        ]
+        ratios = pairwise(*rest)
+        return f"router alone {Spread.of(ratios).median:.2f}" if ratios else ""
+
+    for calls, bound in AGAINST_HELPER.items():
+        for direction, name in DIRECTION_NAMES.items():
+            costs = figure("ns", "conntrack", calls, direction)
+            ratios = pairwise(figure("ns", "helper", calls, direction), costs)
+            subject = f"conntrack: packets/s to helper's, {_calls(calls)}, {name}"
+            note = alone("helper", "conntrack", calls, direction)
+            yield _judge(subject, AT_LEAST, bound, ratios, note=note)
+    for calls in AGAINST_HELPER:
+        for direction, name in DIRECTION_NAMES.items():
+            costs = figure("ns", "conntrack", calls, direction)
+            ratios = pairwise(costs, figure("ns", "tracked", calls, direction))
+            subject = f"conntrack: cost to tracked routing's, {_calls(calls)}, {name}"
+            note = alone("conntrack", "tracked", calls, direction)
+            yield _judge(subject, AT_MOST, AGAINST_TRACKED, ratios, note=note)
+    for direction, name in DIRECTION_NAMES.items():
+        rates = figure("wall_pps", "queue", 1000, direction)
+        ratios = pairwise(rates, figure("wall_pps", "helper", 1000, direction))
+        subject = f"queue: packets/s to helper's, 1,000 calls, {name}"
+        yield _judge(subject, AT_LEAST, QUEUE_AGAINST_HELPER, ratios)
+        subject = f"queue: packets/s, 64 octets, 1,000 calls, {name}"
+        yield _judge(subject, AT_LEAST, QUEUE_PACKETS, list(rates.values()))
+
+
+def _setup(samples: Samples) -> Iterator[Target]:
+    for way in ("conntrack", "queue"):
+        for calls in samples.distinct("calls", measure="setup") or [0]:
+            wanted = {"measure": "setup", "calls": calls}
+            ratios = pairwise(
+                samples.by_round("per_second", way=way, **wanted),
+                samples.by_round("per_second", way="helper", **wanted),
+            )
+            subject = f"{way}: set-ups/s to helper's, {calls:,} calls up"
+            yield _judge(subject, AT_LEAST, SETUPS_AGAINST_HELPER, ratios)
+
+
+def _memory(samples: Samples) -> Iterator[Target]:
+    for way in ("conntrack", "queue"):
+        octets = {s["calls"]: s["rss_kb"] * 1024 for s in samples.pick(measure="memory", way=way)}
+        idle = [octets[0] / 1e6] if octets else []
+        yield _judge(f"{way}: memory idle", BELOW, IDLE_MEGABYTES, idle, " MB")
+        most = max(octets, default=0)
+        per_call = [(octets[most] - octets[0]) / most] if most else []
+        subject = f"{way}: memory per further call, up to {most:,}"
+        yield _judge(subject, BELOW, OCTETS_PER_CALL, per_call, " octets")
