@@ -143,8 +143,6 @@ class Stream:
         old = min(-ahead, len(octets))
         if old == 0:
             return self._advance(octets, 0, reader, limit)
-        if ahead == -1 and len(octets) == 1:
-            return Progress.PASS, _NO_EDITS  # keep-alive (RFC 9293 section 3.8.4), not data
         if self.floor is not None and _ahead(self.floor, sequence) < 0:
             reader.oddity("retransmission_too_old")
             return Progress.DROP, _NO_EDITS
@@ -162,9 +160,11 @@ class Stream:
         assert self.next is not None
         first = _ahead(sequence, self.next) - len(self.history)  # where history begins in octets
         begin = max(first, 0)
-        known = self.history[begin - first :][: len(octets) - begin]
+        known = self.history[begin - first :][: max(len(octets) - begin, 0)]
         if known != octets[begin : begin + len(known)]:
-            reader.oddity("conflicting_overlap")
+            # A keep-alive's one octet is no data and may be anything (RFC 9293 section 3.8.4).
+            if len(octets) > 1 or _ahead(sequence, self.next) > 1:
+                reader.oddity("conflicting_overlap")
             edits.append(Edit(begin, known))
         for at_sequence, value in _OVERLAY.iter_unpack(self.overlays):
             at = _ahead(sequence, at_sequence)
