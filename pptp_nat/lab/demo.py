@@ -96,7 +96,8 @@ class _Demo:
             with daemon(lab, datapath=self._datapath) as running:
                 good = self._show(lab, loop, running)
                 if keep:
-                    self._wait(lab, loop, running)
+                    with contextlib.suppress(KeyboardInterrupt):
+                        self._wait(lab, loop, running)
                 self._step("removing everything")
         print(f"\n{good[1]}", flush=True)
         return 0 if good[0] else 1
@@ -135,8 +136,7 @@ class _Demo:
             "Enter or Ctrl-C ends it.",
             flush=True,
         )
-        with contextlib.suppress(KeyboardInterrupt):
-            _until_enter(loop, self._calls)
+        _until_enter(loop, self._calls)
 
 
 def _expect(loop: Loop, done: Callable[[], bool], what: str) -> None:

@@ -260,5 +260,5 @@ def _counts(here: World, chain: str) -> dict[int, int]:
     listing = here.lab.run(
         here.lab.router, ["iptables", "-t", "mangle", "-L", chain, "-v", "-x", "-n"]
     )
-    rows = [line.split() for line in listing.stdout.splitlines() if "match 0x" in line]
+    rows = [line.split() for line in listing.stdout.splitlines() if "mark match" in line]
     return {int(row[-1].partition("/")[0], 16): int(row[0]) for row in rows}
