@@ -75,6 +75,7 @@ class Dialogue:
         self._now = 0.0
         self.observed = False  #: whether `MessageSeen` events are wanted
         self.released: list[Released] = []
+        self.holds: dict[Held, float] = {}  #: packets that wait, and until when
         self._connection: Connection
         self._sender = Party.ORIGINATOR
         self._effects: dict[MessageType, Callable[[MessageType, bytes], None]] = {
@@ -224,7 +225,17 @@ class Dialogue:
         stream = self._connection.streams[self._sender]
         held, stream.held = stream.held, None
         assert isinstance(held, Held)
+        del self.holds[held]
         self.released.append(held.release(octet))
+
+    def abandon(self) -> None:
+        """Keep back the numbers chosen for a message whose end will not be seen."""
+        connection, sender, book = self._connection, self._sender, self._book
+        for party, own in list(connection.fresh or ()):
+            if party is sender:
+                seen = book.take_fresh(connection, party, own)
+                assert seen is not None
+                book.bindings.release(connection.pair(party), seen, self._now)
 
     def oddity(self, slug: str) -> None:
         """Count and tell a departure from the RFC."""

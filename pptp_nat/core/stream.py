@@ -13,7 +13,8 @@ A segment is split at `next`, the first sequence number not yet seen:
                  same overlays again
     new octets   go through the framer, which finds the messages and asks the
                  `Reader` for the number of each call-ID field
-    a gap        is refused: TCP sends again, in order
+    a gap        is refused: TCP sends again, in order, unless the receiver says that
+                 it has what is missing: then it went another way
 
 A field cut between its two octets must not wait for the second: a sender that
 follows Nagle's algorithm sends that only when the first is acknowledged.  The
@@ -78,6 +79,9 @@ class Reader(Protocol):
     def release(self, octet: int) -> None:
         """Let the held packet go; its last octet becomes *octet*."""
 
+    def abandon(self) -> None:
+        """Take note that the message under way will never be whole."""
+
     def oddity(self, slug: str) -> None:
         """Count a departure from the RFC or from TCP's order."""
 
@@ -99,7 +103,9 @@ def _ahead(of: int, number: int) -> int:
 class Stream:
     """The octets that one party sends on a control connection."""
 
-    __slots__ = ("cut", "floor", "head", "held", "history", "next", "overlays", "synced")
+    __slots__ = (
+        "beyond", "cut", "floor", "head", "held", "history", "next", "overlays", "synced",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.next: int | None = None  #: sequence number of the next new octet
@@ -108,6 +114,7 @@ class Stream:
         self.history = b""  #: octets as they came, unacknowledged, up to `next`
         self.overlays = b""  #: `_OVERLAY` records, oldest first
         self.floor: int | None = None  #: overlays before this sequence number were evicted
+        self.beyond: int | None = None  #: what the receiver says to have, if it is more than we saw
         #: what the last octet of `head` became, if it is the first of a cut field
         self.cut: int | None = None
         self.held: object = None  #: the packet that waits for a cut field, as the caller knows it
@@ -136,10 +143,11 @@ class Stream:
             self.next = sequence
         ahead = _ahead(self.next, sequence)
         if ahead > 0:
-            if self.synced:
+            if self.synced and (self.beyond is None or _ahead(sequence, self.beyond) < 0):
                 reader.oddity("gap")
                 return Progress.DROP, _NO_EDITS
-            self.next, self.head, self.history, ahead = sequence, b"", b"", 0
+            self._skip(sequence, reader)
+            ahead = 0
         old = min(-ahead, len(octets))
         if old == 0:
             return self._advance(octets, 0, reader, limit)
@@ -153,6 +161,15 @@ class Stream:
         elif self.held is not None and ahead + old == 0:
             return Progress.DROP, _NO_EDITS  # its first copy is held and will be let go
         return progress, self._repeated(sequence, octets[:old], reader) + edits
+
+    def _skip(self, sequence: int, reader: Reader) -> None:
+        """Go on at *sequence*: what comes before it went another way."""
+        if self.held is not None:
+            assert self.cut is not None
+            reader.release(self.cut)
+        reader.abandon()
+        self.next, self.synced = sequence, False
+        self.head, self.history, self.cut = b"", b"", None
 
     def _repeated(self, sequence: int, octets: bytes, reader: Reader) -> list[Edit]:
         """Return the edits that make old *octets* what they were the first time."""
@@ -224,8 +241,8 @@ class Stream:
                 reader.message(head, octets[start : start + head.length])
                 start += head.length
         except ExhaustedError:
-            if start > have:  # what came before the refused message is not sent twice
-                self._commit(new[: start - have], b"", limit)
+            # What came before the refused message is not read twice.
+            self._commit(new[: max(start - have, 0)], octets[start:have], limit)
             raise
         self._commit(new, octets[start:], limit)
         return progress, edits
@@ -278,8 +295,10 @@ class Stream:
         if self.next is None:
             return
         unacknowledged = _ahead(number, self.next)
-        if unacknowledged < 0:  # octets that we never saw: only a boundary can tell where we are
-            self.next, self.synced, self.head, self.history = number, False, b"", b""
+        # The end of a stream (FIN) is acknowledged like an octet; an old connection's late
+        # segment acknowledges anything.  So this alone changes nothing.
+        self.beyond = number if unacknowledged < 0 else None
+        if unacknowledged < 0:
             return
         if unacknowledged < len(self.history):
             self.history = self.history[len(self.history) - unacknowledged :]

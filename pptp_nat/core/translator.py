@@ -71,7 +71,7 @@ class Translator:
         self._locate = locate
         self._dialogue = Dialogue(self.book)
         self._half_open: dict[bytes, int] = {}  # 12 octets of the opener's flow -> its first octet
-        self._holds: dict[Held, float] = {}
+        self._holds = self._dialogue.holds
         self._next_sweep: float | None = None
 
     @property
@@ -297,10 +297,10 @@ class Translator:
         for held in [held for held, due in self._holds.items() if due <= now]:
             del self._holds[held]
             stream = held.connection.streams[held.sender]
-            if stream.held is held:
-                assert stream.cut is not None
-                stream.held = None
-                outcome.released.append(held.release(stream.cut))
+            assert stream.held is held
+            assert stream.cut is not None
+            stream.held = None
+            outcome.released.append(held.release(stream.cut))
         self.book.tick(now)
         if self._next_sweep is not None and self._next_sweep <= now:
             self._next_sweep = now + _SWEEP_SECONDS
