@@ -234,11 +234,11 @@ def is_boundary(octets: bytes, at: int = 0) -> bool:
     return message_type == CONTROL and (control_type, length) in _FRAMES
 
 
-def find_boundary(octets: bytes) -> int | None:
-    """Return where the first certain message boundary lies in *octets*, if anywhere."""
-    at = octets.find(MAGIC_OCTETS)
+def find_boundary(octets: bytes, start: int = 0) -> int | None:
+    """Return where the first certain message boundary at or after *start* lies, if anywhere."""
+    at = octets.find(MAGIC_OCTETS, start + 4)
     while at != -1:
-        if at >= 4 and is_boundary(octets, at - 4):
+        if is_boundary(octets, at - 4):
             return at - 4
         at = octets.find(MAGIC_OCTETS, at + 1)
     return None

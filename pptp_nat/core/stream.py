@@ -39,7 +39,9 @@ from pptp_nat.core.messages import HEADER, LAYOUTS, Frame, MessageType, find_bou
 from pptp_nat.core.packet import SEQUENCE_MASK, Edit
 from pptp_nat.errors import ExhaustedError, WireError
 
-_OVERLAYS: Final = 512  #: overlays kept while unacknowledged, 6 octets each
+#: Overlays kept while unacknowledged, 6 octets each: a window of 64 KiB full of the shortest
+#: messages.  What is older is dropped if it comes again, since it cannot be translated.
+_OVERLAYS: Final = 4096
 _OVERLAYS_ACKNOWLEDGED: Final = 8  #: kept after that, for a retransmission nobody needed
 _OVERLAY: Final = struct.Struct("!IH")  #: sequence number of a field, its value
 _FIELDS: Final = {kind: layout.fields for kind, layout in LAYOUTS.items()}
@@ -208,12 +210,12 @@ class Stream:
         try:
             while True:
                 if not self.synced:
-                    boundary = find_boundary(octets[start:])
+                    boundary = find_boundary(octets, start)
                     if boundary is None:
                         start = max(len(octets) - HEADER.size + 1, start)
                         break
                     self.synced = True
-                    start += boundary
+                    start = boundary
                 if len(octets) - start < HEADER.size:
                     break
                 try:
@@ -304,12 +306,14 @@ class Stream:
             self.history = self.history[len(self.history) - unacknowledged :]
         if self.floor is not None and _ahead(self.floor, number) >= 0:
             self.floor = None
-        keep = _OVERLAYS_ACKNOWLEDGED * _OVERLAY.size
-        while len(self.overlays) > keep:
-            (oldest, _) = _OVERLAY.unpack_from(self.overlays)
+        done, most = 0, len(self.overlays) - _OVERLAYS_ACKNOWLEDGED * _OVERLAY.size
+        while done < most:
+            (oldest, _) = _OVERLAY.unpack_from(self.overlays, done)
             if _ahead(number, oldest) >= 0:
                 break
-            self.overlays = self.overlays[_OVERLAY.size :]
+            done += _OVERLAY.size
+        if done:
+            self.overlays = self.overlays[done:]
 
     def settle(self) -> None:
         """Let go of the octets of a stream that has been quiet for long; overlays stay."""
