@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from pptp_nat.sockets import Access
 
-CHUNK: Final = 64 << 10  #: octets of a long answer that are encoded at a time
+CHUNK: Final = 16 << 10  #: octets of a long answer that are encoded at a time: about 1 ms
 BACKLOG: Final = 1 << 20  #: octets of events that wait for one subscriber
 PLACES: Final = 64  #: clients at a time
 PATIENCE: Final = 30.0  #: seconds without progress after which a client may be replaced

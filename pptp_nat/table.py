@@ -222,10 +222,10 @@ def call_json(row: CallRow) -> dict[str, Any]:
         "state": row.state,
         "role": row.role,
         "direction": row.direction,
-        "inside": row.inside._asdict(),
-        "external": row.external._asdict(),
-        "remote": row.remote._asdict(),
-        "control": row.control._asdict(),
+        "inside": _side_json(row.inside),
+        "external": _side_json(row.external),
+        "remote": _side_json(row.remote),
+        "control": dict(zip(ControlEnds._fields, row.control, strict=True)),
         "created": row.created,
         "up_since": row.up_since,
         "setup_seconds": row.setup_seconds,
@@ -235,7 +235,7 @@ def call_json(row: CallRow) -> dict[str, Any]:
             "to_inside": {"packets": row.to_inside.packets, "bytes": row.to_inside.octets},
         },
         "mark": row.mark,
-        "result": row.result._asdict(),
+        "result": {"code": row.result.code, "text": row.result.text},
     }
 
 
@@ -246,7 +246,7 @@ def call_item(row: CallRow) -> dict[str, Any]:
 
 def call_row(item: Mapping[str, Any]) -> CallRow:
     """Return the row that `call_item` made *item* of.  Unknown keys are left aside."""
-    counters = item["counters"]
+    counters, control = item["counters"], item["control"]
     return CallRow(
         id=item["id"],
         state=item["state"],
@@ -255,7 +255,7 @@ def call_row(item: Mapping[str, Any]) -> CallRow:
         inside=_side(item["inside"]),
         external=_side(item["external"]),
         remote=_side(item["remote"]),
-        control=ControlEnds(*(item["control"][name] for name in ControlEnds._fields)),
+        control=ControlEnds(control["src"], control["sport"], control["dst"], control["dport"]),
         created=item["created"],
         up_since=item["up_since"],
         setup_seconds=item["setup_seconds"],
@@ -296,6 +296,10 @@ def connection_row(item: Mapping[str, Any]) -> ConnectionRow:
         calls=item["calls"],
         age=item["age"],
     )
+
+
+def _side_json(side: Side) -> dict[str, Any]:
+    return {"address": side.address, "call_id": side.call_id}
 
 
 def _side(item: Mapping[str, Any]) -> Side:
