@@ -8,6 +8,7 @@ is imported when the command runs, so that a question costs no kernel library.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import sys
@@ -29,7 +30,7 @@ INTERRUPTED: Final = 130  #: 128 and SIGINT
 
 DATAPATHS: Final = ("auto", "conntrack", "queue")
 SHORTEST_WATCH: Final = 0.1  #: seconds
-MOST_CLIENTS: Final = 200  #: of the demo: one network namespace each
+MOST_CLIENTS: Final = 50  #: of the demo: one network namespace each
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _say(f"pptp-nat: Python package {error.name} is missing: install it", FAILED)
     except OSError as error:
+        if error.filename is None:
+            _let_go_of_stdout()
         return _say(f"pptp-nat: {error.filename or 'output'}: {error.strerror}", FAILED)
     return code
 
@@ -73,10 +76,12 @@ def _say(text: str, code: int) -> int:
 
 
 def _let_go_of_stdout() -> None:
-    """Keep the interpreter from writing to the broken pipe once more when it ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    """Keep the interpreter from writing once more, when it ends, to what failed."""
+    with contextlib.suppress(OSError):  # no file is behind it, where somebody else calls main()
+        stdout = sys.stdout.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stdout)
+        os.close(nowhere)
 
 
 class _Parser(argparse.ArgumentParser):

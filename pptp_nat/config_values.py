@@ -215,7 +215,7 @@ def endpoint_or_off(value: object) -> Endpoint | None:
         address = None
     if not isinstance(address, kind):
         raise Unfit(f"{shown(value)} has no address to listen on", instead)
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 1 << 16):  # noqa: PLR2004  digits of 65535
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 1 << 16):
         raise Unfit(f"{shown(value)} has no port from 1 to 65535", instead)
     return Endpoint(str(address), int(port))
 
