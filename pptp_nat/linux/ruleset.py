@@ -1,0 +1,152 @@
+"""The firewall rules that bring packets to the daemon: show, check, apply and remove them.
+
+Two backends say the same: `pptp_nat.linux.ruleset_iptables` and
+`pptp_nat.linux.ruleset_nftables`.  Here is what they have in common.  Where a
+packet is queued, and why there, is told in ``rules/README.md``.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import NamedTuple
+
+from pptp_nat.errors import AdapterError
+from pptp_nat.linux import ruleset_iptables, ruleset_iptables_kernel, ruleset_nftables
+from pptp_nat.linux.ruleset_settings import APPLY, Backend, Features, RuleSettings
+
+__all__ = [
+    "Backend",
+    "BackendChoice",
+    "Features",
+    "RuleSettings",
+    "apply",
+    "backend_choice",
+    "check",
+    "choose_backend",
+    "probe_features",
+    "remove",
+    "render",
+    "stray_drops",
+]
+
+
+class BackendChoice(NamedTuple):
+    """The backend to use, and why: one line for people."""
+
+    backend: Backend
+    reason: str
+
+
+def backend_choice() -> BackendChoice:
+    """Return the backend that works here: nftables where it can queue packets, else iptables.
+
+    Raises:
+        AdapterError: neither can.
+    """
+    complaint = ruleset_nftables.probe_queue()
+    if not complaint:
+        return BackendChoice(Backend.NFTABLES, "nftables: its queue statement works here")
+    if ruleset_iptables_kernel.probe().nfqueue:
+        return BackendChoice(
+            Backend.IPTABLES, f"iptables: nftables cannot queue packets here ({complaint})"
+        )
+    raise AdapterError(
+        f"queueing packets to user space (nft: {complaint}; iptables has no NFQUEUE)",
+        errno.EOPNOTSUPP,
+        mend="be root and load nft_queue or xt_NFQUEUE; OpenWrt: install kmod-nft-queue",
+    )
+
+
+def choose_backend() -> Backend:
+    """Return the backend that works here; `backend_choice` says why as well.
+
+    Raises:
+        AdapterError: none does.
+    """
+    return backend_choice().backend
+
+
+def probe_features() -> Features:
+    """Return what the firewall's tools can do here.  Needs CAP_NET_ADMIN, changes nothing."""
+    features = ruleset_iptables_kernel.probe()
+    return Features(
+        nfqueue=features.nfqueue,
+        bpf=features.bpf,
+        u32=features.u32,
+        addrtype=features.addrtype,
+        nft_queue=not ruleset_nftables.probe_queue(),
+    )
+
+
+def render(settings: RuleSettings, backend: Backend, features: Features | None = None) -> str:
+    """Return the rules as the backend's own tool reads them, with comments for people.
+
+    *features* left out stands for an ordinary router, whatever this one can do.
+
+    Raises:
+        AdapterError: something that the data path cannot do without is missing.
+    """
+    if backend is Backend.NFTABLES:
+        return ruleset_nftables.render(settings)
+    return ruleset_iptables.render(settings, features or Features())
+
+
+def check(settings: RuleSettings, backend: Backend) -> list[str]:
+    """Return what is wrong, one line each; empty: all in place, and first in their chains.
+
+    Raises:
+        AdapterError: the rules in place cannot be read.
+    """
+    if backend is Backend.NFTABLES:
+        problems = ruleset_nftables.check(settings)
+        other = "iptables" if ruleset_iptables_kernel.present() else ""
+    else:
+        problems = ruleset_iptables_kernel.check(settings)
+        other = "nftables" if ruleset_nftables.present() else ""
+    if other:
+        problems.append(
+            f"the {other} rules are in place as well: packets would be queued twice; {APPLY}"
+        )
+    return problems
+
+
+def apply(settings: RuleSettings, backend: Backend, features: Features | None = None) -> None:
+    """Put the rules in place, first in their chains; ours of other settings go.
+
+    *features* left out are probed.  The other backend's rules go first: a packet
+    that is queued twice would be translated twice.
+
+    Raises:
+        AdapterError: refused, or something that the data path needs is missing.
+    """
+    if backend is Backend.NFTABLES:
+        ruleset_iptables_kernel.remove()
+        ruleset_nftables.apply(settings)
+    else:
+        features = features or ruleset_iptables_kernel.probe()
+        ruleset_iptables.plan(settings, features)  # may raise: before anything is touched
+        ruleset_nftables.remove()
+        ruleset_iptables_kernel.apply(settings, features)
+
+
+def remove(backend: Backend | None = None) -> None:
+    """Leave nothing of ours behind, of *backend* or of both, whatever settings it came from.
+
+    Raises:
+        AdapterError: refused.
+    """
+    if backend is not Backend.NFTABLES:
+        ruleset_iptables_kernel.remove()
+    if backend is not Backend.IPTABLES:
+        ruleset_nftables.remove()
+
+
+def stray_drops(backend: Backend) -> int | None:
+    """Return how many GRE packets of no call were dropped; None where no rule counts them.
+
+    Raises:
+        AdapterError: the rules in place cannot be read.
+    """
+    if backend is Backend.NFTABLES:
+        return ruleset_nftables.stray_drops()
+    return ruleset_iptables_kernel.stray_drops()
