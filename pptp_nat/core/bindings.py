@@ -27,7 +27,7 @@ Limit: 65,535 numbers per pair.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -98,7 +98,7 @@ class Bindings:
         quarantine: seconds that a released number is kept back.
     """
 
-    __slots__ = ("_draw", "_pools", "_waiting", "preserve", "quarantine")
+    __slots__ = ("_draw", "_pools", "_shares", "_waiting", "preserve", "quarantine")
 
     def __init__(
         self, draw: Callable[[], int], *, preserve: bool = False, quarantine: float = 60.0
@@ -106,6 +106,7 @@ class Bindings:
         self._draw = draw
         self._pools: dict[Pair, _Pool] = {}
         self._waiting: deque[tuple[float, Pair, int]] = deque()
+        self._shares: Counter[tuple[Pair, int]] = Counter()  # owners of each shared number
         self.preserve = preserve
         self.quarantine = quarantine
 
@@ -167,21 +168,36 @@ class Bindings:
         pool.take(number)
         return number
 
-    def claim(self, pair: Pair, number: int) -> bool:
+    def claim(self, pair: Pair, number: int, *, shared: bool = False) -> bool:
         """Take *number* as it is, for a host whose numbers we do not choose.
 
         Returns whether nobody else has it.  A number in quarantine is claimed out
-        of it; 0 is never given to anyone, so it needs no claim.
+        of it; 0 is never given to anyone, so it needs no claim.  A *shared* claim
+        stands beside others: a host that dials again may use the number of its
+        old call, which is not over yet.
         """
         if number == 0:
             return True
-        pool = self._pools.get(pair)
-        if pool is None:
-            pool = self._pools[pair] = _Pool()
-        if not pool.has(number):
-            pool.take(number)
+        if not shared or not self._shares[pair, number]:
+            pool = self._pools.get(pair)
+            if pool is None:
+                pool = self._pools[pair] = _Pool()
+            if not pool.has(number):
+                pool.take(number)
+            elif not self.keep(pair, number):
+                return False
+        if shared:
+            self._shares[pair, number] += 1
+        return True
+
+    def _is_shared(self, pair: Pair, number: int) -> bool:
+        """Give one share in *number* back; whether others have one still."""
+        left = self._shares[pair, number] - 1
+        if left > 0:
+            self._shares[pair, number] = left
             return True
-        return self.keep(pair, number)
+        self._shares.pop((pair, number), None)
+        return False
 
     def has(self, pair: Pair, number: int) -> bool:
         """Whether *number* is taken or kept back."""
@@ -198,11 +214,13 @@ class Bindings:
 
     def release(self, pair: Pair, number: int, now: float) -> None:
         """Put *number* into quarantine."""
+        if self._is_shared(pair, number):
+            return
         self._waiting.append((now + self.quarantine, pair, number))
 
     def drop(self, pair: Pair, number: int) -> None:
         """Free *number* at once: no GRE can have used it."""
-        if number == 0:
+        if number == 0 or self._is_shared(pair, number):
             return
         pool = self._pools[pair]
         pool.free(number)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import enum
 from collections import Counter, OrderedDict, deque
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from pptp_nat.core.bindings import Bindings
 from pptp_nat.core.calls import NOBODY, Call, Connection
@@ -19,6 +20,8 @@ from pptp_nat.core.messages import MessageType
 from pptp_nat.core.states import Answer, CallState, ControlState, End, TcpEnd, control_after
 from pptp_nat.core.tuples import Party
 
+_T = TypeVar("_T", bound=Hashable)
+_SHARED: Final = 256  #: different values that are shared
 LIVE: Final = frozenset((CallState.REQUESTED, CallState.ANSWERED, CallState.UP))
 
 
@@ -76,11 +79,19 @@ class Book:
         self.ends: Counter[End] = Counter()
         self.events: list[Event] = []  #: of the packet or tick under way
         self._last_id = 0
+        self._shared: dict[Any, Any] = {}
 
     def next_id(self) -> int:
         """Return a new identity for a call or connection."""
         self._last_id += 1
         return self._last_id
+
+    def one_for_all(self, value: _T) -> _T:
+        """Return the one copy of *value*, of which thousands of connections have a handful."""
+        if len(self._shared) >= _SHARED:
+            self._shared.clear()
+        shared: _T = self._shared.setdefault(value, value)
+        return shared
 
     def reserve_ids(self, highest: int) -> None:
         """Never give an identity up to *highest* again."""
@@ -88,6 +99,7 @@ class Book:
 
     def open_connection(self, connection: Connection) -> None:
         """Take a new connection in."""
+        connection.share(self.one_for_all)
         self.connections[connection.key] = connection
         self.events.append(ConnectionChanged(connection, None))
 
@@ -120,23 +132,36 @@ class Book:
         assert call.end is not None
         self.ends[call.end] += 1
         del self.calls[call.id]
-        connection = call.connection
         for party in Party:
-            if call.own[party] == NOBODY:
-                continue
-            if (leg := call.leg(party)) is not None:
-                self.events.append(LegDown(call, party, leg))
-            if connection.chooses(party) or connection.claims(party):
-                self.bindings.release(connection.pair(party), call.seen[party], now)
+            if call.own[party] != NOBODY:
+                self._withdraw(call, party, now)
         self.retired.append((now + self.settings.quarantine, call))
 
-    def number(self, call: Call, party: Party, own: int, seen: int) -> None:
-        """Note *party*'s number and have its GRE carried."""
-        call.give(party, own, seen)
-        call.connection.index(call)
+    def _withdraw(self, call: Call, party: Party, now: float) -> None:
+        """Have GRE towards *party* no longer carried and its number kept back."""
+        connection = call.connection
+        if (leg := call.leg(party)) is not None:
+            self.events.append(LegDown(call, party, leg))
+        if connection.chooses(party) or connection.claims(party):
+            self.bindings.release(connection.pair(party), call.seen[party], now)
+
+    def number(self, call: Call, party: Party, own: int, seen: int, now: float) -> None:
+        """Note *party*'s number and have its GRE carried; a number that it had before goes."""
+        if call.own[party] != NOBODY:
+            self._withdraw(call, party, now)
+        call.connection.renumber(call, party, own, seen)
         # The other party's number does not matter for this leg: it is complete.
         if (leg := call.leg(party)) is not None:
             self.events.append(LegUp(call, party, leg, call.connection.mark))
+
+    def hand_over(self, holder: Call, call: Call, party: Party, now: float) -> None:
+        """Make *party*'s number of *holder* that of *call*; *holder* is over."""
+        own, seen = holder.own[party], holder.seen[party]
+        if (leg := holder.leg(party)) is not None:
+            self.events.append(LegDown(holder, party, leg))
+        holder.connection.renumber(holder, party, NOBODY, NOBODY)
+        self.finish(holder, End.REPLACED, now)
+        self.number(call, party, own, seen, now)
 
     def take_fresh(self, connection: Connection, party: Party, own: int) -> int | None:
         """Return the number chosen for the message that is now complete, once."""

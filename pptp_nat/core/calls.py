@@ -12,8 +12,9 @@ several values share a life, and an index only when a connection has many calls.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+import struct
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, Final
 
 from pptp_nat.core.bindings import Pair
 from pptp_nat.core.states import CallState, ControlState, End
@@ -21,15 +22,17 @@ from pptp_nat.core.stream import Stream
 from pptp_nat.core.tuples import Address, Flow, Leg, Party, Placement, Seat
 
 NOBODY: Final = -1  #: in place of a call ID that is not known yet
-_FEW: Final = 8  #: calls that are found by looking at each
+_NUMBERS: Final = struct.Struct("=4i")
+_NO_NUMBERS: Final = _NUMBERS.pack(NOBODY, NOBODY, NOBODY, NOBODY)
+_FEW: Final = 4  #: calls that are found by looking at each
 
 
 class Call:
     """One call.  `state` is written by `pptp_nat.core.dialogue` only, from the table."""
 
     __slots__ = (
-        "codes", "connection", "created", "end", "id", "last_gre",
-        "own", "packets", "pns", "requester", "seen", "state", "up_since",
+        "_numbers", "codes", "connection", "created", "end", "id", "last_gre",
+        "packets", "pns", "requester", "state", "up_since",
     )  # fmt: skip
 
     def __init__(
@@ -47,13 +50,25 @@ class Call:
         self.end: End | None = None
         #: (message type, result, error, cause) of the message that refused or ended it
         self.codes: tuple[int, int, int, int] | None = None
-        self.own: tuple[int, int] = (NOBODY, NOBODY)  #: by party
-        self.seen: tuple[int, int] = (NOBODY, NOBODY)  #: by party
+        self._numbers = _NO_NUMBERS  # own, own, seen, seen; packed, they take a quarter
+
+    @property
+    def own(self) -> tuple[int, int]:
+        """The parties' own numbers, by party."""
+        first, second, _, _ = _NUMBERS.unpack(self._numbers)
+        return first, second
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """What the other party knows them as, by party."""
+        _, _, first, second = _NUMBERS.unpack(self._numbers)
+        return first, second
 
     def give(self, party: Party, own: int, seen: int) -> None:
         """Note the number of *party* and what the other party knows it as."""
-        self.own = (self.own[0], own) if party else (own, self.own[1])
-        self.seen = (self.seen[0], seen) if party else (seen, self.seen[1])
+        numbers = list(_NUMBERS.unpack(self._numbers))
+        numbers[party], numbers[2 + party] = own, seen
+        self._numbers = _NUMBERS.pack(*numbers)
 
     def leg(self, party: Party) -> Leg | None:
         """Return the leg that carries GRE towards *party*.
@@ -71,32 +86,79 @@ class Call:
         )  # fmt: skip
 
 
+class _Index:
+    """The calls of a connection that has many, by their numbers."""
+
+    __slots__ = ("blocks", "by_number", "calls")
+
+    def __init__(self) -> None:
+        self.calls: dict[int, Call] = {}
+        self.by_number: dict[int, Call] = {}
+        #: (party, high octet of own) -> high octet of seen; kept when calls end
+        self.blocks: dict[tuple[Party, int], int] = {}
+
+    def note(self, call: Call) -> None:
+        """Make *call* findable by the numbers it has now."""
+        self.calls[call.id] = call
+        for party in Party:
+            if call.own[party] != NOBODY:
+                self.blocks[party, call.own[party] >> 8] = call.seen[party] >> 8
+        for key in _index_keys(call):
+            self.by_number[key] = call
+
+    def drop(self, call: Call) -> None:
+        """Forget *call*."""
+        del self.calls[call.id]
+        for key in _index_keys(call):
+            if self.by_number.get(key) is call:
+                del self.by_number[key]
+
+
 class Connection:
     """One control connection: its place, its two streams and its calls."""
 
     __slots__ = (
-        "_addresses", "by_number", "calls", "created", "fresh", "id", "is_local", "key",
-        "last_message", "mark", "names", "passive", "state", "streams",
+        "_few", "_many", "_originators", "_responders", "_seen_as", "created", "fresh", "id",
+        "is_local", "key", "last_message", "mark", "names", "passive", "state",
     )  # fmt: skip
 
     def __init__(self, number: int, placement: Placement, now: float, *, is_local: bool) -> None:
         self.id = number
         self.key = flow_key(placement.flow)
-        self._addresses = placement.originator.seen_as + placement.responder.seen_as
+        #: by party, what it is seen as; None: as its own address
+        self._seen_as: tuple[Address | None, ...] = tuple(
+            seat.seen_as if seat.inside else None
+            for seat in (placement.originator, placement.responder)
+        )
         self.mark = placement.mark
         self.is_local = is_local  #: one party is this router itself
         #: why its octets pass untouched for good, if they do
         self.passive = "kernel_helper" if placement.helper else None
         self.state = ControlState.OPENING
-        self.streams = (Stream(), Stream())  #: by sending party
-        self.calls: list[Call] = []
-        self.by_number: dict[int, Call] | None = None  # made when calls are many
+        self._originators = Stream()
+        self._responders = Stream()
+        self._few: tuple[Call, ...] = ()  # in place of `_many`
+        self._many: _Index | None = None
         #: numbers chosen for a message that is not complete yet: (party, own) -> seen
         self.fresh: dict[tuple[Party, int], int] | None = None
         #: what Start-Control-Connection said of each party: host, vendor
         self.names: tuple[str | None, ...] | None = None
         self.created = now
         self.last_message = now
+
+    def share(self, one_for_all: Callable[[tuple[Address | None, ...]], Any]) -> None:
+        """Keep one copy of what thousands of connections have in common."""
+        self._seen_as = one_for_all(self._seen_as)
+
+    @property
+    def streams(self) -> tuple[Stream, Stream]:
+        """The octets of each party, by sender."""
+        return self._originators, self._responders
+
+    @property
+    def calls(self) -> Collection[Call]:
+        """Its calls, also those that are gone and still translated."""
+        return self._few if self._many is None else self._many.calls.values()
 
     @property
     def flow(self) -> Flow:
@@ -108,9 +170,8 @@ class Connection:
 
     def seat(self, party: Party) -> Seat:
         """Return where *party* sits."""
-        if party:
-            return Seat(self.key[4:8], self._addresses[4:])
-        return Seat(self.key[:4], self._addresses[:4])
+        own = self.key[4:8] if party else self.key[:4]
+        return Seat(own, self._seen_as[party] or own)
 
     @property
     def placement(self) -> Placement:
@@ -140,40 +201,54 @@ class Connection:
 
     def add(self, call: Call) -> None:
         """Take *call* in."""
-        self.calls.append(call)
-        if self.by_number is not None:
-            self.index(call)
-        elif len(self.calls) > _FEW:
-            self.by_number = {}
-            for each in self.calls:
-                self.index(each)
+        if self._many is None and len(self._few) < _FEW:
+            self._few += (call,)
+            return
+        if self._many is None:
+            self._many = _Index()
+            for each in sorted(self._few, key=lambda each: each.state is not CallState.GONE):
+                self._many.note(each)
+            self._few = ()
+        self._many.note(call)
 
-    def index(self, call: Call) -> None:
-        """Make *call* findable by the numbers it has now; the latest owner of a number wins."""
-        if self.by_number is not None:
-            for key in _index_keys(call):
-                self.by_number[key] = call
+    def renumber(self, call: Call, party: Party, own: int, seen: int) -> None:
+        """Give *call* a number of *party* and find it by that; a number's latest owner wins."""
+        if self._many is not None:
+            self._many.drop(call)
+        call.give(party, own, seen)
+        if self._many is not None:
+            self._many.note(call)
 
     def remove(self, call: Call) -> None:
         """Forget *call*."""
-        self.calls.remove(call)
-        if self.by_number is not None:
-            for key in _index_keys(call):
-                if self.by_number.get(key) is call:
-                    del self.by_number[key]
+        if self._many is not None:
+            self._many.drop(call)
+        else:
+            self._few = tuple(each for each in self._few if each is not call)
 
     def find(self, party: Party, number: int, *, seen: bool) -> Call | None:
-        """Return the call in which *number* is that of *party*: its own, or as it is seen."""
-        if self.by_number is not None:
-            return self.by_number.get(_index_key(party, number, seen=seen))
-        for call in reversed(self.calls):
+        """Return the call in which *number* is that of *party*: its own, or as it is seen.
+
+        A call that is gone is found only where no other has the number.
+        """
+        if self._many is not None:
+            return self._many.by_number.get(_index_key(party, number, seen=seen))
+        late = None
+        for call in reversed(self._few):
             if (call.seen if seen else call.own)[party] == number:
-                return call
-        return None
+                if call.state is not CallState.GONE:
+                    return call
+                late = late or call
+        return late
 
     def blocks(self, party: Party) -> Iterator[tuple[int, int]]:
-        """Yield (high octet of own, high octet of seen) of each number of *party*."""
-        for call in self.calls:
+        """Yield (high octet of own, high octet of seen) of numbers of *party*, 256 at most."""
+        if self._many is not None:
+            for (whose, own), seen in self._many.blocks.items():
+                if whose is party:
+                    yield own, seen
+            return
+        for call in self._few:
             if call.own[party] != NOBODY:
                 yield call.own[party] >> 8, call.seen[party] >> 8
 

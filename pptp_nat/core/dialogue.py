@@ -127,8 +127,10 @@ class Dialogue:
         """Return what the number that the sender introduces is seen as; choose it if it is new."""
         connection, sender, bindings = self._connection, self._sender, self._book.bindings
         call = connection.find(sender, own, seen=False)
-        if call is not None and call.state in LIVE:
-            return call.seen[sender]  # a repeat is the same call
+        # A request whose number is being cleared begins anew; any other repeat is the same call.
+        ends = (CallState.CLEARING, CallState.GONE) if kind in _REQUESTS else (CallState.GONE,)
+        if call is not None and call.state not in ends:
+            return call.seen[sender]
         if connection.fresh is not None and (sender, own) in connection.fresh:
             return connection.fresh[sender, own]
         if kind in _REQUESTS:
@@ -140,7 +142,7 @@ class Dialogue:
                 self._book.counts["collision_avoided"] += 1
             seen = bindings.reserve(pair, own, block)
         elif connection.claims(sender):
-            if not bindings.claim(connection.pair(sender), own):
+            if not bindings.claim(connection.pair(sender), own, shared=True):
                 raise ExhaustedError("router_number_taken")
             seen = own
         else:
@@ -266,7 +268,7 @@ class Dialogue:
         names[2 * self._sender : 2 * self._sender + 2] = (
             text(fields["host"]), text(fields["vendor"])
         )  # fmt: skip
-        self._connection.names = tuple(names)
+        self._connection.names = self._book.one_for_all(tuple(names))
 
     def _request(self, kind: MessageType, octets: bytes) -> None:
         own = _field(octets, LAYOUTS[kind].call_id)
@@ -277,12 +279,33 @@ class Dialogue:
             return
         if call is not None and call.state is CallState.CLEARING:
             book.finish(call, End.CLEARED, self._now)
-        seen = book.take_fresh(connection, sender, own)
+        seen = self._shown_as(own)
+        if seen is None:
+            self.oddity("unexpected_message")
+            return
         pns = sender if kind is _M.OUTGOING_CALL_REQUEST else sender.other
         call = book.open_call(connection, sender, pns, self._now)
         connection.add(call)
-        book.number(call, sender, own, own if seen is None else seen)
+        book.number(call, sender, own, seen, self._now)
         self._step(call, kind, octets)
+
+    def _shown_as(self, own: int) -> int | None:
+        """Return what the number in the sender's message has become, for a new call to have it.
+
+        It was decided with the field, and the call that had it then may be gone
+        by now.  None: its quarantine is over as well.
+        """
+        connection, sender, book = self._connection, self._sender, self._book
+        if not (connection.chooses(sender) or connection.claims(sender)):
+            return own
+        fresh = book.take_fresh(connection, sender, own)
+        if fresh is not None:
+            return fresh
+        earlier = connection.find(sender, own, seen=False)
+        if earlier is None:
+            return None
+        seen = earlier.seen[sender]
+        return seen if book.bindings.keep(connection.pair(sender), seen) else None
 
     def _reply(self, kind: MessageType, octets: bytes) -> None:
         layout, connection, sender = LAYOUTS[kind], self._connection, self._sender
@@ -297,15 +320,11 @@ class Dialogue:
         state = after_message(call.state, kind, _answer(kind, octets))
         if state is not None and agreed and call.own[sender] != own:
             holder = connection.find(sender, own, seen=False)
-            if holder is not None and holder.state in LIVE:
+            if holder is not None and holder.state is not CallState.GONE:
                 # The sender tells its calls apart by this number: it is this call's from now on.
-                seen = holder.seen[sender]
-                holder.give(sender, NOBODY, NOBODY)
-                self._book.finish(holder, End.REPLACED, self._now)
-            else:
-                fresh = self._book.take_fresh(connection, sender, own)
-                seen = own if fresh is None else fresh
-            self._book.number(call, sender, own, seen)
+                self._book.hand_over(holder, call, sender, self._now)
+            elif (seen := self._shown_as(own)) is not None:
+                self._book.number(call, sender, own, seen, self._now)
         self._book.drop_fresh(connection, sender, own)
         self._step(call, kind, octets)
 
