@@ -39,7 +39,7 @@ from pptp_nat.core.stream import Progress
 from pptp_nat.core.tuples import Address, Flow, Party, Placement, Seat
 from pptp_nat.errors import ExhaustedError
 
-_RESET_WINDOW: Final = 1 << 16  #: octets around the expected one in which a RST is believed
+_WINDOW: Final = 1 << 16  #: octets around the expected one in which FIN, RST, SYN are believed
 _SWEEP_SECONDS: Final = 60.0
 _QUIET_SECONDS: Final = 120.0  #: after which no retransmission is to be expected
 
@@ -111,11 +111,15 @@ class Translator:
             self._next_sweep = now + _SWEEP_SECONDS
         key = packet[12:20] + packet[view.tcp_at : view.tcp_at + 4]
         if view.flags & SYN:
-            self._syn(key, view, now)
+            self._syn(key, view)
             return outcome
         connection, sender = self._find(key)
+        has_octets = view.payload_at < view.end
+        if connection is not None and has_octets and self._half_open.get(key) == view.sequence:
+            self.book.move_connection(connection, TcpEnd.REPLACED, now, end=End.REPLACED)
+            connection = None
         if connection is None:
-            if view.payload_at == view.end:
+            if not has_octets:
                 return outcome
             connection = self._open(key, view, now, is_local=is_local)
             if connection is None:
@@ -136,18 +140,24 @@ class Translator:
             return connection, Party.ORIGINATOR
         return self.book.connections.get(_reversed(key)), Party.RESPONDER
 
-    def _syn(self, key: bytes, view: Segment, now: float) -> None:
-        """Begin a connection; an old one of the same name is over."""
+    def _syn(self, key: bytes, view: Segment) -> None:
+        """Remember where a connection would begin.
+
+        An old one of the same name is over when octets follow, not yet: a SYN that comes
+        twice or that anybody has forged ends nothing (RFC 9293 section 3.10.7.4).
+        """
         if view.flags & ACK:
             return  # the responder's start is known from the opener's first acknowledgement
-        for old_key in (key, _reversed(key)):
-            old = self.book.connections.get(old_key)
-            if old is not None:
-                self.book.move_connection(old, TcpEnd.REPLACED, now, end=End.REPLACED)
+        start = (view.sequence + 1) & SEQUENCE_MASK
+        connection, sender = self._find(key)
+        if connection is not None:
+            expected = connection.streams[sender].next
+            if expected is not None and (expected - start) & SEQUENCE_MASK < _WINDOW:
+                return  # of this connection, late
         self._half_open.pop(key, None)
-        while len(self._half_open) >= self.settings.half_open:
+        while self._half_open and len(self._half_open) >= self.settings.half_open:
             del self._half_open[next(iter(self._half_open))]
-        self._half_open[key] = (view.sequence + 1) & SEQUENCE_MASK
+        self._half_open[key] = start
 
     def _open(
         self, key: bytes, view: Segment, now: float, *, is_local: bool
@@ -222,10 +232,10 @@ class Translator:
     def _close(self, connection: Connection, sender: Party, view: Segment, now: float) -> None:
         """FIN or RST: grace for late messages, then the end."""
         expected = connection.streams[sender].next
-        if view.flags & RST and expected is not None:
-            distance = (view.sequence - expected + _RESET_WINDOW) & SEQUENCE_MASK
-            if distance > 2 * _RESET_WINDOW:
-                self.book.counts["reset_out_of_window"] += 1
+        if expected is not None:
+            distance = (view.sequence - expected + _WINDOW) & SEQUENCE_MASK
+            if distance > 2 * _WINDOW:
+                self.book.counts["end_out_of_window"] += 1
                 return
         self.book.move_connection(connection, TcpEnd.CLOSE, now)
 
