@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -20,7 +21,7 @@ Sample = dict[str, Any]
 Tell = Callable[[str], None]
 
 DIRECTIONS = ("in", "out")
-BURST = 4096  #: packets on their way at a time, at most
+BURST = 4096  #: packets at most; a queue of the daemon holds 16,384
 SETUPS_IN_FLIGHT = 32
 ECHOES = 1000
 FIRST_FREE_SLOT = 20000  #: of a bank; the slots below hold calls that stay up
@@ -33,7 +34,7 @@ class Plan:
     rounds: int
     gre_calls: tuple[int, ...] = (1, 1000, 20000)
     gre_sizes: tuple[int, ...] = (64, 1400)  #: octets of the IP packet
-    gre_seconds: float = 0.15  #: a slice of one way in one round
+    gre_bursts: int = 6  #: of one way, direction and size in one round
     setup_calls: tuple[int, ...] = (0, 10000)  #: calls up beforehand
     setup_batch: int = 1000
     memory_calls: tuple[int, ...] = (1000, 10000)
@@ -44,7 +45,7 @@ QUICK = Plan(
     rounds=3,
     gre_calls=(1, 1000),
     gre_sizes=(64,),
-    gre_seconds=0.1,
+    gre_bursts=4,
     setup_calls=(0,),
     setup_batch=500,
     memory_calls=(1000, 3000),
@@ -85,9 +86,10 @@ def gre(run: Run) -> Iterator[Sample]:
     with labs(WAYS, run.build, run.absent, suffix="g") as built:
         for calls in run.plan.gre_calls:
             run.prepare("gre", built, calls)
-            for number, lab in run.rounds(built):
-                for direction in DIRECTIONS:
-                    for size in run.plan.gre_sizes:
+            # What is compared follows closely upon each other.
+            for number in range(run.plan.rounds):
+                for direction, size in itertools.product(DIRECTIONS, run.plan.gre_sizes):
+                    for lab in rotated(built, number):
                         sample = _gre_slice(run, lab, direction, size, calls)
                         yield sample | {"round": number}
 
@@ -96,12 +98,10 @@ def _gre_slice(run: Run, lab: Lab, direction: str, size: int, calls: int) -> Sam
     ends = [lab.topology.servers, lab.topology.clients]
     sender, receiver = ends if direction == "in" else reversed(ends)
     share = [(calls + BANKS - 1 - n) // BANKS for n in range(BANKS)]
-    # A Python listener has its own caches to warm.
-    seconds = run.plan.gre_seconds * (2 if lab.way is QUEUE else 1)
     command = [str(run.build / "gre"), sender.path, sender.device, sender.peer_path]
     command += [sender.peer_device, receiver.path, receiver.device]
-    command += [sender.hardware, sender.next_hop, direction, str(size), str(seconds), str(BURST)]
-    command += [str(run.cpu), str(run.ksoftirqd)]
+    command += [sender.hardware, sender.next_hop, direction, str(size), str(run.plan.gre_bursts)]
+    command += [str(BURST), str(run.cpu), str(run.ksoftirqd)]
     command += [f"{bank.table}:{n}" for bank, n in zip(lab.banks, share, strict=True) if n]
     dropped = queue_drops(lab.topology.router) if lab.topology.router else 0
     neighbours, spent = Neighbours(), sum(os.times()[:4])

@@ -140,7 +140,10 @@ def targets(judged: Sequence[Target]) -> str:
     for t in judged:
         digits = 0 if t.bound > 100 else 1 if t.bound > 10 else 2
         rows.append([t.subject, t.relation, _cell(t.measured, 1, digits), VERDICTS[t.met], t.note])
-    return table(["Target", "wanted", "measured (quartiles)", "", ""], rows)
+    return (
+        'Ratios of cost are without generator and receiver: the same round\'s "no router" is'
+        " subtracted.\n" + table(["Target", "wanted", "measured (quartiles)", "", ""], rows)
+    )
 
 
 PARTS = {"gre": gre, "setup": setup, "latency": latency, "memory": memory}

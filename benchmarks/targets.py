@@ -105,30 +105,29 @@ def _gre(samples: Samples) -> Iterator[Target]:
             name, measure="gre", way=way, calls=calls, direction=direction, size=64
         )
 
-    def alone(above: str, below: str, calls: int, direction: str) -> str:
-        """Say the ratio without what generator and receiver cost in the same round."""
+    def cost(way: str, calls: int, direction: str) -> tuple[dict[int, float], dict[int, float]]:
+        """Return the cost of the whole path, and without generator and receiver."""
+        whole = figure("ns", way, calls, direction)
         wire = figure("ns", "wire", calls, direction)
-        rest = [
-            {r: ns - wire[r] for r, ns in figure("ns", way, calls, direction).items() if r in wire}
-            for way in (above, below)
-        ]
-        ratios = pairwise(*rest)
-        return f"router alone {Spread.of(ratios).median:.2f}" if ratios else ""
+        return whole, {r: ns - wire[r] for r, ns in whole.items() if r in wire}
+
+    def compare(
+        subject: str, test: Test, bound: float, ways: tuple[str, str], calls: int
+    ) -> Iterator[Target]:
+        for direction, name in DIRECTION_NAMES.items():
+            whole, alone = zip(*(cost(way, calls, direction) for way in ways), strict=True)
+            ratios = pairwise(*whole)
+            note = f"whole path {Spread.of(ratios).median:.2f}" if ratios else ""
+            line = f"{subject}, {_calls(calls)}, {name}"
+            yield _judge(line, test, bound, pairwise(*alone), note=note)
 
     for calls, bound in AGAINST_HELPER.items():
-        for direction, name in DIRECTION_NAMES.items():
-            costs = figure("ns", "conntrack", calls, direction)
-            ratios = pairwise(figure("ns", "helper", calls, direction), costs)
-            subject = f"conntrack: packets/s to helper's, {_calls(calls)}, {name}"
-            note = alone("helper", "conntrack", calls, direction)
-            yield _judge(subject, AT_LEAST, bound, ratios, note=note)
+        ways = ("helper", "conntrack")
+        yield from compare("conntrack: packets/s to helper's", AT_LEAST, bound, ways, calls)
     for calls in AGAINST_HELPER:
-        for direction, name in DIRECTION_NAMES.items():
-            costs = figure("ns", "conntrack", calls, direction)
-            ratios = pairwise(costs, figure("ns", "tracked", calls, direction))
-            subject = f"conntrack: cost to tracked routing's, {_calls(calls)}, {name}"
-            note = alone("conntrack", "tracked", calls, direction)
-            yield _judge(subject, AT_MOST, AGAINST_TRACKED, ratios, note=note)
+        ways = ("conntrack", "tracked")
+        subject = "conntrack: cost to tracked routing's"
+        yield from compare(subject, AT_MOST, AGAINST_TRACKED, ways, calls)
     for direction, name in DIRECTION_NAMES.items():
         rates = figure("wall_pps", "queue", 1000, direction)
         ratios = pairwise(rates, figure("wall_pps", "helper", 1000, direction))
