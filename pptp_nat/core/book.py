@@ -46,6 +46,8 @@ class Settings:
 class Deadline(enum.Enum):
     """What can run out."""
 
+    __hash__ = object.__hash__
+
     REQUEST = "request"
     CLEARING = "clearing"
     CLOSING = "closing_grace"

@@ -186,18 +186,18 @@ class Connection:
 
     def chooses(self, party: Party) -> bool:
         """Whether we choose the number that the other party sees."""
-        return self.seat(party).inside
+        return self._seen_as[party] is not None
 
     def claims(self, party: Party) -> bool:
         """Whether *party* is this router itself, whose own numbers nobody else may be given."""
         # Either address may be the router's: the one that is not does no harm, since
         # no inside host is ever seen as it.
-        return self.is_local and not self.seat(party).inside
+        return self.is_local and not self.chooses(party)
 
     @property
     def travels(self) -> bool:
         """Whether the GRE of its calls travels through this router."""
-        return not self.is_local or any(self.seat(party).inside for party in Party)
+        return not self.is_local or any(self.chooses(party) for party in Party)
 
     def add(self, call: Call) -> None:
         """Take *call* in."""

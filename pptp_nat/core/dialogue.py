@@ -29,7 +29,7 @@ from typing import Final
 from pptp_nat.core.book import LIVE, Book
 from pptp_nat.core.calls import NOBODY, Call, Connection
 from pptp_nat.core.events import MessageSeen, OddityMet, Released
-from pptp_nat.core.messages import LAYOUTS, Frame, MessageType, says_yes, text, unpack
+from pptp_nat.core.messages import LAYOUTS, Frame, MessageType, says_yes, text
 from pptp_nat.core.packet import Edit, Segment, edited
 from pptp_nat.core.states import Answer, CallState, End, after_message
 from pptp_nat.core.stream import FirstOctet
@@ -40,8 +40,28 @@ _M = MessageType
 _REQUESTS: Final = frozenset((_M.OUTGOING_CALL_REQUEST, _M.INCOMING_CALL_REQUEST))
 #: Messages in which a party shows a number of its own for the first time.
 _INTRODUCTIONS: Final = _REQUESTS | {_M.OUTGOING_CALL_REPLY, _M.INCOMING_CALL_REPLY}
+#: The reserved bits of each message, as one number.
+_RESERVED: Final = {
+    kind: sum(
+        ((1 << 8 * (place.stop - place.start)) - 1) << 8 * (layout.length - place.stop)
+        for place in layout.reserved
+    )
+    for kind, layout in LAYOUTS.items()
+}
+_HOST: Final = slice(28, 92)  #: the same in both Start-Control-Connection messages
+_VENDOR: Final = slice(92, 156)
 _PNS_NUMBER: Final = "disconnect_notify_with_pns_number"
-_SWAPPED_PNS_NUMBER: Final = "disconnect_notify_with_swapped_pns_number"
+_SWAPPED#: The reserved bits of each message, as one number.
+_RESERVED: Final = {
+    kind: sum(
+        ((1 << 8 * (place.stop - place.start)) - 1) << 8 * (layout.length - place.stop)
+        for place in layout.reserved
+    )
+    for kind, layout in LAYOUTS.items()
+}
+_HOST: Final = slice(28, 92)  #: the same in both Start-Control-Connection messages
+_VENDOR: Final = slice(92, 156)
+_PNS_NUMBER: Final = "disconnect_notify_with_swapped_pns_number"
 
 
 class Held:
@@ -247,7 +267,7 @@ class Dialogue:
     def message(self, head: Frame, octets: bytes) -> None:
         """Take note of a whole message: the effect of its type on calls and connection."""
         book, connection, kind = self._book, self._connection, head.type
-        book.messages[kind, connection.seat(self._sender).inside] += 1
+        book.messages[kind, connection.chooses(self._sender)] += 1
         connection.last_message = self._now
         if self.observed:
             book.events.append(MessageSeen(connection, self._sender, kind, octets))
@@ -255,7 +275,7 @@ class Dialogue:
             self.oddity(head.oddity)
         if kind is None:
             return
-        if any(octets[place].strip(b"\0") for place in LAYOUTS[kind].reserved):
+        if int.from_bytes(octets[: LAYOUTS[kind].length], "big") & _RESERVED[kind]:
             self.oddity("reserved_not_zero")
         book.move_connection(connection, kind, self._now, _answer(kind, octets))
         effect = self._effects.get(kind)
@@ -263,11 +283,8 @@ class Dialogue:
             effect(kind, octets)
 
     def _start(self, _kind: MessageType, octets: bytes) -> None:
-        _, fields = unpack(octets)
         names = list(self._connection.names or (None, None, None, None))
-        names[2 * self._sender : 2 * self._sender + 2] = (
-            text(fields["host"]), text(fields["vendor"])
-        )  # fmt: skip
+        names[2 * self._sender : 2 * self._sender + 2] = text(octets[_HOST]), text(octets[_VENDOR])
         self._connection.names = self._book.one_for_all(tuple(names))
 
     def _request(self, kind: MessageType, octets: bytes) -> None:

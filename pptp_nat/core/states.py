@@ -23,7 +23,13 @@ from pptp_nat.core.messages import MessageType
 _M = MessageType
 
 
-class CallState(enum.Enum):
+class _Word(enum.Enum):
+    """An enumeration whose members are looked up often: hashed by identity, not by name."""
+
+    __hash__ = object.__hash__
+
+
+class CallState(_Word):
     """Where a call stands.
 
     IDLE: its number is known, its first message not yet complete.
@@ -47,14 +53,14 @@ class CallState(enum.Enum):
     GONE = "gone"
 
 
-class Answer(enum.Enum):
+class Answer(_Word):
     """What a message says to the question before it; messages that are none say yes."""
 
     YES = "yes"
     NO = "no"
 
 
-class End(enum.Enum):
+class End(_Word):
     """Why a call is gone, from whatever state.  The values are for people and stable."""
 
     REFUSED = "refused"  #: the reply said no
@@ -114,7 +120,7 @@ def after_message(
     return CALL_TRANSITIONS.get((state, message, answer))
 
 
-class ControlState(enum.Enum):
+class ControlState(_Word):
     """Where a control connection stands.
 
     OPENING: no Start-Control-Connection-Reply yet.
@@ -132,7 +138,7 @@ class ControlState(enum.Enum):
     CLOSED = "closed"
 
 
-class TcpEnd(enum.Enum):
+class TcpEnd(_Word):
     """What ends a control connection besides its messages."""
 
     CLOSE = "close"  #: FIN or RST

@@ -7,7 +7,7 @@ keys are ints in host order.
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 Address = bytes  #: an IPv4 address, 4 octets, network order
 
@@ -25,7 +25,10 @@ class Party(enum.IntEnum):
     @property
     def other(self) -> Party:
         """The other end."""
-        return Party(1 - self)
+        return _OTHER[self]
+
+
+_OTHER: Final = (Party.RESPONDER, Party.ORIGINATOR)
 
 
 class Flow(NamedTuple):
