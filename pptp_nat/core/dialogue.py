@@ -51,17 +51,7 @@ _RESERVED: Final = {
 _HOST: Final = slice(28, 92)  #: the same in both Start-Control-Connection messages
 _VENDOR: Final = slice(92, 156)
 _PNS_NUMBER: Final = "disconnect_notify_with_pns_number"
-_SWAPPED#: The reserved bits of each message, as one number.
-_RESERVED: Final = {
-    kind: sum(
-        ((1 << 8 * (place.stop - place.start)) - 1) << 8 * (layout.length - place.stop)
-        for place in layout.reserved
-    )
-    for kind, layout in LAYOUTS.items()
-}
-_HOST: Final = slice(28, 92)  #: the same in both Start-Control-Connection messages
-_VENDOR: Final = slice(92, 156)
-_PNS_NUMBER: Final = "disconnect_notify_with_swapped_pns_number"
+_SWAPPED_PNS_NUMBER: Final = "disconnect_notify_with_swapped_pns_number"
 
 
 class Held:
