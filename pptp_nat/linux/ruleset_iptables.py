@@ -20,10 +20,12 @@ from pptp_nat.linux.ruleset_settings import Features, RuleSettings
 
 PREFIX: Final = "PPTP_NAT_"
 CONTROL: Final = "PPTP_NAT_CONTROL"
+PORTS: Final = "PPTP_NAT_PORTS"
 STRAY: Final = "PPTP_NAT_STRAY"
 JUDGED: Final = "PPTP_NAT_JUDGED"
 INBOUND: Final = "PPTP_NAT_GRE_IN"
 OUTBOUND: Final = "PPTP_NAT_GRE_OUT"
+PORTS_PER_MATCH: Final = 15  # linux/netfilter/xt_multiport.h, XT_MULTI_PORTS
 
 
 class Rule(NamedTuple):
@@ -90,12 +92,22 @@ def _control(settings: RuleSettings, features: Features) -> Iterator[Rule]:
         ("3. The daemon has rewritten it, set the mark and sent it through this chain again",
          "   (NF_REPEAT).  Take the mark off and fall back to your rules: they judge it."),
     )  # fmt: skip
-    ports = ",".join(str(port) for port in settings.ports)
+    lists = [
+        ",".join(str(port) for port in settings.ports[start : start + PORTS_PER_MATCH])
+        for start in range(0, len(settings.ports), PORTS_PER_MATCH)
+    ]
+    match, first = f"-p tcp -m multiport --ports {lists[0]}", CONTROL
+    if len(lists) > 1:
+        match, first = "-p tcp", PORTS
+        for index, ports in enumerate(lists):
+            yield Rule(
+                "filter", PORTS, f"-p tcp -m multiport --ports {ports}", f"-g {CONTROL}",
+                () if index else
+                ("A match takes 15 ports.  Go, not jump: a packet with a port of one list at one",
+                 "end and of another list at the other must not come back to the second rule."),
+            )  # fmt: skip
     for chain, interface in (("FORWARD", ""), ("INPUT", "! -i lo "), ("OUTPUT", "! -o lo ")):
-        yield Rule(
-            "filter", chain, f"{interface}-p tcp -m multiport --ports {ports}", f"-j {CONTROL}",
-            JUMPS[chain],
-        )  # fmt: skip
+        yield Rule("filter", chain, f"{interface}{match}", f"-j {first}", JUMPS[chain])
 
 
 def _conntrack(features: Features) -> Iterator[Rule]:

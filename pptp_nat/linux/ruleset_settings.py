@@ -13,7 +13,6 @@ from pptp_nat.core.tuples import Address
 from pptp_nat.errors import AdapterError
 
 APPLY: Final = "run `pptp-nat rules apply`"  #: what mends most of what is wrong with rules
-MOST_PORTS: Final = 15  # linux/netfilter/xt_multiport.h, XT_MULTI_PORTS
 COMMAND_SECONDS: Final = 60  # a lock that somebody else holds for longer is a broken router
 
 
@@ -37,7 +36,7 @@ class RuleSettings:
     external_addresses: tuple[Address, ...] = ()
 
     def __post_init__(self) -> None:
-        assert 0 < len(self.ports) <= MOST_PORTS, "one multiport match takes them all"
+        assert self.ports, "rules for no port bring no packet"
         assert self.repeat_mark.bit_count() == 1, "the other bits are the administrator's"
         assert self.control_queue != self.gre_queue, "one queue cannot be bound twice"
 

@@ -1,6 +1,5 @@
 """The rules as text: what is rendered, and how what is in the kernel is read."""
 
-# ruff: noqa: SIM300 - asserts read "expected == actual"
 from __future__ import annotations
 
 import struct
@@ -190,6 +189,17 @@ def test_every_number_of_the_settings_is_in_the_rules(backend: Backend, datapath
         assert default not in text
     assert "0x80" in text
     assert ("12\n" in text) == (datapath == "queue")
+
+
+def test_a_packet_between_two_long_lists_of_ports_is_queued_once() -> None:
+    """A match takes 15 ports; a second jump would meet the packet unmarked, without end."""
+    settings = RuleSettings(ports=tuple(range(4000, 4031)))
+
+    lines = rules(ruleset.render(settings, Backend.IPTABLES))
+
+    assert 3 == sum("-g PPTP_NAT_CONTROL" in line for line in lines)
+    assert not [line for line in lines if "-j PPTP_NAT_CONTROL" in line]
+    assert 3 == sum(line.endswith("-p tcp -j PPTP_NAT_PORTS") for line in lines)
 
 
 def test_nftables_queue_path_shows_the_line_that_the_firewall_needs() -> None:

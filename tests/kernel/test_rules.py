@@ -1,6 +1,5 @@
 """The rules in a real router: in place, first in their chains, and away again."""
 
-# ruff: noqa: SIM300 - asserts read "expected == actual"
 from __future__ import annotations
 
 import shutil
@@ -64,6 +63,7 @@ def test_leftovers_of_other_settings_go(lab: RulesLab) -> None:
     for settings in (
         RuleSettings(ports=(1723, 4321), control_queue=9, datapath="queue"),
         RuleSettings(ports=(4321,), repeat_mark=1),
+        RuleSettings(ports=tuple(range(4300, 4331))),
         CONNTRACK,
     ):
         apply(settings, Backend.IPTABLES)

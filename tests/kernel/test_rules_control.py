@@ -1,6 +1,5 @@
 """What iptables' rules queue of the control connections, and who judges it afterwards."""
 
-# ruff: noqa: SIM300 - asserts read "expected == actual"
 from __future__ import annotations
 
 import socket

@@ -1,6 +1,6 @@
 """What becomes of GRE in both data paths, with iptables."""
 
-# ruff: noqa: SIM300, FBT001 - asserts read "expected == actual"; pytest gives a switch by position
+# ruff: noqa: FBT001 - pytest gives a switch by position
 from __future__ import annotations
 
 import socket

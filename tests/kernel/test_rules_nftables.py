@@ -1,6 +1,5 @@
 """The rules in nftables' words, with the verdict swapped where the kernel cannot queue."""
 
-# ruff: noqa: SIM300 - asserts read "expected == actual"
 from __future__ import annotations
 
 import socket
