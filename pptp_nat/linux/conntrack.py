@@ -22,38 +22,38 @@ All entries are sought in conntrack's default zone.
 
 from __future__ import annotations
 
-import enum
 import errno
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from pptp_nat.core.tuples import Flow, Leg, Placement
 from pptp_nat.errors import AdapterError
+from pptp_nat.linux.conntrack_events import Change, CtEvent, Events, is_control, is_ours
 from pptp_nat.linux.conntrack_wire import (
     BY_DESTINATION_PORT,
     BY_PROTOCOL,
-    BY_SOURCE,
     BY_SOURCE_PORT,
     CARRYING,
     CT_DELETE,
-    CT_NEW,
-    GRE,
     TCP,
     Entry,
+    Status,
     Tuple,
     by_mark,
+    by_status,
     by_tuple,
     delete_message,
     dump_message,
-    event_filter,
     get_message,
     new_message,
     read_entry,
+    remark_message,
     spare_keys,
 )
 from pptp_nat.linux.datapath import LegOrder, Match, Tally
-from pptp_nat.linux.netlink import F_CREATE, MOST_PER_SEND, Message, Netlink, Received
+from pptp_nat.linux.netlink import MOST_PER_SEND, Message, Netlink, Received
 
 _T = TypeVar("_T")
 
@@ -70,33 +70,6 @@ MENDS: Final = {
     errno.ENOMEM: "raise net.netfilter.nf_conntrack_max if the table is full",
     errno.ENOSPC: "raise net.netfilter.nf_conntrack_buckets",
 }
-
-
-class Change(enum.Enum):
-    """What became of an entry."""
-
-    NEW = "new"
-    UPDATE = "update"
-    DESTROY = "destroy"
-    OVERRUN = "overrun"  # events were lost; compare with what is there
-
-
-# Multicast groups as bits for bind() (linux/netfilter/nfnetlink_compat.h).
-GROUPS: Final = {Change.NEW: 1, Change.UPDATE: 2, Change.DESTROY: 4}
-
-
-class CtEvent(NamedTuple):
-    """A change to a control connection's entry, or to one of our GRE entries.
-
-    Of ``placement`` and ``leg`` one is set, none in an overrun.  ``tally`` holds
-    a leg's last counts, zeros where the kernel does not count.
-    """
-
-    change: Change
-    placement: Placement | None = None
-    leg: Leg | None = None
-    mark: int = 0
-    tally: Tally = Tally(0, 0)
 
 
 def accounting() -> bool | None:
@@ -140,8 +113,8 @@ class Conntrack:
         self.entry_mark = entry_mark
         self.lifetime = lifetime
         self._netlink = Netlink()
-        self._events: Netlink | None = None
-        self._ports: frozenset[int] = frozenset()
+        self._events: Events | None = None
+        self._next_search = 0.0  # monotonic seconds
 
     def __enter__(self) -> Self:
         return self
@@ -162,35 +135,40 @@ class Conntrack:
 
         In the FORWARD, INPUT and OUTPUT hooks a packet carries both hosts' own
         addresses: that is one of its entry's two tuples or the reverse of one,
-        so two look-ups find it.  Only a connection that is translated at both
-        ends (a hairpin) is to be found in neither; for this the table is searched,
-        which takes milliseconds.
+        and the kernel compares with both, so two look-ups find it.  Only of a
+        connection that is translated at both ends (a hairpin) it is neither.
 
         Args:
             flow: a packet's, in either direction.  The entry appears once the
                 connection's first packet has left the machine.
-            search: False saves the search for a hairpin, for a packet which may
-                well have no entry.
+            search: look for a hairpin too.  That reads through the whole table
+                (milliseconds), so after one in vain there is none for ten times as long.
 
         Returns:
             None when conntrack has no such connection.
         """
-        way = Tuple.of_flow(flow)
-        back = Tuple.of_flow(flow.reversed())
-        for wanted in (way, back):
-            entry = self._entry(wanted, "looking up a control connection in conntrack")
-            if entry is not None and _speaks(entry, flow):
-                return entry.placement
-        return self._locate_hairpin(way, back, flow) if search else None
+        way = flow
+        for _ in range(2):
+            entry = self._entry(Tuple.of_flow(way), "looking up a control connection in conntrack")
+            placement = _spoken(entry, flow)
+            if placement is not None:
+                return placement
+            way = flow.reversed()
+        return self._search(flow) if search else None
 
-    def _locate_hairpin(self, way: Tuple, back: Tuple, flow: Flow) -> Placement | None:
-        flags = BY_SOURCE | BY_PROTOCOL | BY_SOURCE_PORT
-        for opener, answer in ((way, back), (back, way)):
-            criteria = by_tuple(original=(flags, opener), reply=(flags, answer))
-            for entry in self._dump(criteria, "searching conntrack for a control connection"):
-                if entry.original.protocol == TCP and _speaks(entry, flow):
-                    return entry.placement
-        return None
+    def _search(self, flow: Flow) -> Placement | None:
+        started = time.monotonic()
+        if started < self._next_search:
+            return None
+        criteria = by_tuple(original=(BY_PROTOCOL, Tuple.of_flow(flow)), reply=None)
+        criteria += by_status(Status.SRC_NAT | Status.DST_NAT)
+        found = None
+        for entry in self._dump(criteria, "searching conntrack for a control connection"):
+            found = found or _spoken(entry, flow)
+        if found is None:
+            ended = time.monotonic()
+            self._next_search = ended + 10 * (ended - started)
+        return found
 
     def control_connections(self, ports: Collection[int]) -> Iterator[Placement]:
         """Yield the control connections that are answered on one of *ports*.
@@ -206,7 +184,7 @@ class Conntrack:
             ):
                 for entry in self._dump(criteria, "listing control connections in conntrack"):
                     flow = entry.placement.flow
-                    if _is_control(entry, ports) and flow not in seen:
+                    if is_control(entry, ports) and flow not in seen:
                         seen.add(flow)
                         yield entry.placement
 
@@ -237,32 +215,46 @@ class Conntrack:
 
     def _make_room(self, order: LegOrder) -> dict[Leg, Tally]:
         """Insert *order* although something is in the way of it."""
-        doing = f"making room for the conntrack entry {_described(order.leg)}"
-        wanted = Tuple.of_match(order.leg)
-        keys = spare_keys(order.leg)
-        spare_key = next(keys)
-        displaced: list[Entry] = []
         counted: dict[Leg, Tally] = {}
+        pending = [(order, spare_keys(order.leg))]
         for _ in range(ATTEMPTS):
-            holder = self._entry(wanted, doing)
-            if holder is not None and self._carries(holder, order):
+            (leg, _), spare = pending[-1]
+            doing = f"making room for the conntrack entry {_described(leg)}"
+            holder = self._entry(Tuple.of_match(leg), doing)
+            if holder is None or not self._carries(holder, pending[-1][0]):
+                crossed = holder is not None and holder.original != Tuple.of_match(leg)
+                if crossed and len(spare) > 1:
+                    spare.pop(0)  # 0 may cross the other way round
+                messages = [self._new(pending[-1][0], spare[0])]
+                if holder is not None:
+                    messages.insert(0, delete_message(holder))
+                errnos, received = self._netlink.exchange(messages)
+                if holder is not None and crossed and self._is_mine(holder):
+                    pending.insert(0, (LegOrder(holder.leg, holder.mark), spare_keys(holder.leg)))
+                    counted |= _counted([holder], received)
+                if errnos[-1] == errno.EEXIST:
+                    if holder is None and len(spare) > 1:
+                        spare.pop(0)  # nobody holds the original tuple: the reply is taken
+                    continue
+                if errnos[-1]:
+                    raise _failed(doing, errnos[-1])
+            pending.pop()
+            if not pending:
                 return counted
-            messages = [self._new(order, spare_key)]
-            if holder is not None:
-                messages.insert(0, delete_message(holder))
-            errnos, received = self._netlink.exchange(messages)
-            if holder is not None and self._is_mine(holder) and holder.original != wanted:
-                displaced.append(holder)  # both hosts chose call ID 0; see above
-                counted |= _counted([holder], received)
-            if errnos[-1] == 0:
-                for entry in displaced:
-                    counted |= self._make_room(LegOrder(entry.leg, entry.mark))
-                return counted
-            if errnos[-1] != errno.EEXIST:
-                raise _failed(doing, errnos[-1])
-            if holder is None:  # nobody holds the original tuple: it is the reply that is taken
-                spare_key = next(keys, spare_key)
         raise _failed(doing, errno.EEXIST)
+
+    def find(self, legs: Sequence[Leg]) -> list[Entry]:
+        """Return our entries that carry exactly these *legs*, as many as there are."""
+        found = []
+        for batch in _batches(legs, MOST_PER_SEND):
+            asked = [get_message(Tuple.of_match(leg)) for leg in batch]
+            errnos, received = self._netlink.exchange(asked)
+            _check(errnos, "looking up our conntrack entries")
+            for answer in received:
+                entry = read_entry(answer.body)
+                if entry and self._is_mine(entry) and entry.leg == batch[answer.asked]:
+                    found.append(entry)
+        return found
 
     def delete(self, legs: Sequence[Leg]) -> dict[Match, Tally]:
         """End the entries that carry exactly these *legs*; return their last counts.
@@ -271,22 +263,18 @@ class Conntrack:
         is passed over.
         """
         tallies: dict[Match, Tally] = {}
-        doing = "deleting conntrack entries"
-        for batch in _batches(legs, MOST_PER_SEND):
-            asked = [get_message(Tuple.of_match(leg)) for leg in batch]
-            errnos, received = self._netlink.exchange(asked)
-            _check(errnos, doing)
-            doomed = []
-            for answer in received:
-                entry = read_entry(answer.body)
-                if entry and self._is_mine(entry) and entry.leg == batch[answer.asked]:
-                    doomed.append(entry)
-            if doomed:
-                errnos, received = self._netlink.exchange([delete_message(e) for e in doomed])
-                _check(errnos, doing)
-                counted = _counted(doomed, received)
-                tallies |= {Match(*leg[:3]): tally for leg, tally in counted.items()}
+        for batch in _batches(self.find(legs), MOST_PER_SEND):
+            errnos, received = self._netlink.exchange([delete_message(entry) for entry in batch])
+            _check(errnos, "deleting our conntrack entries")
+            for leg, tally in _counted(batch, received).items():
+                tallies[Match(*leg[:3])] = tally
         return tallies
+
+    def remark(self, orders: Sequence[LegOrder]) -> None:
+        """Give the entries of these legs other marks; one that is not there is passed over."""
+        for batch in _batches(orders, MOST_PER_SEND):
+            asked = [remark_message(leg, mark | self.entry_mark) for leg, mark in batch]
+            _check(self._netlink.request(asked), "changing the mark of our conntrack entries")
 
     def entry(self, match: Match) -> Entry | None:
         """Return the entry of arriving GRE that *match* names, ours or not."""
@@ -324,7 +312,7 @@ class Conntrack:
         return counted
 
     def _is_mine(self, entry: Entry) -> bool:
-        return entry.original.protocol == GRE and bool(entry.mark & self.entry_mark)
+        return is_ours(entry, self.entry_mark)
 
     def _carries(self, entry: Entry, order: LegOrder) -> bool:
         """Whether *entry* is what `insert` would make of *order*."""
@@ -361,12 +349,10 @@ class Conntrack:
         The kernel makes an event for every connection of this namespace, ours or
         not, and drops the others before they wake us; so ask for few changes.
         """
-        groups = sum(group for change, group in GROUPS.items() if change in changes)
-        events = Netlink(groups)
-        events.attach(event_filter(ports))
+        events = Events(ports, changes, self.entry_mark, self._netlink.portid)
         if self._events is not None:
             self._events.close()
-        self._events, self._ports = events, frozenset(ports)
+        self._events = events
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when events are waiting."""
@@ -376,40 +362,15 @@ class Conntrack:
     def read_events(self) -> list[CtEvent]:
         """Return what has happened, without waiting; not what this object did itself."""
         assert self._events is not None, "follow() first"
-        received, overrun = self._events.drain()
-        events = [CtEvent(Change.OVERRUN)] if overrun else []
-        for message in received:
-            if message.portid == self._netlink.portid:
-                continue
-            change = _change(message)
-            entry = read_entry(message.body) if change else None
-            if change is None or entry is None:
-                continue
-            if self._is_mine(entry):
-                tally = entry.carried or Tally(0, 0)
-                events.append(CtEvent(change, leg=entry.leg, mark=entry.mark, tally=tally))
-            elif _is_control(entry, self._ports):
-                events.append(CtEvent(change, placement=entry.placement, mark=entry.mark))
-        return events
+        return self._events.read()
 
 
-def _speaks(entry: Entry, flow: Flow) -> bool:
-    """Whether *flow* is one of the directions of *entry*, between the hosts' own addresses."""
-    opener = entry.placement.flow
-    return flow == opener or flow.reversed() == opener
-
-
-def _is_control(entry: Entry, ports: Collection[int]) -> bool:
-    dialled, answering = entry.original.destination_key, entry.reply.source_key
-    return entry.original.protocol == TCP and (dialled in ports or answering in ports)
-
-
-def _change(message: Received) -> Change | None:
-    if message.kind == CT_DELETE:
-        return Change.DESTROY
-    if message.kind == CT_NEW:
-        return Change.NEW if message.flags & F_CREATE else Change.UPDATE
-    return None
+def _spoken(entry: Entry | None, flow: Flow) -> Placement | None:
+    """Return the control connection of *entry* if *flow* is one of its directions."""
+    if entry is None or entry.original.protocol != TCP:
+        return None
+    placement = entry.placement
+    return placement if flow == placement.flow or flow.reversed() == placement.flow else None
 
 
 def _counted(entries: Iterable[Entry], received: Iterable[Received]) -> dict[Leg, Tally]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -37,6 +38,8 @@ class ConntrackPath:
 
     def __init__(self, conntrack: Conntrack) -> None:
         self._conntrack = conntrack
+        self._orders: dict[Match, LegOrder] = {}  # what this run has installed
+        self._owners: Counter[Match] = Counter()
         self._earlier: dict[Leg, Tally] = {}  # counts of entries that were made anew
         self._due = -math.inf  # when the next entry has half of its lifetime left
 
@@ -51,42 +54,70 @@ class ConntrackPath:
             with Conntrack(lifetime=PROBE_LIFETIME) as conntrack:
                 conntrack.insert([LegOrder(leg, 0) for leg in PROBES])
                 try:
-                    return next(filter(None, map(_flaw, PROBES, map(conntrack.entry, _matches()))), None)
+                    flaws = (_flaw(leg, conntrack.entry(_match(leg))) for leg in PROBES)
+                    return next(filter(None, flaws), None)
                 finally:
                     conntrack.delete(list(PROBES))
         except AdapterError as error:
             return str(error)
 
     def install(self, orders: Sequence[LegOrder]) -> None:
-        """Insert entries; see `Conntrack.insert`."""
+        """Have the kernel carry the legs; see `Conntrack.insert`."""
         self._remember(self._conntrack.insert(orders))
+        for order in orders:
+            match = _match(order.leg)
+            before = self._orders.get(match)
+            if before is not None and before.leg != order.leg:
+                self._earlier.pop(before.leg, None)
+            self._orders[match] = order
+            self._owners[match] += 1
 
     def remove(self, legs: Sequence[Leg]) -> Mapping[Match, Tally]:
-        """Delete the entries of exactly these legs; see `Conntrack.delete`."""
-        tallies = self._conntrack.delete(legs)
+        """Delete the entries whose last owner this was; return the counts of all of them."""
+        ending: list[Leg] = []
+        shared: list[Leg] = []
         for leg in legs:
-            earlier = self._earlier.pop(leg, None)
-            match = Match(*leg[:3])
-            if earlier and match in tallies:
-                tallies[match] = _sum(earlier, tallies[match])
+            match = _match(leg)
+            current = self._orders[match].leg if match in self._orders else leg
+            self._owners[match] -= 1
+            (shared if self._owners[match] > 0 else ending).append(current)
+        tallies = {_match(e.leg): _sum(e.carried) for e in self._conntrack.find(shared)}
+        tallies |= self._conntrack.delete(ending)
+        for leg in (*shared, *ending):
+            match = _match(leg)
+            if match in tallies:
+                tallies[match] = _sum(self._earlier.get(leg), tallies[match])
+        for leg in ending:
+            self._earlier.pop(leg, None)
+            self._orders.pop(_match(leg), None)
+            self._owners.pop(_match(leg), None)
         return tallies
+
+    def remark(self, orders: Sequence[LegOrder]) -> None:
+        """Give the packets of legs that are installed another mark."""
+        self._conntrack.remark(orders)
+        for leg, mark in orders:
+            match = _match(leg)
+            if match in self._orders:
+                self._orders[match] = self._orders[match]._replace(mark=mark)
 
     def tallies(self) -> Mapping[Match, Tally]:
         """Return the counts, also those of entries that were made anew; one dump."""
-        return {
-            Match(*leg[:3]): _sum(self._earlier.get(leg), entry.carried)
-            for entry in self._conntrack.entries()
-            for leg in (entry.leg,)
-        }
+        tallies = {}
+        for entry in self._conntrack.entries():
+            leg = entry.leg
+            tallies[_match(leg)] = _sum(self._earlier.get(leg), entry.carried)
+        return tallies
 
     def matches(self) -> list[Match]:
         """Return what our entries match, those of an earlier run too; one dump."""
-        return [Match(*entry.leg[:3]) for entry in self._conntrack.entries()]
+        return [_match(entry.leg) for entry in self._conntrack.entries()]
 
     def renew(self, now: float) -> None:
         """Make entries anew that have less than half of their lifetime left.
 
-        Cheap while none can have: most calls do nothing.
+        Most calls do nothing: a look is due when the oldest entry can be that
+        old, and once a day.
         """
         if now < self._due:
             return
@@ -94,10 +125,30 @@ class ConntrackPath:
         entries = list(self._conntrack.entries())
         aged = [entry for entry in entries if entry.seconds_left < half]
         self._remember(self._conntrack.renew(aged))
-        present = {entry.leg for entry in entries}
-        self._earlier = {leg: tally for leg, tally in self._earlier.items() if leg in present}
         left = [entry.seconds_left - half for entry in entries if entry.seconds_left >= half]
         self._due = now + min([LONGEST_UNSEEN, half, *left])
+
+    def restore(self, leg: Leg, tally: Tally) -> bool:
+        """Put back a leg whose entry somebody else has ended, with what it had counted.
+
+        An administrator's ``conntrack -F`` ends entries; `Conntrack.read_events` tells.
+
+        Returns:
+            Whether it is a leg of ours still.
+        """
+        order = self._orders.get(_match(leg))
+        if order is None or order.leg != leg:
+            return False
+        self._remember({leg: tally})
+        self._remember(self._conntrack.insert([order]))
+        return True
+
+    def reconcile(self) -> int:
+        """Put back all legs whose entries are gone; return how many, after lost events."""
+        present = set(self.matches())
+        orders = [order for match, order in self._orders.items() if match not in present]
+        self._remember(self._conntrack.insert(orders))
+        return len(orders)
 
     def close(self) -> None:
         """Let go of the sockets; the entries stay and go on carrying."""
@@ -108,8 +159,8 @@ class ConntrackPath:
             self._earlier[leg] = _sum(self._earlier.get(leg), tally)
 
 
-def _matches() -> list[Match]:
-    return [Match(*leg[:3]) for leg in PROBES]
+def _match(leg: Leg) -> Match:
+    return Match(*leg[:3])
 
 
 def _sum(*tallies: Tally | None) -> Tally:

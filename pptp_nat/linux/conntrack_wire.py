@@ -1,4 +1,4 @@
-"""Conntrack entries as ctnetlink writes them: encode, decode, and a filter for events.
+"""Conntrack entries as ctnetlink writes them: encode and decode.
 
 Layouts are those of linux/netfilter/nfnetlink_conntrack.h.  The kernel writes
 the attributes of an IPv4 tuple always in the same order and without gaps, so one
@@ -13,7 +13,6 @@ import errno
 import socket
 import struct
 import zlib
-from collections.abc import Collection, Iterator
 from typing import Final, NamedTuple
 
 from pptp_nat.core.tuples import Address, Flow, Leg, Placement, Seat
@@ -25,7 +24,6 @@ from pptp_nat.linux.netlink import (
     F_ECHO,
     F_EXCL,
     NESTED,
-    Instruction,
     Message,
     attribute,
     attributes,
@@ -53,6 +51,7 @@ CTA_ID: Final = 12
 CTA_NAT_DST: Final = 13
 CTA_MARK_MASK: Final = 21
 CTA_FILTER: Final = 25
+CTA_STATUS_MASK: Final = 26
 CTA_TUPLE_IP: Final = 1
 CTA_TUPLE_PROTO: Final = 2
 CTA_IP_V4_SRC: Final = 1
@@ -73,7 +72,6 @@ CTA_HELP_NAME: Final = 1
 # older kernels take no notice of it and answer with more).
 CTA_FILTER_ORIG_FLAGS: Final = 1
 CTA_FILTER_REPLY_FLAGS: Final = 2
-BY_SOURCE: Final = 1 << 0
 BY_PROTOCOL: Final = 1 << 3
 BY_SOURCE_PORT: Final = 1 << 4
 BY_DESTINATION_PORT: Final = 1 << 5
@@ -162,7 +160,7 @@ class Entry(NamedTuple):
 
 # An IPv4 tuple with two keys inside its attribute, 48 octets: each header is followed by
 # what it announces.  All headers are constants, written in the machine's octet order.
-_TUPLE: Final = struct.Struct("!4s4s4s4s4s4s4sB3x4sH2x4sH2x")
+TUPLE: Final = struct.Struct("!4s4s4s4s4s4s4sB3x4sH2x4sH2x")
 _TUPLE_HEADERS: Final = (
     _IP := ATTRIBUTE.pack(20, NESTED | CTA_TUPLE_IP),
     _IP_SRC := ATTRIBUTE.pack(8, CTA_IP_V4_SRC),
@@ -172,8 +170,8 @@ _TUPLE_HEADERS: Final = (
     _SRC_PORT := ATTRIBUTE.pack(6, CTA_PROTO_SRC_PORT),
     _DST_PORT := ATTRIBUTE.pack(6, CTA_PROTO_DST_PORT),
 )
-_TUPLE_HEADER: Final = {
-    kind: ATTRIBUTE.pack(ATTRIBUTE.size + _TUPLE.size, NESTED | kind)
+TUPLE_HEADER: Final = {
+    kind: ATTRIBUTE.pack(ATTRIBUTE.size + TUPLE.size, NESTED | kind)
     for kind in (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY)
 }
 _U32: Final = struct.Struct("!I")
@@ -199,7 +197,7 @@ _CARRYING: Final = attribute(CTA_STATUS, _U32.pack(CARRYING))
 def tuple_attribute(kind: int, value: Tuple) -> bytes:
     """Return *value* as CTA_TUPLE_ORIG or CTA_TUPLE_REPLY."""
     protocol, source, source_key, destination, destination_key = value
-    return _TUPLE_HEADER[kind] + _TUPLE.pack(
+    return TUPLE_HEADER[kind] + TUPLE.pack(
         _IP, _IP_SRC, source, _IP_DST, destination,
         _PROTO, _NUM, protocol, _SRC_PORT, source_key, _DST_PORT, destination_key,
     )  # fmt: skip
@@ -255,14 +253,26 @@ def delete_message(entry: Entry) -> Message:
     return Message(CT_DELETE, F_ECHO, body + attribute(CTA_ID, _U32.pack(entry.identity)))
 
 
+def remark_message(leg: Leg, mark: int) -> Message:
+    """Ask for another CTA_MARK on the entry of *leg*; all else stays."""
+    arriving = tuple_attribute(CTA_TUPLE_ORIG, Tuple.of_match(leg))
+    return Message(CT_NEW, 0, FAMILY + arriving + _MARK.pack(_MARK_HEADER, mark))
+
+
 def dump_message(*criteria: bytes) -> Message:
-    """Ask for all IPv4 entries that meet *criteria*, see `by_mark` and `by_tuple`."""
+    """Ask for all IPv4 entries that meet *criteria*, see the ``by_...`` below."""
     return Message(CT_GET, 0, FAMILY + b"".join(criteria))
 
 
 def by_mark(mark: int) -> bytes:
     """Ask for entries that have all bits of *mark*."""
     return attribute(CTA_MARK, _U32.pack(mark)) + attribute(CTA_MARK_MASK, _U32.pack(mark))
+
+
+def by_status(bits: int) -> bytes:
+    """Ask for entries that have all *bits* of `Status` (Linux 5.13; older ones take no notice)."""
+    asked = _U32.pack(bits)
+    return attribute(CTA_STATUS, asked) + attribute(CTA_STATUS_MASK, asked)
 
 
 def by_tuple(*, original: tuple[int, Tuple] | None, reply: tuple[int, Tuple] | None) -> bytes:
@@ -281,11 +291,11 @@ def by_tuple(*, original: tuple[int, Tuple] | None, reply: tuple[int, Tuple] | N
 
 def _read_tuple(octets: bytes) -> Tuple | None:
     """Read what is inside a tuple attribute; None where it has no IPv4 or no keys."""
-    if len(octets) == _TUPLE.size:
+    if len(octets) == TUPLE.size:
         (
             ip, ip_src, source, ip_dst, destination,
             proto, num, protocol, src_port, source_key, dst_port, destination_key,
-        ) = _TUPLE.unpack(octets)  # fmt: skip
+        ) = TUPLE.unpack(octets)  # fmt: skip
         if (ip, ip_src, ip_dst, proto, num, src_port, dst_port) == _TUPLE_HEADERS:
             return Tuple(protocol, source, source_key, destination, destination_key)
     parts = attributes(octets)
@@ -365,64 +375,14 @@ def _read_helper(octets: bytes | None) -> str | None:
     return None if name is None else name.rstrip(b"\0").decode("ascii", "replace")
 
 
-def spare_keys(leg: Leg) -> Iterator[int]:
-    """Yield reply destination keys for *leg* in the order in which to try them.
+def spare_keys(leg: Leg) -> list[int]:
+    """Return reply destination keys for *leg* in the order in which to try them.
 
     0 comes first: conntrack gives the packet quoted in an ICMP error source key
     0, so only with 0 is the error recognized and translated.  It is taken when
     the receiver uses one call ID for several callers; then what differs between
     callers is tried, the mapped number and the source, and then a scatter.
     """
-    yield from (0, leg.key, _number(leg.source[2:]))
     seed = zlib.crc32(leg.source + leg.destination + leg.key.to_bytes(2))
-    yield from ((seed + step * 0x9E37) & 0xFFFF for step in range(64))
-
-
-# Where an event has what the filter looks at, in octets from the start of the message:
-# 16 of netlink, 4 of netfilter, then the two tuples of 52 each.
-_AT_FAMILY: Final = 16
-_AT_ORIGINAL: Final = 20
-_AT_REPLY: Final = _AT_ORIGINAL + ATTRIBUTE.size + _TUPLE.size
-_AT_PROTOCOL: Final = _AT_ORIGINAL + 32
-_AT_ORIGINAL_DESTINATION_PORT: Final = _AT_ORIGINAL + 48
-_AT_REPLY_SOURCE_PORT: Final = _AT_REPLY + 40
-
-# linux/filter.h: load one, two or four octets from a fixed place; compare; return.
-_LOAD_OCTET: Final = 0x30
-_LOAD_HALF: Final = 0x28
-_LOAD_WORD: Final = 0x20
-_JUMP_EQUAL: Final = 0x15
-_RETURN: Final = 0x06
-ACCEPT: Final = 0xFFFFFFFF
-DROP: Final = 0
-
-
-def event_filter(ports: Collection[int]) -> list[Instruction]:
-    """Return a program that passes events of GRE, and of TCP answered on one of *ports*.
-
-    Answered: the port that the opener dialled, or the one that a port forward
-    made of it.  A TCP event whose tuples are not laid out as expected passes too;
-    the reader looks again.
-    """
-    rows = [
-        (_LOAD_OCTET, _AT_FAMILY, None),
-        (_JUMP_EQUAL, FAMILY[0], "else drop"),
-        (_LOAD_OCTET, _AT_PROTOCOL, None),
-        (_JUMP_EQUAL, GRE, "then accept"),
-        (_JUMP_EQUAL, TCP, "else drop"),
-        (_LOAD_WORD, _AT_ORIGINAL, None),
-        (_JUMP_EQUAL, int.from_bytes(_TUPLE_HEADER[CTA_TUPLE_ORIG]), "else accept"),
-        (_LOAD_WORD, _AT_REPLY, None),
-        (_JUMP_EQUAL, int.from_bytes(_TUPLE_HEADER[CTA_TUPLE_REPLY]), "else accept"),
-        (_LOAD_HALF, _AT_ORIGINAL_DESTINATION_PORT, None),
-        *((_JUMP_EQUAL, port, "then accept") for port in ports),
-        (_LOAD_HALF, _AT_REPLY_SOURCE_PORT, None),
-        *((_JUMP_EQUAL, port, "then accept") for port in ports),
-    ]
-    drop, accept = len(rows), len(rows) + 1
-    program = []
-    for here, (code, k, jump) in enumerate(rows, 1):
-        targets = {"then accept": (accept - here, 0), "else accept": (0, accept - here),
-                   "else drop": (0, drop - here), None: (0, 0)}  # fmt: skip
-        program.append(Instruction(code, *targets[jump], k))
-    return [*program, Instruction(_RETURN, 0, 0, DROP), Instruction(_RETURN, 0, 0, ACCEPT)]
+    scatter = [(seed + step * 0x9E37) & 0xFFFF for step in range(64)]
+    return list(dict.fromkeys((0, leg.key, _number(leg.source[2:]), *scatter)))

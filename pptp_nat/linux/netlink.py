@@ -16,7 +16,7 @@ import errno
 import socket
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, NoReturn, Self
 
 from pptp_nat.errors import AdapterError
 
@@ -128,6 +128,10 @@ def _code(body: bytes) -> int:
     return code
 
 
+def _nothing() -> NoReturn:
+    raise AdapterError("waiting for netfilter's answer", errno.ENOBUFS)
+
+
 class Netlink:
     """A NETLINK_NETFILTER socket: for requests, or with *groups* for listening.
 
@@ -203,7 +207,13 @@ class Netlink:
         errnos = [0] * len(messages)
         received: list[Received] = []
         while True:
-            for kind, flags, sequence, portid, body in walk(self._receive()):
+            datagram = self._receive()
+            if datagram is None:
+                if errnos[0] == 0:
+                    _nothing()
+                # Without the capability the kernel answers the first message only.
+                return [errnos[0]] * len(messages), received
+            for kind, flags, sequence, portid, body in walk(datagram):
                 index = sequence - first
                 known = 0 <= index <= last
                 if kind == NLMSG_ERROR and known:
@@ -222,7 +232,7 @@ class Netlink:
         """
         first = self._send((message,), 0)
         while True:
-            for kind, _, sequence, _, body in walk(self._receive()):
+            for kind, _, sequence, _, body in walk(self._receive() or _nothing()):
                 if sequence != first:
                     continue
                 if kind == NLMSG_ERROR:
@@ -252,7 +262,7 @@ class Netlink:
         interrupted = False
         bodies: list[bytes] = []
         while True:
-            for kind, flags, sequence, _, body in walk(self._receive()):
+            for kind, flags, sequence, _, body in walk(self._receive() or _nothing()):
                 if sequence != first:
                     continue
                 interrupted |= bool(flags & F_DUMP_INTR)
@@ -301,13 +311,16 @@ class Netlink:
             raise AdapterError("asking netfilter", error.errno or 0) from error
         return first
 
-    def _receive(self) -> bytes:
-        """Return the next datagram; that some others were dropped is no matter here."""
+    def _receive(self) -> bytes | None:
+        """Return the next datagram, None when there is no more.
+
+        That others were dropped says nothing yet: it may have been stale ones.
+        """
         while True:
             try:
                 return self._socket.recv(RECEIVE_OCTETS)
             except BlockingIOError:
-                raise AdapterError("waiting for netfilter's answer", errno.ENOBUFS) from None
+                return None
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise AdapterError("listening to netfilter", error.errno or 0) from error

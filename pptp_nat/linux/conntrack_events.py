@@ -1,0 +1,184 @@
+"""What happens to conntrack entries, as the kernel tells it: control connections and ours.
+
+The kernel offers the events of every connection of a namespace.  A classic BPF
+program on the socket drops those of all others before they wake us.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection
+from typing import Final, NamedTuple
+
+from pptp_nat.core.tuples import Leg, Placement
+from pptp_nat.linux.conntrack_wire import (
+    CT_DELETE,
+    CT_NEW,
+    CTA_TUPLE_ORIG,
+    CTA_TUPLE_REPLY,
+    FAMILY,
+    GRE,
+    TCP,
+    TUPLE,
+    TUPLE_HEADER,
+    Entry,
+    read_entry,
+)
+from pptp_nat.linux.datapath import Tally
+from pptp_nat.linux.netlink import ATTRIBUTE, F_CREATE, HEADER, Instruction, Netlink, Received
+
+
+class Change(enum.Enum):
+    """What became of an entry."""
+
+    NEW = "new"
+    UPDATE = "update"
+    DESTROY = "destroy"
+    OVERRUN = "overrun"  # events were lost; compare with what is there
+
+
+# Multicast groups as bits for bind() (linux/netfilter/nfnetlink_compat.h).
+GROUPS: Final = {Change.NEW: 1, Change.UPDATE: 2, Change.DESTROY: 4}
+
+
+class CtEvent(NamedTuple):
+    """A change to a control connection's entry, or to one of our GRE entries.
+
+    Of ``placement`` and ``leg`` one is set, none in an overrun.  ``tally`` holds
+    a leg's last counts, zeros where the kernel does not count.
+    """
+
+    change: Change
+    placement: Placement | None = None
+    leg: Leg | None = None
+    mark: int = 0
+    tally: Tally = Tally(0, 0)
+
+
+class Events:
+    """A socket that listens to conntrack.
+
+    Args:
+        ports: of control connections.
+        changes: what to listen for.
+        entry_mark: the bit of CTA_MARK that says an entry is ours.
+        own: the port ID of the socket with which we change entries; what we did
+            ourselves is no event.
+
+    Raises:
+        AdapterError: the kernel refuses the groups or the filter.
+    """
+
+    def __init__(
+        self, ports: Collection[int], changes: Collection[Change], entry_mark: int, own: int
+    ) -> None:
+        self._ports = frozenset(ports)
+        self._entry_mark = entry_mark
+        self._own = own
+        self._netlink = Netlink(sum(group for change, group in GROUPS.items() if change in changes))
+        try:
+            self._netlink.attach(event_filter(self._ports))
+        except BaseException:
+            self._netlink.close()
+            raise
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when events are waiting."""
+        return self._netlink.fileno()
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._netlink.close()
+
+    def read(self) -> list[CtEvent]:
+        """Return what has happened, without waiting.
+
+        Raises:
+            AdapterError: the kernel's octets make no sense.
+        """
+        received, overrun = self._netlink.drain()
+        events = [CtEvent(Change.OVERRUN)] if overrun else []
+        for message in received:
+            change = _change(message)
+            if change is None or message.portid == self._own:
+                continue
+            entry = read_entry(message.body)
+            if entry is None:
+                continue
+            if is_ours(entry, self._entry_mark):
+                tally = entry.carried or Tally(0, 0)
+                events.append(CtEvent(change, leg=entry.leg, mark=entry.mark, tally=tally))
+            elif is_control(entry, self._ports):
+                events.append(CtEvent(change, placement=entry.placement, mark=entry.mark))
+        return events
+
+
+def is_ours(entry: Entry, entry_mark: int) -> bool:
+    """Whether *entry* carries a leg."""
+    return entry.original.protocol == GRE and bool(entry.mark & entry_mark)
+
+
+def is_control(entry: Entry, ports: Collection[int]) -> bool:
+    """Whether *entry* is TCP answered on one of *ports*.
+
+    Answered: the port that the opener dialled, or the one that a port forward
+    made of it.
+    """
+    dialled, answering = entry.original.destination_key, entry.reply.source_key
+    return entry.original.protocol == TCP and (dialled in ports or answering in ports)
+
+
+def _change(message: Received) -> Change | None:
+    if message.kind == CT_DELETE:
+        return Change.DESTROY
+    if message.kind == CT_NEW:
+        return Change.NEW if message.flags & F_CREATE else Change.UPDATE
+    return None
+
+
+# Where an event has what the filter looks at, in octets from the start of the message.
+_AT_FAMILY: Final = HEADER.size
+_AT_ORIGINAL: Final = _AT_FAMILY + len(FAMILY)
+_AT_REPLY: Final = _AT_ORIGINAL + ATTRIBUTE.size + TUPLE.size
+_AT_PROTOCOL: Final = _AT_ORIGINAL + 32
+_AT_ORIGINAL_DESTINATION_PORT: Final = _AT_ORIGINAL + 48
+_AT_REPLY_SOURCE_PORT: Final = _AT_REPLY + 40
+
+# linux/filter.h: load one, two or four octets from a fixed place; compare; return.
+_LOAD_OCTET: Final = 0x30
+_LOAD_HALF: Final = 0x28
+_LOAD_WORD: Final = 0x20
+_JUMP_EQUAL: Final = 0x15
+_RETURN: Final = 0x06
+ACCEPT: Final = 0xFFFFFFFF
+DROP: Final = 0
+
+
+def event_filter(ports: Collection[int]) -> list[Instruction]:
+    """Return a program that passes events of GRE, and of TCP answered on one of *ports*.
+
+    A TCP event whose tuples are not laid out as expected passes too;
+    the reader looks again.
+    """
+    rows = [
+        (_LOAD_OCTET, _AT_FAMILY, None),
+        (_JUMP_EQUAL, FAMILY[0], "else drop"),
+        (_LOAD_OCTET, _AT_PROTOCOL, None),
+        (_JUMP_EQUAL, GRE, "then accept"),
+        (_JUMP_EQUAL, TCP, "else drop"),
+        (_LOAD_WORD, _AT_ORIGINAL, None),
+        (_JUMP_EQUAL, int.from_bytes(TUPLE_HEADER[CTA_TUPLE_ORIG]), "else accept"),
+        (_LOAD_WORD, _AT_REPLY, None),
+        (_JUMP_EQUAL, int.from_bytes(TUPLE_HEADER[CTA_TUPLE_REPLY]), "else accept"),
+        (_LOAD_HALF, _AT_ORIGINAL_DESTINATION_PORT, None),
+        *((_JUMP_EQUAL, port, "then accept") for port in ports),
+        (_LOAD_HALF, _AT_REPLY_SOURCE_PORT, None),
+        *((_JUMP_EQUAL, port, "then accept") for port in ports),
+    ]
+    drop, accept = len(rows), len(rows) + 1
+    program = []
+    for here, (code, k, jump) in enumerate(rows, 1):
+        targets = {"then accept": (accept - here, 0), "else accept": (0, accept - here),
+                   "else drop": (0, drop - here), None: (0, 0)}  # fmt: skip
+        program.append(Instruction(code, *targets[jump], k))
+    return [*program, Instruction(_RETURN, 0, 0, DROP), Instruction(_RETURN, 0, 0, ACCEPT)]
