@@ -111,6 +111,12 @@ def _gre(samples: Samples) -> Iterator[Target]:
         wire = figure("ns", "wire", calls, direction)
         return whole, {r: ns - wire[r] for r, ns in whole.items() if r in wire}
 
+    def helper_at_one_call(direction: str) -> str:
+        """Say what translation costs whoever does it: the helper's ratio at its best."""
+        alone = [cost(way, 1, direction)[1] for way in ("helper", "tracked")]
+        ratios = pairwise(*alone)
+        return f"; helper at 1 call {Spread.of(ratios).median:.2f}" if ratios else ""
+
     def compare(
         subject: str, test: Test, bound: float, ways: tuple[str, str], calls: int
     ) -> Iterator[Target]:
@@ -118,6 +124,8 @@ def _gre(samples: Samples) -> Iterator[Target]:
             whole, alone = zip(*(cost(way, calls, direction) for way in ways), strict=True)
             ratios = pairwise(*whole)
             note = f"whole path {Spread.of(ratios).median:.2f}" if ratios else ""
+            if note and ways[1] == "tracked":
+                note += helper_at_one_call(direction)
             line = f"{subject}, {_calls(calls)}, {name}"
             yield _judge(line, test, bound, pairwise(*alone), note=note)
 
