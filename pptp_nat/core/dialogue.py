@@ -18,7 +18,8 @@ Quirks (departures of real peers, each tolerated, counted and tested):
 ``reserved_not_zero``, ``long_message``
     Pass as they are.
 ``cut_call_id``
-    A number that no call has, cut in two, whose first octet looked like a call's.
+    A number that no call has, or that only a quirk explains, cut in two, whose first
+    octet looked like a call's.
 """
 
 from __future__ import annotations
@@ -190,19 +191,20 @@ class Dialogue:
             block = self._block(high)
             pairs = self._connection.blocks(self._sender)
             return FirstOctet(block, all(seen == block for first, seen in pairs if first == high))
-        outputs = {
+        outputs = [
             became >> 8 for value, became in self._outputs(kind, own=own) if value >> 8 == high
-        }
-        if not outputs:
+        ]
+        if all(output == high for output in outputs):
             return FirstOctet(high, certain=True)
-        return FirstOctet(min(outputs), certain=outputs == {high})
+        return FirstOctet(outputs[0], certain=False)
 
     def _outputs(self, kind: MessageType, *, own: bool) -> Iterator[tuple[int, int]]:
-        """Yield what each number that may stand in a field becomes."""
+        """Yield what each number that may stand in a field becomes, quirks last."""
         sender, receiver = self._sender, self._sender.other
         for call in self._connection.calls:
             if own and call.own[sender] != NOBODY:
                 yield call.own[sender], call.seen[sender]
+        for call in self._connection.calls:
             if call.own[receiver] == NOBODY:
                 continue
             if not own:
