@@ -105,11 +105,22 @@ class Carrier:
 
     def restore(self, legs: Iterable[LegOrder], now: float) -> int:
         """Install what is wanted and no longer there; return how many legs that were."""
-        present = set(self.path.matches())
+        try:
+            present = set(self.path.matches())
+        except AdapterError as error:
+            self._complain(error)
+            return 0
         missing = [order for order in legs if Match(*order.leg[:3]) not in present]
         if missing:
             self._install(missing, now)
         return len(missing)
+
+    def renew(self, now: float) -> None:
+        """Do what keeps legs alive."""
+        try:
+            self.path.renew(now)
+        except AdapterError as error:
+            self._complain(error)
 
     def lost(self, leg: Leg, tally: Tally) -> None:
         """Take note that others deleted *leg* after it had carried so much."""

@@ -20,32 +20,32 @@ from typing import Final, Protocol
 from pptp_nat import __version__, log
 from pptp_nat import config as configuration
 from pptp_nat.answers import Answers
-from pptp_nat.carrier import Carrier, counts
+from pptp_nat.carrier import Carrier
 from pptp_nat.config import Config
 from pptp_nat.control import ControlServer
 from pptp_nat.core.book import Settings
-from pptp_nat.core.calls import Call, flow_key
+from pptp_nat.core.calls import Call
 from pptp_nat.core.events import Outcome, Verdict
-from pptp_nat.core.states import CallState, ControlState
 from pptp_nat.core.translator import Translator
-from pptp_nat.core.tuples import Flow, Party
 from pptp_nat.errors import ConfigError, PptpNatError
-from pptp_nat.linux import ruleset
-from pptp_nat.linux.conntrack import Change, Conntrack, turn_on_accounting
+from pptp_nat.linux import preflight, ruleset
+from pptp_nat.linux.conntrack import Conntrack, turn_on_accounting
+from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.conntrack_path import ConntrackPath
-from pptp_nat.linux.datapath import LegOrder
 from pptp_nat.linux.nfqueue import LOCAL_HOOKS, Packet, Queue
 from pptp_nat.linux.queue_path import QueuePath
 from pptp_nat.news import News
 from pptp_nat.sockets import Access
+from pptp_nat.upkeep import Upkeep
 
 _log: Final = logging.getLogger(__name__)
 _CONTROL_BUDGET: Final = 64  #: packets judged before anything else is looked at
 _GRE_BUDGET: Final = 64
-_RENEW_SECONDS: Final = 60.0
-_ACTIVITY_SECONDS: Final = 300.0  #: between two looks at which calls carry GRE
-_RECONCILE_SECONDS: Final = 0.2  #: after entries of ours were deleted by others
-_LOST_SECONDS: Final = 90.0  #: the entry of a live connection is back by the next echo
+
+_LOUDNESS: Final = {
+    preflight.Severity.WARN: logging.WARNING,
+    preflight.Severity.NOTE: logging.INFO,
+}
 
 
 class HasFileno(Protocol):
@@ -71,8 +71,6 @@ class Daemon:
         self.selector = selectors.DefaultSelector()
         self._stopping = False
         self._closers: list[Callable[[], None]] = []
-        self._chores: dict[Callable[[float], None], float] = {}  # what to do when
-        self._lost: dict[bytes, tuple[Flow, float]] = {}  # connections without entry, and when
         self._handler = log.configure(config.log.level, config.log.rate)
         self._news = News(lambda _event: None, lambda: False)
 
@@ -89,6 +87,8 @@ class Daemon:
         self.conntrack = Conntrack(config.gre.entry_mark)
         self._closers.append(self.conntrack.close)
         self.datapath_reason = self._choose_path()
+        self.rule_settings = rule_settings(config, self.carrier.path.name)
+        self._check_router()
         self.translator = Translator(
             self.conntrack.locate, _draw, settings_of(config),
             preserve=config.call_ids.allocation == "preserve",
@@ -98,8 +98,6 @@ class Daemon:
         self._bind_queues()
         self._listen()
         self._apply_rules()
-        self._every(_RENEW_SECONDS, self._renew)
-        self._every(_ACTIVITY_SECONDS, self._look_at_activity)
         log.event(
             _log, logging.INFO, "ready", version=__version__, datapath=self.carrier.path.name,
             reason=self.datapath_reason,
@@ -119,6 +117,16 @@ class Daemon:
             return "configured" if flaw is None else f"conntrack does not work here: {flaw}"
         self.carrier = Carrier(ConntrackPath(self.conntrack))
         return "configured" if wanted == "conntrack" else "its probe succeeded"
+
+    def _check_router(self) -> None:
+        buffer = max(self.config.control.socket_buffer, self.config.gre.socket_buffer)
+        findings = preflight.checks(self.rule_settings, receive_buffer=buffer)
+        for finding in findings:
+            if finding.severity is not preflight.Severity.REFUSE:
+                log.event(_log, _LOUDNESS[finding.severity], "check", finding=finding.text)
+        refusals = [f.text for f in findings if f.severity is preflight.Severity.REFUSE]
+        if refusals:
+            raise PptpNatError("\n".join(refusals))
 
     def _adopt(self) -> None:
         """Leave entries of an earlier run to their calls, but never give their numbers again."""
@@ -147,7 +155,8 @@ class Daemon:
 
     def _follow(self) -> None:
         self.conntrack.follow(self.config.control.ports, (Change.UPDATE, Change.DESTROY))
-        self._watch(self.conntrack, self._on_conntrack)
+        self.upkeep = Upkeep(self.translator, self.carrier, self.conntrack, self.carry_out)
+        self._watch(self.conntrack, self.upkeep.on_events)
 
     def _bind_queues(self) -> None:
         control, gre = self.config.control, self.config.gre
@@ -176,7 +185,6 @@ class Daemon:
 
     def _apply_rules(self) -> None:
         rules = self.config.rules
-        self.rule_settings = rule_settings(self.config, self.carrier.path.name)
         if rules.backend == "auto":
             backend = ruleset.choose_backend()
         else:
@@ -191,13 +199,6 @@ class Daemon:
     def _watch(self, source: HasFileno, work: Callable[[int], None]) -> None:
         self.selector.register(source, selectors.EVENT_READ, work)
 
-    def _every(self, seconds: float, chore: Callable[[], None]) -> None:
-        def turn(now: float) -> None:
-            self._chores[turn] = now + seconds
-            chore()
-
-        self._chores[turn] = time.monotonic() + seconds
-
     def run(self) -> None:
         """Serve until `stop`."""
         while not self._stopping:
@@ -206,15 +207,13 @@ class Daemon:
             now = time.monotonic()
             due = self.translator.next_timer()
             if due is not None and due <= now:
-                self._carry_out(self.translator.tick(now), now)
+                self.carry_out(self.translator.tick(now), now)
             self.carrier.tick(now)
-            for chore in [chore for chore, when in self._chores.items() if when <= now]:
-                del self._chores[chore]
-                chore(now)
+            self.upkeep.tick(now)
 
     def _patience(self) -> float | None:
-        times = [self.translator.next_timer(), self.carrier.next_timer(), *self._chores.values()]
-        known = [time_ for time_ in times if time_ is not None]
+        sources = (self.translator, self.carrier, self.upkeep)
+        known = [due for source in sources if (due := source.next_timer()) is not None]
         return max(0.0, min(known) - time.monotonic()) if known else None
 
     def stop(self) -> None:
@@ -261,7 +260,7 @@ class Daemon:
             self.carrier.after(outcome.events)
             self._news.tell(outcome.events, self.wall)
 
-    def _carry_out(self, outcome: Outcome, now: float) -> None:
+    def carry_out(self, outcome: Outcome, now: float) -> None:
         """Carry out what no packet in hand has caused."""
         self.carrier.before(outcome.events, now)
         for released in outcome.released:
@@ -272,66 +271,12 @@ class Daemon:
     def _on_fault(self, error: BaseException) -> None:
         _log.error("fault", exc_info=error)
 
-    # Conntrack's events.
-
-    def _on_conntrack(self, _mask: int) -> None:
-        now = time.monotonic()
-        for event in self.conntrack.read_events():
-            if event.placement is not None:
-                flow = event.placement.flow
-                if event.change is Change.DESTROY:
-                    self._lost[flow_key(flow)] = flow, now + _LOST_SECONDS
-                    self._chores.setdefault(self._check_lost, now + _LOST_SECONDS)
-                else:
-                    self._carry_out(self.translator.remark(flow, event.placement.mark), now)
-            elif event.change in (Change.DESTROY, Change.OVERRUN):
-                if event.leg is not None:
-                    self.carrier.lost(event.leg, event.tally)
-                self._chores.setdefault(self._reconcile, now + _RECONCILE_SECONDS)
-
-    def _check_lost(self, now: float) -> None:
-        """End connections whose entry is gone and did not come back."""
-        for key, (flow, due) in list(self._lost.items()):
-            if due > now:
-                self._chores.setdefault(self._check_lost, due)
-                continue
-            del self._lost[key]
-            connection = self.translator.book.connections.get(key)
-            if connection is None or connection.state is ControlState.CLOSING:
-                continue
-            if self.conntrack.locate(flow) is None:
-                self._carry_out(self.translator.connection_lost(flow, now), now)
-
-    def _reconcile(self, now: float) -> None:
-        """Put back the legs of live calls that others have deleted."""
-        orders = (
-            LegOrder(leg, call.connection.mark)
-            for call in list(self.translator.book.calls.values())
-            for party in Party
-            if (leg := call.leg(party)) is not None
-        )
-        restored = self.carrier.restore(orders, now)
-        if restored:
-            log.event(_log, logging.WARNING, "entries-restored", count=restored)
-
-    # Chores.
-
-    def _renew(self) -> None:
-        self.carrier.path.renew(time.monotonic())
-
-    def _look_at_activity(self) -> None:
-        calls = self.translator.book.calls
-        if not calls or not self.config.timers.gre_idle:
-            return
-        tallies, now = self.carrier.tallies(), time.monotonic()
-        for call in calls.values():
-            if call.state is CallState.UP:
-                self.translator.heard(call, counts(call, tallies).packets, now)
+    # People and time.
 
     def clear(self, calls: list[Call]) -> None:
         """End *calls* because the operator says so."""
         now = time.monotonic()
-        self._carry_out(self.translator.clear(calls, now), now)
+        self.carry_out(self.translator.clear(calls, now), now)
 
     @property
     def wall(self) -> float:

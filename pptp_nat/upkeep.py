@@ -1,0 +1,118 @@
+"""What the daemon does when nobody sends it a packet: conntrack's events and chores.
+
+Entries that others delete are put back.  A control connection whose entry is
+gone is given until its next echo to show that it lives; then its calls end.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+from pptp_nat import log
+from pptp_nat.carrier import Carrier, counts
+from pptp_nat.core.calls import flow_key
+from pptp_nat.core.events import Outcome
+from pptp_nat.core.states import CallState, ControlState
+from pptp_nat.core.translator import Translator
+from pptp_nat.core.tuples import Flow, Party
+from pptp_nat.linux.conntrack import Conntrack
+from pptp_nat.linux.conntrack_events import Change
+from pptp_nat.linux.datapath import LegOrder
+
+_log: Final = logging.getLogger(__name__)
+_RENEW_SECONDS: Final = 60.0
+_ACTIVITY_SECONDS: Final = 300.0  #: between two looks at which calls carry GRE
+_RECONCILE_SECONDS: Final = 0.2  #: after entries of ours were deleted by others
+_LOST_SECONDS: Final = 90.0  #: the entry of a live connection is back by its next echo, 60 s
+
+
+class Upkeep:
+    """Keeps the book and the kernel in step.
+
+    Args:
+        carry_out: does what an outcome without a packet says.
+    """
+
+    def __init__(
+        self,
+        translator: Translator,
+        carrier: Carrier,
+        conntrack: Conntrack,
+        carry_out: Callable[[Outcome, float], None],
+    ) -> None:
+        self._translator = translator
+        self._carrier = carrier
+        self._conntrack = conntrack
+        self._carry_out = carry_out
+        self._lost: dict[bytes, tuple[Flow, float]] = {}  # connections without entry, until when
+        self._due: dict[Callable[[float], None], float] = {self._renew: 0.0, self._listen: 0.0}
+
+    def next_timer(self) -> float | None:
+        """Return when `tick` has something to do, in monotonic seconds."""
+        return min(self._due.values(), default=None)
+
+    def tick(self, now: float) -> None:
+        """Do the chores that are due."""
+        for chore in [chore for chore, due in self._due.items() if due <= now]:
+            del self._due[chore]
+            chore(now)
+
+    def on_events(self, _mask: int) -> None:
+        """Read what happened to conntrack's entries."""
+        now = time.monotonic()
+        for event in self._conntrack.read_events():
+            if event.placement is not None:
+                flow = event.placement.flow
+                if event.change is Change.DESTROY:
+                    self._lost[flow_key(flow)] = flow, now + _LOST_SECONDS
+                    self._due.setdefault(self._check_lost, now + _LOST_SECONDS)
+                else:
+                    self._carry_out(self._translator.remark(flow, event.placement.mark), now)
+            elif event.change in (Change.DESTROY, Change.OVERRUN):
+                if event.leg is not None:
+                    self._carrier.lost(event.leg, event.tally)
+                self._due.setdefault(self._reconcile, now + _RECONCILE_SECONDS)
+
+    def _check_lost(self, now: float) -> None:
+        """End connections whose entry is gone and did not come back."""
+        book = self._translator.book
+        for key, (flow, due) in list(self._lost.items()):
+            if due > now:
+                self._due.setdefault(self._check_lost, due)
+                continue
+            del self._lost[key]
+            connection = book.connections.get(key)
+            if connection is None or connection.state is ControlState.CLOSING:
+                continue
+            if self._conntrack.locate(flow) is None:
+                self._carry_out(self._translator.connection_lost(flow, now), now)
+
+    def _reconcile(self, now: float) -> None:
+        """Put back the legs of live calls that others have deleted."""
+        orders = (
+            LegOrder(leg, call.connection.mark)
+            for call in list(self._translator.book.calls.values())
+            for party in Party
+            if (leg := call.leg(party)) is not None
+        )
+        restored = self._carrier.restore(orders, now)
+        if restored:
+            log.event(_log, logging.WARNING, "entries-restored", count=restored)
+
+    def _renew(self, now: float) -> None:
+        self._due[self._renew] = now + _RENEW_SECONDS
+        self._carrier.renew(now)
+
+    def _listen(self, now: float) -> None:
+        """Note which calls carry GRE: one that is idle both ways for long ends."""
+        self._due[self._listen] = now + _ACTIVITY_SECONDS
+        calls = self._translator.book.calls
+        if not calls or not self._translator.settings.gre_idle:
+            return
+        tallies = self._carrier.tallies()
+        for call in calls.values():
+            if call.state is CallState.UP:
+                self._translator.heard(call, counts(call, tallies).packets, now)
