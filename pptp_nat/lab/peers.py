@@ -182,13 +182,26 @@ class Station:
 
 
 def converse(
-    loop: Loop, calls: Iterable[Call], *, count: int = 10, seconds: float = PATIENCE
+    loop: Loop,
+    calls: Iterable[Call],
+    *,
+    count: int = 10,
+    padding: int = 0,
+    seconds: float = PATIENCE,
 ) -> bool:
-    """Let each call, given both its ends, say *count* things; True if all arrived."""
+    """Let each of *calls* send *count* packets; True if each received as many.
+
+    Args:
+        loop: serves all of them.
+        calls: both ends of each call.
+        count: packets from each end.
+        padding: octets that each carries besides who says it to whom.
+        seconds: how long to wait for the last.
+    """
     calls = list(calls)
     wanted = {call: call.right + count for call in calls}
     for _ in range(count):
         for call in calls:
-            call.say()
+            call.say(padding=padding)
         loop.run_dry(0)
     return loop.run_until(lambda: all(call.right >= n for call, n in wanted.items()), seconds)

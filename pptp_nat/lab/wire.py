@@ -138,7 +138,7 @@ def encode_gre(packet: Gre) -> bytes:
 
 
 def decode_gre(octets: bytes) -> Gre | None:
-    """Return the enhanced GRE packet in *octets*, or None for another sort of GRE."""
+    """Return the enhanced GRE packet in *octets*, or None for another sort, or a part, of one."""
     if len(octets) < _GRE.size:
         return None
     first, second, protocol, length, key = _GRE.unpack_from(octets)
@@ -153,4 +153,6 @@ def decode_gre(octets: bytes) -> Gre | None:
             at += 4
         else:
             numbers.append(None)
+    if len(octets) < at + length:
+        return None  # cut short on its way
     return Gre(key, octets[at : at + length], *numbers)

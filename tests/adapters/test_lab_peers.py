@@ -72,7 +72,7 @@ def _connected(loop: Loop, pair: tuple[Station, Station, int], **how: Any) -> Co
     alice, server, port = pair
     connection = alice.dial(HOME, port, **how)
     assert loop.run_until(lambda: connection.established)
-    assert (connection.peer_name, server.connections[-1].peer_name) == ("server", "alice")
+    assert ("server", "alice") == (connection.peer_name, server.connections[-1].peer_name)
     return connection
 
 
@@ -94,7 +94,7 @@ def test_an_independent_author_agrees_on_every_message(name: str) -> None:
     assert layout.number == parsed.ctrl_msg_type
     for field, theirs in (("call", "call_id"), ("peer", "peer_call_id"), ("result", "result_code")):
         if field in layout.names:
-            assert getattr(parsed, theirs) == 1, field
+            assert 1 == getattr(parsed, theirs), field
 
 
 def _numbers(name: str) -> list[str]:
@@ -143,7 +143,7 @@ def test_gre_is_read_as_it_was_written(packet: Gre) -> None:
 
 
 def test_other_sorts_of_gre_are_not_taken_for_calls() -> None:
-    """Plain GRE (version 0), and enhanced GRE without a key."""
+    """Plain GRE (version 0), and enhanced GRE without a key or cut short."""
     assert [decode_gre(octets) for octets in _OTHERS] == [None] * len(_OTHERS)
 
 
@@ -152,6 +152,7 @@ _OTHERS = [
     b"\x30\x01\x88",
     bytes.fromhex("20000800 0000002a"),
     bytes.fromhex("1001880b 00000000"),
+    encode_gre(Gre(7, b"hello", 0))[:-1],
 ]
 
 
@@ -165,9 +166,9 @@ def test_a_call_comes_up_however_the_messages_are_cut(
 
     assert [first.own_id, second.own_id] == [each.peer_id for each in theirs]
     assert [first.peer_id, second.peer_id] == [each.own_id for each in theirs]
-    assert [
+    assert [("PNS", "PAC")] * 2 == [
         (ours.role, other.role) for ours, other in zip((first, second), theirs, strict=True)
-    ] == [("PNS", "PAC")] * 2
+    ]
 
 
 def test_an_offered_call_comes_up_with_the_roles_the_other_way_round(
@@ -178,7 +179,7 @@ def test_an_offered_call_comes_up_with_the_roles_the_other_way_round(
     theirs = pair[1].named(call.label)
     _up(loop, theirs)
 
-    assert (call.role, theirs.role, theirs.peer_id) == ("PAC", "PNS", 5)
+    assert ("PAC", "PNS", 5) == (call.role, theirs.role, theirs.peer_id)
 
 
 @pytest.mark.parametrize("pair", [{"refuses": True}], indirect=True, ids=["refuses"])
@@ -206,7 +207,7 @@ def test_a_disconnect_notify_is_understood_whichever_number_it_carries(
 
     assert loop.run_until(lambda: call.state == "gone")
     assert number == connection.received[-1].number("call")
-    assert connection.unknown == []
+    assert [] == connection.unknown
 
 
 def test_echo_link_info_and_stop_are_answered(
@@ -220,9 +221,9 @@ def test_echo_link_info_and_stop_are_answered(
     connection.stop()
 
     assert loop.run_until(lambda: connection.closed and pair[1].connections[0].closed)
-    assert next(m for m in connection.received if m.name == "EchoRP").number("identifier") == 42
-    assert [each.name for each in pair[1].named(call.label).heard] == ["SLI"]
-    assert (call.state, connection.error) == ("gone", "")
+    assert 42 == next(m for m in connection.received if m.name == "EchoRP").number("identifier")
+    assert ["SLI"] == [each.name for each in pair[1].named(call.label).heard]
+    assert ("gone", "") == (call.state, connection.error)
 
 
 def test_lost_framing_closes_the_connection_with_a_reason(
@@ -248,21 +249,21 @@ def test_gre_counts_only_where_it_belongs(loop: Loop, pair: tuple[Station, Stati
 
     arrives(call.label, 9)
     arrives(call.label, 9, number=1)
-    assert (call.right, len(call.wrong)) == (2, 0)
+    assert (2, 0) == (call.right, len(call.wrong))
 
     arrives(call.label, 9, number=1)  # again
     arrives(other.label, 9, number=2)
     arrives(call.label, 9, number=3, sender="mallory")
-    assert (call.right, len(call.wrong)) == (2, 3)
+    assert (2, 3) == (call.right, len(call.wrong))
 
     arrives(call.label, 11)
     alice.hear(HOME, _OTHERS[2])
-    assert (call.right, len(alice.strays), other.right) == (2, 2, 0)
+    assert (2, 2, 0) == (call.right, len(alice.strays), other.right)
 
 
 def test_the_frame_checksum_is_the_one_of_the_standard() -> None:
     """The check value of CRC-16/X-25 over the nine digits."""
-    assert checksum(b"123456789") ^ 0xFFFF == 0x906E
+    assert 0x906E == checksum(b"123456789") ^ 0xFFFF
 
 
 @given(st.lists(st.binary(max_size=30), max_size=4), st.integers(1, 9))
@@ -277,7 +278,7 @@ def test_frames_come_out_of_octets_in_pieces(bodies: list[bytes], size: int) -> 
 def test_a_damaged_frame_is_left_out() -> None:
     octets = frame(b"hello").replace(b"hello", b"hullo")
 
-    assert Deframer().feed(octets + frame(b"there")) == [b"there"]
+    assert [b"there"] == Deframer().feed(octets + frame(b"there"))
 
 
 def test_the_stand_in_for_pppd_answers_with_its_name() -> None:
@@ -290,7 +291,7 @@ def test_the_stand_in_for_pppd_answers_with_its_name() -> None:
     )
     greeting, *answers = (body.partition(b" from ") for body in Deframer().feed(done.stdout))
 
-    assert greeting[0] == b"hello"
+    assert b"hello" == greeting[0]
     assert [(b"one", greeting[2]), (b"two", greeting[2])] == [(a, name) for a, _, name in answers]
 
 

@@ -58,15 +58,15 @@ class World:
         """Return the call of the same label at the other station."""
         return self.stations[call.connection.peer_name].named(call.label)
 
-    def all_hear(self, calls: Iterable[Call], *, count: int = 10) -> None:
+    def all_hear(self, calls: Iterable[Call], *, count: int = 10, padding: int = 0) -> None:
         """Let each of *calls* send *count* packets; each must hear its own, and only those."""
         calls = list(calls)
         before = [call.right for call in calls]
-        converse(self.loop, calls, count=count)
+        converse(self.loop, calls, count=count, padding=padding)
         heard = [call.right - then for call, then in zip(calls, before, strict=True)]
         assert [count] * len(calls) == heard
-        assert [b for call in calls for b in call.wrong] == []
-        assert [s for each in self.stations.values() for s in each.strays] == []
+        assert [] == [b for call in calls for b in call.wrong]
+        assert [] == [s for each in self.stations.values() for s in each.strays]
 
     def listed(self, count: int, *argv: str) -> list[dict[str, Any]]:
         """Return what the daemon lists once that is *count* calls."""

@@ -60,20 +60,20 @@ def _group(leader: int) -> list[str]:
 def test_laboratories_stand_side_by_side_and_leave_nothing() -> None:
     with Lab(inside=2) as one, Lab(inside=20, outside=2) as other:
         assert one.prefix != other.prefix
-        assert tuple(len(_namespaces(f"{each.prefix}-")) for each in (one, other)) == (4, 23)
+        assert (4, 23) == tuple(len(_namespaces(f"{each.prefix}-")) for each in (one, other))
         process = one.popen(one.inside[0], ["sh", "-c", "sleep 1000 & exec sleep 1000"])
         one.open_socket(one.inside[1], socket.SOCK_DGRAM)
         directories = [one.directory, other.directory]
-    assert _namespaces(one.prefix) + _namespaces(other.prefix) == []
-    assert [each for each in directories if each.exists()] == []
+    assert [] == _namespaces(one.prefix) + _namespaces(other.prefix)
+    assert [] == [each for each in directories if each.exists()]
     assert process.returncode is not None
-    assert one.pids() == []
+    assert [] == one.pids()
 
 
 def test_a_laboratory_goes_away_with_the_exception_in_it() -> None:
     with pytest.raises(KeyboardInterrupt), Lab() as lab:
         raise KeyboardInterrupt
-    assert _namespaces(lab.prefix) == []
+    assert [] == _namespaces(lab.prefix)
 
 
 def test_a_laboratory_that_cannot_be_finished_goes_away() -> None:
@@ -83,7 +83,7 @@ def test_a_laboratory_that_cannot_be_finished_goes_away() -> None:
         twin.inside = lab.inside
         with pytest.raises(Exception, match=r"exists|File"):
             twin.__enter__()
-        assert _namespaces(f"{twin.prefix}-") == []
+        assert [] == _namespaces(f"{twin.prefix}-")
 
 
 def test_a_process_may_have_files_of_its_own(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_process_may_have_files_of_its_own(tmp_path: Path) -> None:
             mounts={"/dev/random": tmp_path / "random"},
             stdout=subprocess.PIPE,
         )
-        assert process.communicate()[0] == b"\x12\x34"
+        assert b"\x12\x34" == process.communicate()[0]
 
 
 def test_what_goes_wrong_in_a_namespace_is_told_in_one_line() -> None:
@@ -113,10 +113,10 @@ def test_the_demo_shows_that_each_client_receives_its_own(datapath: str) -> None
     demo = _demo(f"run(3, {datapath!r})")
     shown, _ = demo.communicate(timeout=60)
 
-    assert demo.returncode == 0, shown
+    assert 0 == demo.returncode, shown
     assert "Every client received exactly its own data: 600 of 600" in shown
     assert all(f"192.168.77.1{n}" in shown for n in range(3))
-    assert _left_by(demo.pid) == []
+    assert [] == _left_by(demo.pid)
 
 
 @pytest.mark.parametrize("word", ["building", "starting", "dial", "GRE packets", "Ctrl-C"])
@@ -133,12 +133,12 @@ def test_an_interrupted_demo_leaves_nothing(word: str, number: signal.Signals) -
     os.kill(demo.pid, number)
     shown += demo.communicate(timeout=60)[0]
 
-    assert demo.returncode == (0 if word == "Ctrl-C" else 130), shown
-    assert _left_by(demo.pid) == []
+    assert (0 if word == "Ctrl-C" else 130) == demo.returncode, shown
+    assert [] == _left_by(demo.pid)
 
 
 def test_a_demo_that_cannot_be_given_says_why_in_one_line() -> None:
     demo = _demo("run(0)")
     shown, _ = demo.communicate(timeout=60)
 
-    assert (demo.returncode, shown) == (1, "pptp-nat demo: --clients is 1 to 50, not 0\n")
+    assert (1, "pptp-nat demo: --clients is 1 to 50, not 0\n") == (demo.returncode, shown)
