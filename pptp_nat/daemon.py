@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from pptp_nat import __version__, log
 from pptp_nat import config as configuration
@@ -38,6 +38,7 @@ from pptp_nat.news import News
 from pptp_nat.sockets import Access
 from pptp_nat.upkeep import Upkeep
 
+_T = TypeVar("_T")
 _log: Final = logging.getLogger(__name__)
 _CONTROL_BUDGET: Final = 64  #: packets judged before anything else is looked at
 _GRE_BUDGET: Final = 64
@@ -203,13 +204,22 @@ class Daemon:
         """Serve until `stop`."""
         while not self._stopping:
             for key, mask in self.selector.select(self._patience()):
-                key.data(mask)
-            now = time.monotonic()
-            due = self.translator.next_timer()
-            if due is not None and due <= now:
-                self.carry_out(self.translator.tick(now), now)
-            self.carrier.tick(now)
-            self.upkeep.tick(now)
+                self._guarded(key.data, mask)
+            self._guarded(self._tick, time.monotonic())
+
+    def _guarded(self, work: Callable[[_T], None], argument: _T) -> None:
+        """Do *work*; what it raises ends that work, never the daemon."""
+        try:
+            work(argument)
+        except Exception as error:  # noqa: BLE001 - other calls must not notice
+            self._on_fault(error)
+
+    def _tick(self, now: float) -> None:
+        due = self.translator.next_timer()
+        if due is not None and due <= now:
+            self.carry_out(self.translator.tick(now), now)
+        self.carrier.tick(now)
+        self.upkeep.tick(now)
 
     def _patience(self) -> float | None:
         sources = (self.translator, self.carrier, self.upkeep)
@@ -269,7 +279,10 @@ class Daemon:
         self._news.tell(outcome.events, self.wall)
 
     def _on_fault(self, error: BaseException) -> None:
-        _log.error("fault", exc_info=error)
+        if isinstance(error, PptpNatError):
+            log.event(_log, logging.ERROR, "refused", reason=str(error))
+        else:
+            _log.error("fault", exc_info=error)
 
     # People and time.
 
