@@ -13,7 +13,6 @@ thread may step into a namespace, and a socket stays where it was made.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import os
 import shutil
@@ -27,10 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Self
 
-import pyroute2.netns
 from pyroute2 import IPRoute
 
 from pptp_nat.errors import AdapterError, UsageError
+from pptp_nat.lab import namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -39,16 +38,15 @@ if TYPE_CHECKING:
 EXTERNAL: Final = "198.18.7.1"  # the router on the WAN; also how the world sees the LAN
 LAN_ROUTER: Final = "192.168.77.1"
 LAN: Final = "192.168.77.0/24"
-NAMED: Final = Path("/run/netns")
 GRACE: Final = 2.0  # seconds between SIGTERM and SIGKILL for what runs in the laboratory
 SETTLE: Final = 10.0  # seconds; usually a few milliseconds
 MOST: Final = 200  # hosts a side; the networks are /24
 
-_CLONE_NEWNET: Final = 0x40000000  # <linux/sched.h>
-_MS_BIND: Final = 4096  # <linux/mount.h>, as are the next two
-_MS_REC: Final = 16384
-_MS_SHARED: Final = 1 << 20
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_PACKAGES: Final = {  # Debian's names, where they are not the command's
+    "iptables-restore": "iptables",
+    "pptp": "pptp-linux",
+    "unshare": "util-linux",
+}
 _INDEX: Final = {"lan": 1000, "wan": 2000}  # interface numbers of the cables' ends in the router
 _numbers = itertools.count(1)
 
@@ -68,7 +66,8 @@ def missing(commands: Sequence[str]) -> str | None:
         return "the laboratory needs root, to make network namespaces: run it with sudo"
     absent = [command for command in commands if shutil.which(command) is None]
     if absent:
-        return f"not found: {', '.join(absent)}: install the packages that bring them"
+        packages = sorted({_PACKAGES.get(command, command) for command in absent})
+        return f"not found: {', '.join(absent)}: apt install {' '.join(packages)}"
     return None
 
 
@@ -115,7 +114,6 @@ class Lab:
             hairpin=hairpin,
         )
         self._nat = nat
-        self._home = -1  # the namespace we came from
         self._processes: list[subprocess.Popen[bytes]] = []
         self._sockets: list[socket.socket] = []
 
@@ -130,7 +128,6 @@ class Lab:
     def __enter__(self) -> Self:
         if why := missing(["iptables-restore"]):
             raise UsageError(why)
-        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         try:
             self.directory = Path(tempfile.mkdtemp(prefix=f"{self.prefix}-"))
             self._build()
@@ -153,9 +150,8 @@ class Lab:
     # -- building ------------------------------------------------------------
 
     def _build(self) -> None:
-        _prepare_names()
         for host in self.hosts:
-            self._create(host.namespace)
+            namespaces.create(host.namespace)
         self._write(
             self.router,
             {
@@ -179,20 +175,6 @@ class Lab:
             _address(link, "wan", EXTERNAL)
             _settle(link, set(), attribute="IFLA_CARRIER", wanted=1)
         self.run(self.router, ["iptables-restore"], text=self._rules)
-
-    def _create(self, name: str) -> None:
-        """Make a namespace called *name* as ``ip netns add`` does, but without a child.
-
-        A child could be about to make it when an interrupted parent has already
-        looked for what there is to remove.
-        """
-        path = NAMED / name
-        path.touch(exist_ok=False)
-        try:
-            _libc("unshare", _CLONE_NEWNET)
-            _mount("/proc/thread-self/ns/net", path, _MS_BIND)
-        finally:
-            pyroute2.netns.setns(self._home)
 
     def _side(self, link: IPRoute, name: str, hosts: list[Host]) -> None:
         """Cable *hosts* to the router: one directly, several over a bridge called *name*."""
@@ -240,11 +222,8 @@ class Lab:
     @contextlib.contextmanager
     def entered(self, host: Host) -> Iterator[None]:
         """Let this thread, and what it starts, live in the namespace of *host* for a while."""
-        try:
-            pyroute2.netns.setns(str(NAMED / host.namespace), flags=0)
+        with namespaces.entered(host.namespace):
             yield
-        finally:
-            pyroute2.netns.setns(self._home)
 
     def open_socket(self, host: Host, kind: socket.SocketKind, protocol: int = 0) -> socket.socket:
         """Open an IPv4 socket in the namespace of *host*; closed with the laboratory."""
@@ -325,17 +304,7 @@ class Lab:
 
     def pids(self, *hosts: Host) -> list[int]:
         """Return the processes that live in the namespaces of *hosts* (all, if none is named)."""
-        wanted = set()
-        for host in hosts or self.hosts:
-            with contextlib.suppress(FileNotFoundError):
-                wanted.add((NAMED / host.namespace).stat().st_ino)
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                with contextlib.suppress(OSError):  # it ended while we looked
-                    if (entry / "ns/net").stat().st_ino in wanted:
-                        found.append(int(entry.name))
-        return found
+        return namespaces.pids([host.namespace for host in hosts or self.hosts])
 
     # -- the end -------------------------------------------------------------
 
@@ -345,21 +314,15 @@ class Lab:
             signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}
         )  # an impatient second Ctrl-C must not leave half a laboratory
         try:
-            if self._home >= 0:
-                pyroute2.netns.setns(self._home)
             self._end_processes()
             for opened in self._sockets:
                 opened.close()  # an open socket would keep its namespace alive
             self._sockets.clear()
             for host in self.hosts:
-                if (NAMED / host.namespace).exists():
-                    _remove_namespace(host.namespace)
+                namespaces.remove(host.namespace)
             if self.directory != Path():
                 shutil.rmtree(self.directory, ignore_errors=True)
                 self.directory = Path()
-            if self._home >= 0:
-                os.close(self._home)
-                self._home = -1
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
@@ -382,37 +345,9 @@ class Lab:
         self._processes.clear()
 
 
-def _libc(function: str, *arguments: object) -> None:
-    if getattr(_LIBC, function)(*arguments) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), function)
-
-
-def _mount(source: str | Path, target: Path, flags: int) -> None:
-    _libc("mount", str(source).encode(), str(target).encode(), b"none", flags, None)
-
-
-def _prepare_names() -> None:
-    """Make /run/netns a mount of its own whose changes every mount namespace sees."""
-    NAMED.mkdir(exist_ok=True)
-    try:
-        _mount("none", NAMED, _MS_SHARED | _MS_REC)
-    except OSError:
-        _mount(NAMED, NAMED, _MS_BIND | _MS_REC)
-        _mount("none", NAMED, _MS_SHARED | _MS_REC)
-
-
 def _signal(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-
-
-def _remove_namespace(name: str) -> None:
-    """Remove the name *name*; one whose making was interrupted is a file without a mount."""
-    with contextlib.suppress(OSError):
-        pyroute2.netns.remove(name)
-    with contextlib.suppress(FileNotFoundError):
-        (NAMED / name).unlink()
 
 
 def _environment() -> dict[str, str]:

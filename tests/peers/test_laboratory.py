@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from pptp_nat.errors import UsageError
-from pptp_nat.lab.network import NAMED, Lab, missing
+from pptp_nat.lab.namespaces import NAMED
+from pptp_nat.lab.network import Lab, missing
 
 pytestmark = [
     pytest.mark.kernel,
