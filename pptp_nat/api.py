@@ -38,7 +38,7 @@ _ENCODER: Final = json.JSONEncoder(
     allow_nan=False,
     check_circular=False,  # half the time of a row, and rows are trees
 )
-_LARGEST_ID: Final = (1 << 53) - 1  # what every JSON library holds without loss
+LARGEST_ID: Final = (1 << 53) - 1  # what every JSON library holds without loss
 
 
 class GarbageError(Exception):
@@ -79,8 +79,8 @@ def parse(line: bytes, uid: int) -> Request:
     if not isinstance(found, dict):
         raise GarbageError('not a JSON object; write {"v":1,"id":1,"do":"status"}')
     number, version, do = (found.pop(name, None) for name in ("id", "v", "do"))
-    if type(number) is not int or not 0 <= number <= _LARGEST_ID:
-        raise GarbageError(f"a request has an id: a whole number from 0 to {_LARGEST_ID}")
+    if type(number) is not int or not 0 <= number <= LARGEST_ID:
+        raise GarbageError(f"a request has an id: a whole number from 0 to {LARGEST_ID}")
     if type(version) is not int or version != VERSION:
         raise RefusedRequest(f'this daemon speaks version {VERSION}; write "v":{VERSION}', number)
     if not isinstance(do, str):

@@ -1,12 +1,15 @@
 """The socket API: whatever clients send or leave unread, the daemon serves the others."""
 
 import contextlib
+import dataclasses
 import json
 import os
+import re
 import selectors
 import socket
 import stat
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,9 +17,10 @@ from hypothesis import strategies as st
 
 from pptp_nat import api
 from pptp_nat.api import LONGEST_REQUEST, Request
-from pptp_nat.control import CHUNK, PATIENCE, ControlServer
+from pptp_nat.control import BACKLOG, CHUNK, PATIENCE, PLACES, ControlServer
 from pptp_nat.errors import AdapterError, ConfigError, UsageError
 from pptp_nat.sockets import Access
+from pptp_nat.table import ConnectionRow, End, Filter, QueueRow, StatusRow
 
 PRIVATE = Access(0o600)
 
@@ -756,3 +760,32 @@ def test_events_stream_until_the_client_has_enough(served) -> None:
 def test_requests_are_values() -> None:
     """The daemon may keep them."""
     assert Request(1, "x", {}, 0) == Request(1, "x", {}, 0)
+
+
+# --- what is promised -----------------------------------------------------------------
+
+
+def test_the_manual_states_the_bounds_that_hold() -> None:
+    """docs/api.md is what other programs are written from."""
+    text = (Path(__file__).parents[2] / "docs/api.md").read_text()
+
+    assert f"`v` | {api.VERSION}," in text
+    assert f"from 0 to {api.LARGEST_ID}," in text
+    assert f"more than {LONGEST_REQUEST} octets" in text
+    assert f"when {PLACES} clients are connected" in text
+    assert f"for {PATIENCE:.0f} seconds" in text
+    assert BACKLOG == 1 << 20
+    assert "more than 1 MiB of events" in text
+
+
+def test_the_manual_describes_every_key() -> None:
+    """As above, for the answers that are made of rows."""
+    text = (Path(__file__).parents[2] / "docs/api.md").read_text()
+    named = set(re.findall(r"`(\w+)`", text)) | {
+        name for names in re.findall(r"`\{([\w, ]+)\}", text) for name in names.split(", ")
+    }
+
+    for row in (StatusRow, ConnectionRow, Filter):
+        assert set() == {each.name for each in dataclasses.fields(row)} - named
+    assert set() == set(QueueRow._fields + End._fields) - named
+    assert {"connection", "cause"} <= named
