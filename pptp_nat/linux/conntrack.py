@@ -48,12 +48,16 @@ from pptp_nat.linux.conntrack_wire import (
     dump_message,
     get_message,
     new_message,
+    read_count,
     read_entry,
     remark_message,
     spare_keys,
 )
 from pptp_nat.linux.datapath import LegOrder, Match, Tally
 from pptp_nat.linux.netlink import MOST_PER_SEND, Message, Netlink, Received
+
+__all__ = ["ENTRY_MARK", "LIFETIME", "Change", "Conntrack", "CtEvent", "accounting"]
+__all__ += ["turn_on_accounting"]
 
 _T = TypeVar("_T")
 
@@ -286,6 +290,11 @@ class Conntrack:
             if self._is_mine(entry):
                 yield entry
 
+    def counts(self) -> dict[Match, Tally]:
+        """Return what our GRE entries match and have counted; quicker than `entries`."""
+        bodies = self._bodies(by_mark(self.entry_mark), "counting GRE in conntrack")
+        return dict(filter(None, map(read_count, bodies)))
+
     def renew(self, entries: Sequence[Entry]) -> dict[Leg, Tally]:
         """Give our GRE *entries* their whole lifetime again.
 
@@ -330,14 +339,13 @@ class Conntrack:
         return read_entry(body) if code == 0 else None
 
     def _dump(self, criteria: bytes, doing: str) -> Iterator[Entry]:
+        return filter(None, map(read_entry, self._bodies(criteria, doing)))
+
+    def _bodies(self, criteria: bytes, doing: str) -> list[bytes]:
         try:
-            bodies = self._netlink.dump(dump_message(criteria))
+            return self._netlink.dump(dump_message(criteria))
         except AdapterError as error:
             raise _failed(doing, error.errno) from error
-        for body in bodies:
-            entry = read_entry(body)
-            if entry is not None:
-                yield entry
 
     # Events.
 
@@ -380,13 +388,13 @@ def _counted(entries: Iterable[Entry], received: Iterable[Received]) -> dict[Leg
     net.netfilter.nf_conntrack_events was off when the entry was made), what was
     last read.
     """
-    last = {entry.leg: entry.carried or Tally(0, 0) for entry in entries}
-    for message in received:
-        if message.kind == CT_DELETE:
-            ended = read_entry(message.body)
-            if ended is not None and ended.carried is not None and ended.leg in last:
-                last[ended.leg] = ended.carried
-    return last
+    echoes = [message.body for message in received if message.kind == CT_DELETE]
+    ended = dict(filter(None, map(read_count, echoes)))
+    counted = {}
+    for entry in entries:
+        leg = entry.leg
+        counted[leg] = ended.get(Match(*leg[:3])) or entry.carried or Tally(0, 0)
+    return counted
 
 
 def _check(errnos: Iterable[int], doing: str) -> None:

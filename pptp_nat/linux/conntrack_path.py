@@ -81,16 +81,16 @@ class ConntrackPath:
             current = self._orders[match].leg if match in self._orders else leg
             self._owners[match] -= 1
             (shared if self._owners[match] > 0 else ending).append(current)
-        tallies = {_match(e.leg): _sum(e.carried) for e in self._conntrack.find(shared)}
-        tallies |= self._conntrack.delete(ending)
+        last = {_match(e.leg): e.carried for e in self._conntrack.find(shared)}
+        last.update(self._conntrack.delete(ending))
+        tallies = {}
         for leg in (*shared, *ending):
-            match = _match(leg)
-            if match in tallies:
-                tallies[match] = _sum(self._earlier.get(leg), tallies[match])
+            match, earlier = _match(leg), self._earlier.get(leg)
+            if match in last or earlier is not None:
+                tallies[match] = _sum(earlier, last.get(match))
         for leg in ending:
+            self._forget(_match(leg))
             self._earlier.pop(leg, None)
-            self._orders.pop(_match(leg), None)
-            self._owners.pop(_match(leg), None)
         return tallies
 
     def remark(self, orders: Sequence[LegOrder]) -> None:
@@ -101,17 +101,31 @@ class ConntrackPath:
             if match in self._orders:
                 self._orders[match] = self._orders[match]._replace(mark=mark)
 
+    def lost(self, leg: Leg, tally: Tally) -> None:
+        """Keep the counts of a leg that others deleted; it may be installed again."""
+        order = self._orders.get(_match(leg))
+        if order is not None and order.leg == leg:
+            self._remember({leg: tally})
+
     def tallies(self) -> Mapping[Match, Tally]:
         """Return the counts, also those of entries that were made anew; one dump."""
-        tallies = {}
-        for entry in self._conntrack.entries():
-            leg = entry.leg
-            tallies[_match(leg)] = _sum(self._earlier.get(leg), entry.carried)
+        tallies = self._conntrack.counts()
+        for leg, earlier in self._earlier.items():
+            match = _match(leg)
+            if match in tallies:
+                tallies[match] = _sum(earlier, tallies[match])
         return tallies
 
     def matches(self) -> list[Match]:
-        """Return what our entries match, those of an earlier run too; one dump."""
-        return [_match(entry.leg) for entry in self._conntrack.entries()]
+        """Return what our entries match, those of an earlier run too; one dump.
+
+        A leg whose entry others have deleted has no owners from here on: whoever
+        installs it again is the first.
+        """
+        present = list(self._conntrack.counts())
+        for match in self._orders.keys() - present:
+            self._forget(match)
+        return present
 
     def renew(self, now: float) -> None:
         """Make entries anew that have less than half of their lifetime left.
@@ -128,31 +142,13 @@ class ConntrackPath:
         left = [entry.seconds_left - half for entry in entries if entry.seconds_left >= half]
         self._due = now + min([LONGEST_UNSEEN, half, *left])
 
-    def restore(self, leg: Leg, tally: Tally) -> bool:
-        """Put back a leg whose entry somebody else has ended, with what it had counted.
-
-        An administrator's ``conntrack -F`` ends entries; `Conntrack.read_events` tells.
-
-        Returns:
-            Whether it is a leg of ours still.
-        """
-        order = self._orders.get(_match(leg))
-        if order is None or order.leg != leg:
-            return False
-        self._remember({leg: tally})
-        self._remember(self._conntrack.insert([order]))
-        return True
-
-    def reconcile(self) -> int:
-        """Put back all legs whose entries are gone; return how many, after lost events."""
-        present = set(self.matches())
-        orders = [order for match, order in self._orders.items() if match not in present]
-        self._remember(self._conntrack.insert(orders))
-        return len(orders)
-
     def close(self) -> None:
         """Let go of the sockets; the entries stay and go on carrying."""
         self._conntrack.close()
+
+    def _forget(self, match: Match) -> None:
+        self._orders.pop(match, None)
+        self._owners.pop(match, None)
 
     def _remember(self, counted: Mapping[Leg, Tally]) -> None:
         for leg, tally in counted.items():

@@ -89,6 +89,27 @@ def test_a_gre_entry_says_what_it_carries() -> None:
     )  # fmt: skip
 
 
+UNKEYED = CARRIED.replace(b"\x06\x00\x02\x00", b"\x06\x00\x07\x00")
+REORDERED = CARRIED[:4] + CARRIED[56:108] + CARRIED[4:56] + CARRIED[108:]
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (CARRIED, (INBOUND[:3], (1, 35))),
+        (REORDERED, (INBOUND[:3], (1, 35))),
+        (CARRIED[:148], (INBOUND[:3], (0, 0))),
+        (CONTROL, None),
+        (UNKEYED, None),
+        (b"", None),
+    ],
+    ids=["usual", "another order", "not counted", "TCP", "no keys", "nothing"],
+)
+def test_counts_are_read_quickly_and_right(body: bytes, expected: object) -> None:
+    """The short way must agree with the long one."""
+    assert expected == wire.read_count(body)
+
+
 def test_a_tuple_of_another_layout_is_read_all_the_same() -> None:
     """Another kernel may write attributes in another order, or a zone beside them."""
     addresses = (
@@ -131,7 +152,7 @@ def test_counters_with_padding_are_read_all_the_same() -> None:
         b"\x0a" + CARRIED[1:],
         CARRIED[:4],
         CARRIED[: 4 + 52],
-        CARRIED.replace(b"\x06\x00\x02\x00", b"\x06\x00\x07\x00"),
+        UNKEYED,
     ],
     ids=["nothing", "IPv6", "no tuple", "no reply", "no keys"],
 )
@@ -151,13 +172,14 @@ def test_spoilt_answers_raise_nothing_but_adapter_error(
     spoilt = bytearray(sample)
     for at, octets in changes:
         spoilt[at : at + len(octets)] = octets
-    with contextlib.suppress(AdapterError):
-        read_entry(bytes(spoilt[:length]))
+    for reader in (read_entry, wire.read_count):
+        with contextlib.suppress(AdapterError):
+            reader(bytes(spoilt[:length]))
 
 
 @given(st.binary(max_size=200))
 def test_noise_raises_nothing_but_adapter_error(octets: bytes) -> None:
-    for reader in (nl.attributes, read_entry, lambda data: list(nl.walk(data))):
+    for reader in (nl.attributes, read_entry, wire.read_count, lambda data: list(nl.walk(data))):
         with contextlib.suppress(AdapterError):
             reader(octets)
 

@@ -274,6 +274,8 @@ class ConntrackLab:
         """Put rules and table back to what every test starts with."""
         self.router.run("iptables-restore", text=FIREWALL)
         self.router.run("conntrack", "-F")
+        for host in (self.inside, self.server):  # what ICMP errors have taught them
+            run("ip", "-n", host.namespace, "route", "flush", "cache")
         self.inside.gre(), self.inside.icmp(), self.server.gre(), self.server.icmp()
 
     def rule(self, *words: str) -> None:

@@ -400,6 +400,21 @@ def test_a_new_control_connection_is_an_event_if_asked_for(
     assert [(Change.NEW, flow)] == [(e.change, e.placement and e.placement.flow) for e in events]
 
 
+def test_another_mark_on_a_control_connection_is_an_event(
+    lab: ConntrackLab, conntrack: Conntrack
+) -> None:
+    """Rules may mark the connection after its first packets; GRE goes the same way then."""
+    with connected(lab.inside, CLIENT, (SERVER, PORT), lab.server, (SERVER, PORT)) as flow:
+        follow(lab, conntrack, [Change.UPDATE])
+        lab.router.run("conntrack", "-U", "-p", "tcp", "--orig-src", CLIENT, "--mark", "66")
+        assert ready(conntrack.fileno())
+        events = conntrack.read_events()
+
+    assert [(Change.UPDATE, flow, 66)] == [
+        (e.change, e.placement and e.placement.flow, e.mark) for e in events
+    ]
+
+
 def test_lost_events_are_reported_as_an_overrun(
     lab: ConntrackLab, conntrack: Conntrack
 ) -> None:
@@ -520,51 +535,56 @@ def test_the_table_is_not_read_before_an_entry_can_be_old(
     path.renew(1060.0)
 
 
-def test_legs_that_were_flushed_are_put_back_with_their_counts(
+def test_a_leg_that_was_flushed_and_put_back_keeps_its_counts(
     lab: ConntrackLab, conntrack: Conntrack, path: ConntrackPath
 ) -> None:
+    """`conntrack -F` ends entries; the daemon hears of it and installs them again."""
     follow(lab, conntrack)
     path.install(orders(inbound(1000, 7), mark=4))
     lab.back(Gre(SERVER, EXTERNAL, 1000))
     lab.router.run("conntrack", "-F")
     assert ready(conntrack.fileno())
     (event,) = conntrack.read_events()
-
     assert event.leg is not None
-    assert path.restore(event.leg, event.tally)
+
+    path.lost(event.leg, event.tally)
+    assert path.matches() == []
+    path.install(orders(inbound(1000, 7), mark=4))
 
     assert [Gre(SERVER, CLIENT, 7)] == lab.back(Gre(SERVER, EXTERNAL, 1000))
     assert {match(inbound(1000, 7)): (2, 70)} == path.tallies()
+    assert {match(inbound(1000, 7)): (2, 70)} == path.remove([inbound(1000, 7)])
+    assert path.matches() == []
 
 
-def test_a_leg_that_was_removed_is_not_put_back(path: ConntrackPath) -> None:
-    path.install(orders(inbound(1000, 7)))
-    path.remove([inbound(1000, 7)])
-
-    assert not path.restore(inbound(1000, 7), Tally(1, 35))
-
-
-def test_after_lost_events_all_missing_legs_are_put_back(
+def test_a_leg_that_was_flushed_still_tells_its_counts_when_removed(
     lab: ConntrackLab, path: ConntrackPath
 ) -> None:
-    path.install(orders(*(inbound(mapped, mapped) for mapped in range(1, 100))))
-    lab.router.run("conntrack", "-D", "-p", "gre", "--orig-dst", EXTERNAL)
-    path.install(orders(outbound(500)))
-
-    assert 99 == path.reconcile()
-    assert 100 == len(path.matches())
-
-
-def test_another_mark_for_a_leg_survives_its_restoration(
-    lab: ConntrackLab, conntrack: Conntrack, path: ConntrackPath
-) -> None:
+    """The call may end before the leg is put back."""
     path.install(orders(inbound(1000, 7)))
-    path.remark(orders(inbound(1000, 7), mark=6))
     lab.router.run("conntrack", "-F")
 
-    path.reconcile()
+    path.lost(inbound(1000, 7), Tally(3, 105))
 
-    assert [ENTRY_MARK | 6] == [entry.mark for entry in conntrack.entries()]
+    assert {match(inbound(1000, 7)): (3, 105)} == path.remove([inbound(1000, 7)])
+
+
+def test_counts_of_a_leg_of_nobody_are_not_kept(path: ConntrackPath) -> None:
+    """Nobody would ever ask for them."""
+    path.lost(inbound(1000, 7), Tally(3, 105))
+
+    assert {} == path.remove([inbound(1000, 7)])
+
+
+def test_another_leg_with_the_same_match_starts_at_zero(
+    lab: ConntrackLab, path: ConntrackPath
+) -> None:
+    path.install(orders(inbound(1000, 7)))
+    path.lost(inbound(1000, 7), Tally(3, 105))
+    path.install(orders(inbound(1000, 9, OTHER)))
+    lab.back(Gre(SERVER, EXTERNAL, 1000))
+
+    assert {match(inbound(1000, 9, OTHER)): (1, 35)} == path.tallies()
 
 
 def test_accounting_is_turned_on(lab: ConntrackLab) -> None:
