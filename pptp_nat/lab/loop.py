@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from _typeshed import HasFileno
 
 
-PATIENCE: Final = 5.0  # seconds; how long to wait for what should take milliseconds
+PATIENCE: Final = 10.0  # seconds; how long to wait for what should take milliseconds
 
 
 class Loop:

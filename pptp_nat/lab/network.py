@@ -64,7 +64,8 @@ def missing(commands: Sequence[str]) -> str | None:
     """Return one line that says why the laboratory cannot be built here, or None."""
     if os.geteuid() != 0:
         return "the laboratory needs root, to make network namespaces: run it with sudo"
-    absent = [command for command in commands if shutil.which(command) is None]
+    path = _environment()["PATH"]
+    absent = [command for command in commands if shutil.which(command, path=path) is None]
     if absent:
         packages = sorted({_PACKAGES.get(command, command) for command in absent})
         return f"not found: {', '.join(absent)}: apt install {' '.join(packages)}"
@@ -245,7 +246,9 @@ class Lab:
             UsageError: it failed and *check* was asked for; carries its first words.
         """
         with self.entered(host):
-            done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                argv, input=text, capture_output=True, text=True, check=False, env=_environment()
+            )
         if check and done.returncode != 0:
             words = (done.stderr or done.stdout).strip().splitlines()[:1] or ["no message"]
             raise UsageError(f"{' '.join(argv)} in {host.name}: {words[0]}")
@@ -351,7 +354,7 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return our environment, in which ``python -m pptp_nat`` finds this very package."""
+    """Return our environment, but with this very package and all commands on its paths."""
     home = str(Path(__file__).parents[2])
     path = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
