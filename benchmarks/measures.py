@@ -40,7 +40,7 @@ class Plan:
     memory_calls: tuple[int, ...] = (1000, 10000)
 
 
-FULL = Plan(rounds=9)
+FULL = Plan(rounds=7)
 QUICK = Plan(
     rounds=3,
     gre_calls=(1, 1000),

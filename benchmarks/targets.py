@@ -137,12 +137,27 @@ def _gre(samples: Samples) -> Iterator[Target]:
         subject = "conntrack: cost to tracked routing's"
         yield from compare(subject, AT_MOST, AGAINST_TRACKED, ways, calls)
     for direction, name in DIRECTION_NAMES.items():
-        rates = figure("wall_pps", "queue", 1000, direction)
-        ratios = pairwise(rates, figure("wall_pps", "helper", 1000, direction))
+        rates = {r: 1e9 / ns for r, ns in _slowest_stage(figure, 1000, direction).items()}
+        helpers = {r: 1e9 / ns for r, ns in figure("ns", "helper", 1000, direction).items()}
+        seen = figure("wall_pps", "queue", 1000, direction)
+        note = f"by time stamps {Spread.of(seen.values()).median:,.0f}/s" if seen else ""
         subject = f"queue: packets/s to helper's, 1,000 calls, {name}"
-        yield _judge(subject, AT_LEAST, QUEUE_AGAINST_HELPER, ratios)
+        yield _judge(subject, AT_LEAST, QUEUE_AGAINST_HELPER, pairwise(rates, helpers))
         subject = f"queue: packets/s, 64 octets, 1,000 calls, {name}"
-        yield _judge(subject, AT_LEAST, QUEUE_PACKETS, list(rates.values()))
+        yield _judge(subject, AT_LEAST, QUEUE_PACKETS, list(rates.values()), note=note)
+
+
+def _slowest_stage(
+    figure: Callable[[str, str, int, str], dict[int, float]], calls: int, direction: str
+) -> dict[int, float]:
+    """Return ns a packet of the queue's slower half: up to the queue, or the daemon.
+
+    Either has a core of its own on a machine with nothing else to do, so this
+    is what the rate of arrival is there; elsewhere the rate says what else ran.
+    """
+    before = figure("ns", "queue", calls, direction)
+    after = figure("daemon_ns", "queue", calls, direction)
+    return {r: max(before[r], after[r]) for r in before.keys() & after.keys()}
 
 
 def _setup(samples: Samples) -> Iterator[Target]:
@@ -153,8 +168,17 @@ def _setup(samples: Samples) -> Iterator[Target]:
                 samples.by_round("per_second", way=way, **wanted),
                 samples.by_round("per_second", way="helper", **wanted),
             )
+            spent = {
+                w: {
+                    s["round"]: s["peers_us"] + s["daemon_us"]
+                    for s in samples.pick(way=w, **wanted)
+                }
+                for w in (way, "helper")
+            }
+            cpu = pairwise(spent["helper"], spent[way])
+            note = f"by CPU time {Spread.of(cpu).median:.2f}" if cpu else ""
             subject = f"{way}: set-ups/s to helper's, {calls:,} calls up"
-            yield _judge(subject, AT_LEAST, SETUPS_AGAINST_HELPER, ratios)
+            yield _judge(subject, AT_LEAST, SETUPS_AGAINST_HELPER, ratios, note=note)
 
 
 def _memory(samples: Samples) -> Iterator[Target]:
