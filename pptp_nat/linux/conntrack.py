@@ -63,7 +63,7 @@ _T = TypeVar("_T")
 
 ENTRY_MARK: Final = 0x20000000  # of CTA_MARK; says that an entry is ours
 LIFETIME: Final = 2_000_000  # seconds, 23 days: INT_MAX jiffies at HZ=1000 are 24.8 days
-ATTEMPTS: Final = 100  # per leg; each either removes an obstacle or passes over a spare key
+ATTEMPTS: Final = 60  # per leg; each either removes an obstacle or passes over a spare key
 
 ACCOUNTING: Final = Path("/proc/sys/net/netfilter/nf_conntrack_acct")
 

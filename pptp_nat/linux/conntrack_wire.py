@@ -410,5 +410,5 @@ def spare_keys(leg: Leg) -> list[int]:
     callers is tried, the mapped number and the source, and then a scatter.
     """
     seed = zlib.crc32(leg.source + leg.destination + leg.key.to_bytes(2))
-    scatter = [(seed + step * 0x9E37) & 0xFFFF for step in range(64)]
+    scatter = [(seed + step * 0x9E37) & 0xFFFF for step in range(24)]
     return list(dict.fromkeys((0, leg.key, _number(leg.source[2:]), *scatter)))

@@ -95,10 +95,11 @@ def attributes(octets: bytes) -> dict[int, bytes]:
         AdapterError: a length runs past the end.
     """
     found: dict[int, bytes] = {}
+    header = ATTRIBUTE.unpack_from
     offset, end = 0, len(octets)
-    while end - offset >= ATTRIBUTE.size:
-        length, kind = ATTRIBUTE.unpack_from(octets, offset)
-        if not ATTRIBUTE.size <= length <= end - offset:
+    while offset + 4 <= end:
+        length, kind = header(octets, offset)
+        if length < 4 or offset + length > end:
             raise AdapterError("reading a netlink attribute", errno.EBADMSG)
         found[kind & TYPE_MASK] = octets[offset + 4 : offset + length]
         offset += length + 3 & ~3
