@@ -1,7 +1,8 @@
 """The rules in nftables' words: one table of our own, ``ip pptp_nat``.
 
-Its chains hook in after the firewall's (priority filter + 10): what the
-firewall drops never comes here, and what it accepts still does.  The other
+Its chains hook in after the firewall's, at filter + 20 (firewalld is at
+filter + 10, everybody else at filter): what the firewall drops never comes
+here, and what it accepts still does.  The other
 way round does not work: an accept in this table cannot overrule a drop in
 another one, so the data path "queue" needs a line in the firewall itself
 (`FIREWALL_LINE`).
@@ -83,7 +84,7 @@ def _hooks(settings: RuleSettings) -> Iterator[Chain]:
     sides = {"forward": "", "input": 'iifname != "lo" ', "output": 'oifname != "lo" '}
     for hook, interface in sides.items():
         yield Chain(
-            hook, hook, "filter + 10", 10,
+            hook, hook, "filter + 20", 20,
             tuple(
                 Statement(f"{interface}tcp {end} {ports} goto control",
                     frozenset({"goto control", f"{end} {listed}"}))

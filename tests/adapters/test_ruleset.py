@@ -32,6 +32,14 @@ def test_the_files_for_administrators_are_what_the_daemon_loads(
     assert (RULES / name).read_text() == ruleset.render(RuleSettings(), backend)
 
 
+def test_the_readme_has_the_line_that_the_firewall_needs() -> None:
+    """In nftables' data path queue nothing passes without it."""
+    readme = (RULES / "README.md").read_text()
+
+    assert f"\n{ruleset_nftables.FIREWALL_LINE}\n" in readme
+    assert ruleset_nftables.FW4_FILE in readme
+
+
 # --- classic BPF: the programs against a plain reading of the headers -----------------------------
 
 

@@ -19,6 +19,7 @@ from .rules_lab import (
 )
 
 pytestmark = pytest.mark.kernel
+README = Path(__file__).parents[2] / "rules" / "README.md"
 CONNTRACK = RuleSettings()
 QUEUE = RuleSettings(datapath="queue")
 
@@ -168,6 +169,20 @@ def test_a_refused_load_leaves_nothing(
         ruleset.apply(QUEUE, Backend.IPTABLES)
 
     assert not [line for line in saved() if "PPTP_NAT" in line]
+
+
+@both
+def test_the_readme_says_how_to_take_them_away_by_hand(lab: RulesLab) -> None:
+    """Who loads the file without the daemon has no `pptp-nat rules remove`."""
+    before = saved()
+    readme = README.read_text()
+    block = next(b for b in readme.split("```") if "iptables -D FORWARD" in b)
+    text = ruleset.render(CONNTRACK, Backend.IPTABLES)
+
+    command("iptables-restore", "--noflush", text=text)
+    command("sh", "-e", "-c", block)
+
+    assert before == saved()
 
 
 def test_backend_is_one_that_can_queue(lab: RulesLab) -> None:

@@ -267,6 +267,29 @@ def test_a_hairpin_is_judged_on_the_way_in_and_on_the_way_out(
     assert 4 == len(queue.seen)
 
 
+def test_a_hairpin_written_whole_before_routing_is_a_martian(
+    lab: RulesLab, ends: tuple[Gre, Gre, Gre]
+) -> None:
+    """What the design of the hairpin leans on; where this fails, one queue would do."""
+    ruleset.apply(QUEUE, Backend.IPTABLES)
+    alice, bob, server = ends
+
+    def judge(packet: netfilterqueue.Packet) -> None:
+        whole = packet.get_payload()
+        if packet.hook == PRE_ROUTING and whole[12:16] == octets(ALICE):
+            again(packet, rewritten(whole, source=EXTERNAL, destination=BOB, key=70))
+        else:
+            CALLS(packet)
+
+    translator = Translator({**CALLS.inbound, (SERVER, EXTERNAL, 902): (BOB, 72)}, CALLS.outbound)
+    with Listener(lab, 1724, judge):
+        alice.send(EXTERNAL, enhanced(910))
+        marker(lab)
+    with Listener(lab, 1724, translator):
+        server.send(EXTERNAL, enhanced(902))
+        assert (SERVER, enhanced(72)) == bob.receive()
+
+
 def test_external_addresses_that_are_not_the_routers_own_are_queued_when_listed(
     lab: RulesLab, ends: tuple[Gre, Gre, Gre]
 ) -> None:
