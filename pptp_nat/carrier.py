@@ -110,7 +110,9 @@ class Carrier:
         except AdapterError as error:
             self._complain(error)
             return 0
-        missing = [order for order in legs if Match(*order.leg[:3]) not in present]
+        missing = list({
+            match: order for order in legs if (match := Match(*order.leg[:3])) not in present
+        }.values())  # fmt: skip
         if missing:
             self._install(missing, now)
         return len(missing)

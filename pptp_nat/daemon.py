@@ -19,6 +19,7 @@ from typing import Final, Protocol, TypeVar
 
 from pptp_nat import __version__, log
 from pptp_nat import config as configuration
+from pptp_nat.adoption import Adoption
 from pptp_nat.answers import Answers
 from pptp_nat.carrier import Carrier
 from pptp_nat.config import Config
@@ -28,6 +29,7 @@ from pptp_nat.core.calls import Call
 from pptp_nat.core.events import Outcome, Verdict
 from pptp_nat.core.translator import Translator
 from pptp_nat.errors import ConfigError, PptpNatError
+from pptp_nat.firewall import backend_of, rule_settings
 from pptp_nat.linux import preflight, ruleset
 from pptp_nat.linux.conntrack import Conntrack, turn_on_accounting
 from pptp_nat.linux.conntrack_events import Change
@@ -56,6 +58,16 @@ class HasFileno(Protocol):
         """Return the descriptor."""
 
 
+class Clockwork(Protocol):
+    """What has something to do from time to time."""
+
+    def next_timer(self) -> float | None:
+        """Return when, in monotonic seconds; None: no need."""
+
+    def tick(self, now: float) -> None:
+        """Do what is due by *now*."""
+
+
 class Daemon:
     """One router's PPTP helper."""
 
@@ -71,6 +83,7 @@ class Daemon:
         self.started = time.time()
         self.selector = selectors.DefaultSelector()
         self._stopping = False
+        self._clockwork: list[Clockwork] = []
         self._closers: list[Callable[[], None]] = []
         self._handler = log.configure(config.log.level, config.log.rate)
         self._news = News(lambda _event: None, lambda: False)
@@ -130,34 +143,21 @@ class Daemon:
             raise PptpNatError("\n".join(refusals))
 
     def _adopt(self) -> None:
-        """Leave entries of an earlier run to their calls, but never give their numbers again."""
-        if self.queue_path is not None:
-            return
-        hosts = {
-            frozenset((place.flow.source, place.flow.destination))
-            for place in self.conntrack.control_connections(self.config.control.ports)
-        }
-        orphans, kept = [], 0
-        for entry in self.conntrack.entries():
-            leg = entry.leg
-            ends = {
-                frozenset((leg.source, leg.new_destination)),
-                frozenset((leg.new_source, leg.destination)),
-            }
-            if hosts.isdisjoint(ends):
-                orphans.append(leg)
-                continue
-            kept += 1
-            if leg.destination != leg.new_destination:
-                self.translator.claim(leg.destination, leg.source, leg.key)
-        self.carrier.path.remove(orphans)
-        if orphans or kept:
-            log.event(_log, logging.INFO, "entries-found", kept=kept, removed=len(orphans))
+        path = self.carrier.path
+        if isinstance(path, ConntrackPath):
+            ports = self.config.control.ports
+            adoption = Adoption(path, self.conntrack, self.translator, ports)
+            adoption.begin(time.monotonic())
+            self._clockwork.append(adoption)
 
     def _follow(self) -> None:
         self.conntrack.follow(self.config.control.ports, (Change.UPDATE, Change.DESTROY))
-        self.upkeep = Upkeep(self.translator, self.carrier, self.conntrack, self.carry_out)
+        self.upkeep = Upkeep(
+            self.translator, self.carrier, self.conntrack, self.carry_out,
+            self._handler.tell_suppressed,
+        )  # fmt: skip
         self._watch(self.conntrack, self.upkeep.on_events)
+        self._clockwork += [self.carrier, self.upkeep]
 
     def _bind_queues(self) -> None:
         control, gre = self.config.control, self.config.gre
@@ -186,10 +186,7 @@ class Daemon:
 
     def _apply_rules(self) -> None:
         rules = self.config.rules
-        if rules.backend == "auto":
-            backend = ruleset.choose_backend()
-        else:
-            backend = ruleset.Backend(rules.backend)
+        backend = backend_of(self.config)
         if rules.manage == "apply":
             ruleset.apply(self.rule_settings, backend)
             self._closers.append(lambda: ruleset.remove(backend))
@@ -218,12 +215,12 @@ class Daemon:
         due = self.translator.next_timer()
         if due is not None and due <= now:
             self.carry_out(self.translator.tick(now), now)
-        self.carrier.tick(now)
-        self.upkeep.tick(now)
+        for each in self._clockwork:
+            each.tick(now)
 
     def _patience(self) -> float | None:
-        sources = (self.translator, self.carrier, self.upkeep)
-        known = [due for source in sources if (due := source.next_timer()) is not None]
+        dues = [self.translator.next_timer(), *(each.next_timer() for each in self._clockwork)]
+        known = [due for due in dues if due is not None]
         return max(0.0, min(known) - time.monotonic()) if known else None
 
     def stop(self) -> None:
@@ -280,7 +277,7 @@ class Daemon:
 
     def _on_fault(self, error: BaseException) -> None:
         if isinstance(error, PptpNatError):
-            log.event(_log, logging.ERROR, "refused", reason=str(error))
+            log.event(_log, logging.WARNING, "refused", reason=str(error))
         else:
             _log.error("fault", exc_info=error)
 
@@ -356,18 +353,6 @@ def settings_of(config: Config) -> Settings:
         gre_idle=timers.gre_idle,
         connection_idle=timers.connection_idle,
         quarantine=config.call_ids.quarantine,
-    )
-
-
-def rule_settings(config: Config, datapath: str) -> ruleset.RuleSettings:
-    """Return what the firewall rules depend on."""
-    return ruleset.RuleSettings(
-        ports=config.control.ports,
-        control_queue=config.control.queue,
-        gre_queue=config.gre.queue,
-        repeat_mark=config.control.repeat_mark,
-        datapath="queue" if datapath == "queue" else "conntrack",
-        external_addresses=tuple(each.packed for each in config.gre.external_addresses),
     )
 
 

@@ -25,6 +25,7 @@ from pptp_nat.linux.datapath import LegOrder
 _log: Final = logging.getLogger(__name__)
 _RENEW_SECONDS: Final = 60.0
 _ACTIVITY_SECONDS: Final = 300.0  #: between two looks at which calls carry GRE
+_SUPPRESSED_SECONDS: Final = 10.0
 _RECONCILE_SECONDS: Final = 0.2  #: after entries of ours were deleted by others
 _LOST_SECONDS: Final = 90.0  #: the entry of a live connection is back by its next echo, 60 s
 
@@ -34,6 +35,7 @@ class Upkeep:
 
     Args:
         carry_out: does what an outcome without a packet says.
+        tell_suppressed: writes how many log lines a storm has cost.
     """
 
     def __init__(
@@ -42,13 +44,17 @@ class Upkeep:
         carrier: Carrier,
         conntrack: Conntrack,
         carry_out: Callable[[Outcome, float], None],
+        tell_suppressed: Callable[[], None],
     ) -> None:
         self._translator = translator
         self._carrier = carrier
         self._conntrack = conntrack
         self._carry_out = carry_out
+        self._tell = tell_suppressed
         self._lost: dict[bytes, tuple[Flow, float]] = {}  # connections without entry, until when
-        self._due: dict[Callable[[float], None], float] = {self._renew: 0.0, self._listen: 0.0}
+        self._due: dict[Callable[[float], None], float] = {
+            self._renew: 0.0, self._listen: 0.0, self._tell_suppressed: 0.0,
+        }  # fmt: skip
 
     def next_timer(self) -> float | None:
         """Return when `tick` has something to do, in monotonic seconds."""
@@ -101,6 +107,10 @@ class Upkeep:
         restored = self._carrier.restore(orders, now)
         if restored:
             log.event(_log, logging.WARNING, "entries-restored", count=restored)
+
+    def _tell_suppressed(self, now: float) -> None:
+        self._due[self._tell_suppressed] = now + _SUPPRESSED_SECONDS
+        self._tell()
 
     def _renew(self, now: float) -> None:
         self._due[self._renew] = now + _RENEW_SECONDS

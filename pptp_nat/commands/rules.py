@@ -10,6 +10,7 @@ from pptp_nat import api
 from pptp_nat.commands.run import config_path, overriding
 from pptp_nat.config import load
 from pptp_nat.errors import UsageError
+from pptp_nat.firewall import backend_of, rule_settings
 from pptp_nat.linux import ruleset
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def rules(options: Namespace) -> int:
         ruleset.remove(None if chosen == "auto" else ruleset.Backend(chosen))
         _say("rules removed")
         return 0
-    backend = ruleset.choose_backend() if chosen == "auto" else ruleset.Backend(chosen)
+    backend = backend_of(config)
     settings = rule_settings(config, _carrier(config))
     if options.action == "show":
         # What an ordinary user may not find out is taken to be as on an ordinary router.
@@ -46,18 +47,6 @@ def rules(options: Namespace) -> int:
     if not problems:
         _say(f"{backend.value} rules for data path {settings.datapath} are all in place")
     return 1 if problems else 0
-
-
-def rule_settings(config: Config, carrier: Carrier) -> ruleset.RuleSettings:
-    """Return what the rules depend on; *carrier* is the data path, never "auto"."""
-    return ruleset.RuleSettings(
-        ports=config.control.ports,
-        control_queue=config.control.queue,
-        gre_queue=config.gre.queue,
-        repeat_mark=config.control.repeat_mark,
-        datapath=carrier,
-        external_addresses=tuple(each.packed for each in config.gre.external_addresses),
-    )
 
 
 def _carrier(config: Config) -> Carrier:

@@ -275,6 +275,10 @@ class Translator:
         """Never give *number* to a call: GRE that we know nothing else of uses it."""
         return self.book.bindings.claim(Pair(external, remote), number)
 
+    def unclaim(self, external: Address, remote: Address, number: int, now: float) -> None:
+        """Give back what `claim` took, by way of quarantine."""
+        self.book.bindings.release(Pair(external, remote), number, now)
+
     def heard(self, call: Call, packets: int, now: float) -> None:
         """Take note that *call* has carried so many GRE packets in all, both ways."""
         if packets != call.packets:

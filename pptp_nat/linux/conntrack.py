@@ -26,7 +26,7 @@ import errno
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
 
 from pptp_nat.core.tuples import Flow, Leg, Placement
 from pptp_nat.errors import AdapterError
@@ -105,6 +105,13 @@ def _described(leg: Leg) -> str:
     return f"from {_dotted(leg.source)} to {_dotted(leg.destination)} with call ID {leg.key}"
 
 
+class Inserted(NamedTuple):
+    """What `Conntrack.insert` met."""
+
+    counted: dict[Leg, Tally]  #: by entries of ours that had to be made anew
+    met: list[Leg]  #: whose match an entry of ours had already
+
+
 class Conntrack:
     """One namespace's conntrack table.  All methods raise `AdapterError`.
 
@@ -150,6 +157,9 @@ class Conntrack:
 
         Returns:
             None when conntrack has no such connection.
+
+        Raises:
+            AdapterError: the kernel refused, or it is too early for another search (EAGAIN).
         """
         way = flow
         for _ in range(2):
@@ -163,7 +173,7 @@ class Conntrack:
     def _search(self, flow: Flow) -> Placement | None:
         started = time.monotonic()
         if started < self._next_search:
-            return None
+            raise AdapterError("searching conntrack for a control connection", errno.EAGAIN)
         criteria = by_tuple(original=(BY_PROTOCOL, Tuple.of_flow(flow)), reply=None)
         criteria += by_status(Status.SRC_NAT | Status.DST_NAT)
         found = None
@@ -194,7 +204,7 @@ class Conntrack:
 
     # Entries that carry GRE.
 
-    def insert(self, orders: Sequence[LegOrder]) -> dict[Leg, Tally]:
+    def insert(self, orders: Sequence[LegOrder]) -> Inserted:
         """Have the kernel carry *orders* by the time this returns.
 
         An entry that carries the very same leg already stays as it is.  Any other
@@ -202,29 +212,32 @@ class Conntrack:
         the track of a packet that came too early.
 
         Returns:
-            What our entries had counted that had to be made anew; mostly nothing.
+            What our entries had counted that had to be made anew, and the legs
+            whose match an entry of ours had already; mostly nothing.
         """
-        counted: dict[Leg, Tally] = {}
+        done = Inserted({}, [])
         for batch in _batches(orders, MOST_PER_SEND):
             errnos = self._netlink.request([self._new(order, 0) for order in batch])
             for order, code in zip(batch, errnos, strict=True):
                 if code == errno.EEXIST:
-                    counted |= self._make_room(order)
+                    done.counted.update(self._make_room(order, done.met))
                 elif code:
                     raise _failed(f"inserting the conntrack entry {_described(order.leg)}", code)
-        return counted
+        return done
 
     def _new(self, order: LegOrder, spare_key: int) -> Message:
         return new_message(order.leg, order.mark | self.entry_mark, spare_key, self.lifetime)
 
-    def _make_room(self, order: LegOrder) -> dict[Leg, Tally]:
-        """Insert *order* although something is in the way of it."""
+    def _make_room(self, order: LegOrder, met: list[Leg]) -> dict[Leg, Tally]:
+        """Insert *order* although something is in the way of it; note in *met* if it is ours."""
         counted: dict[Leg, Tally] = {}
         pending = [(order, spare_keys(order.leg))]
         for _ in range(ATTEMPTS):
             (leg, _), spare = pending[-1]
             doing = f"making room for the conntrack entry {_described(leg)}"
             holder = self._entry(Tuple.of_match(leg), doing)
+            if holder is not None and leg not in met and _is_twin(holder, leg, self.entry_mark):
+                met.append(leg)
             if holder is None or not self._carries(holder, pending[-1][0]):
                 crossed = holder is not None and holder.original != Tuple.of_match(leg)
                 if crossed and len(spare) > 1:
@@ -315,7 +328,7 @@ class Conntrack:
             counted |= _counted(batch, received)
             for order, code in zip(orders, errnos[1::2], strict=True):
                 if code == errno.EEXIST:  # a packet came between the two
-                    counted |= self._make_room(order)
+                    counted |= self._make_room(order, [])
                 elif code:
                     raise _failed(f"renewing the conntrack entry {_described(order.leg)}", code)
         return counted
@@ -371,6 +384,11 @@ class Conntrack:
         """Return what has happened, without waiting; not what this object did itself."""
         assert self._events is not None, "follow() first"
         return self._events.read()
+
+
+def _is_twin(entry: Entry, leg: Leg, entry_mark: int) -> bool:
+    """Whether *entry* is ours and arriving GRE of *leg* is what it matches."""
+    return is_ours(entry, entry_mark) and entry.original == Tuple.of_match(leg)
 
 
 def _spoken(entry: Entry | None, flow: Flow) -> Placement | None:

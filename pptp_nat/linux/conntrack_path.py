@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from pptp_nat.core.tuples import Leg
 from pptp_nat.errors import AdapterError
@@ -27,6 +26,13 @@ PROBES: Final = {
 }
 
 
+class _Share(NamedTuple):
+    """A match that several calls have in common, and the leg that is installed for it."""
+
+    owners: int
+    leg: Leg
+
+
 class ConntrackPath:
     """A `DataPath` on *conntrack*, which it closes.
 
@@ -38,9 +44,10 @@ class ConntrackPath:
 
     def __init__(self, conntrack: Conntrack) -> None:
         self._conntrack = conntrack
-        self._orders: dict[Match, LegOrder] = {}  # what this run has installed
-        self._owners: Counter[Match] = Counter()
-        self._earlier: dict[Leg, Tally] = {}  # counts of entries that were made anew
+        self._shared: dict[Match, _Share] = {}  # of matches that several calls have in common
+        self._earlier_runs: dict[Match, Leg] = {}  # entries that were there at the start
+        #: counts of entries that were made anew, and of which leg they are
+        self._earlier: dict[Match, tuple[Leg, Tally]] = {}
         self._due = -math.inf  # when the next entry has half of its lifetime left
 
     @staticmethod
@@ -63,69 +70,78 @@ class ConntrackPath:
 
     def install(self, orders: Sequence[LegOrder]) -> None:
         """Have the kernel carry the legs; see `Conntrack.insert`."""
-        self._remember(self._conntrack.insert(orders))
-        for order in orders:
-            match = _match(order.leg)
-            before = self._orders.get(match)
-            if before is not None and before.leg != order.leg:
-                self._earlier.pop(before.leg, None)
-            self._orders[match] = order
-            self._owners[match] += 1
+        done = self._conntrack.insert(orders)
+        if self._earlier:
+            for leg, _ in orders:
+                if self._earlier.get(_match(leg), (leg,))[0] != leg:
+                    del self._earlier[_match(leg)]
+        self._remember(done.counted)
+        for leg in done.met:
+            match = _match(leg)
+            if match in self._earlier_runs:
+                del self._earlier_runs[match]  # nobody else will remove that one
+                continue
+            owners = self._shared[match].owners if match in self._shared else 1
+            self._shared[match] = _Share(owners + 1, leg)
 
     def remove(self, legs: Sequence[Leg]) -> Mapping[Match, Tally]:
         """Delete the entries whose last owner this was; return the counts of all of them."""
         ending: list[Leg] = []
-        shared: list[Leg] = []
+        staying: list[Leg] = []
         for leg in legs:
-            match = _match(leg)
-            current = self._orders[match].leg if match in self._orders else leg
-            self._owners[match] -= 1
-            (shared if self._owners[match] > 0 else ending).append(current)
-        last = {_match(e.leg): e.carried for e in self._conntrack.find(shared)}
+            share = self._shared.get(_match(leg))
+            if share is None:
+                ending.append(leg)
+            elif share.owners > 1:
+                self._shared[_match(leg)] = share._replace(owners=share.owners - 1)
+                staying.append(share.leg)
+            else:
+                del self._shared[_match(leg)]
+                ending.append(share.leg)
+        last = {_match(e.leg): e.carried for e in self._conntrack.find(staying)}
         last.update(self._conntrack.delete(ending))
         tallies = {}
-        for leg in (*shared, *ending):
-            match, earlier = _match(leg), self._earlier.get(leg)
+        for leg in (*staying, *ending):
+            match = _match(leg)
+            earlier = self._earlier.get(match)
             if match in last or earlier is not None:
-                tallies[match] = _sum(earlier, last.get(match))
+                tallies[match] = _sum(earlier and earlier[1], last.get(match))
         for leg in ending:
-            self._forget(_match(leg))
-            self._earlier.pop(leg, None)
+            self._earlier.pop(_match(leg), None)
+            self._earlier_runs.pop(_match(leg), None)
         return tallies
 
     def remark(self, orders: Sequence[LegOrder]) -> None:
         """Give the packets of legs that are installed another mark."""
         self._conntrack.remark(orders)
-        for leg, mark in orders:
-            match = _match(leg)
-            if match in self._orders:
-                self._orders[match] = self._orders[match]._replace(mark=mark)
 
     def lost(self, leg: Leg, tally: Tally) -> None:
         """Keep the counts of a leg that others deleted; it may be installed again."""
-        order = self._orders.get(_match(leg))
-        if order is not None and order.leg == leg:
-            self._remember({leg: tally})
+        self._remember({leg: tally})
 
     def tallies(self) -> Mapping[Match, Tally]:
         """Return the counts, also those of entries that were made anew; one dump."""
         tallies = self._conntrack.counts()
-        for leg, earlier in self._earlier.items():
-            match = _match(leg)
+        for match, (_, earlier) in self._earlier.items():
             if match in tallies:
                 tallies[match] = _sum(earlier, tallies[match])
         return tallies
 
     def matches(self) -> list[Match]:
-        """Return what our entries match, those of an earlier run too; one dump.
+        """Return what our entries match, those of an earlier run too; one dump."""
+        return list(self._conntrack.counts())
 
-        A leg whose entry others have deleted has no owners from here on: whoever
-        installs it again is the first.
+    def adopt(self) -> None:
+        """Note what an earlier run has left, before anything is installed.
+
+        It carries on; a call whose leg is among it takes it over.
         """
-        present = list(self._conntrack.counts())
-        for match in self._orders.keys() - present:
-            self._forget(match)
-        return present
+        self._earlier_runs = {_match(entry.leg): entry.leg for entry in self._conntrack.entries()}
+
+    @property
+    def adopted(self) -> list[Leg]:
+        """The legs of an earlier run that no call has taken over and nobody removed."""
+        return list(self._earlier_runs.values())
 
     def renew(self, now: float) -> None:
         """Make entries anew that have less than half of their lifetime left.
@@ -137,6 +153,8 @@ class ConntrackPath:
             return
         half = self._conntrack.lifetime // 2
         entries = list(self._conntrack.entries())
+        present = {_match(entry.leg) for entry in entries}
+        self._earlier = {match: kept for match, kept in self._earlier.items() if match in present}
         aged = [entry for entry in entries if entry.seconds_left < half]
         self._remember(self._conntrack.renew(aged))
         left = [entry.seconds_left - half for entry in entries if entry.seconds_left >= half]
@@ -146,13 +164,11 @@ class ConntrackPath:
         """Let go of the sockets; the entries stay and go on carrying."""
         self._conntrack.close()
 
-    def _forget(self, match: Match) -> None:
-        self._orders.pop(match, None)
-        self._owners.pop(match, None)
-
     def _remember(self, counted: Mapping[Leg, Tally]) -> None:
         for leg, tally in counted.items():
-            self._earlier[leg] = _sum(self._earlier.get(leg), tally)
+            before = self._earlier.get(_match(leg))
+            known = before[1] if before is not None and before[0] == leg else None
+            self._earlier[_match(leg)] = leg, _sum(known, tally)
 
 
 def _match(leg: Leg) -> Match:

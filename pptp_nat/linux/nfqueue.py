@@ -161,6 +161,12 @@ class Queue:
         self._judged = True
         packet.repeat()
 
+    def repeat(self, packet: Packet, octets: bytes) -> None:
+        """Have *packet* judged once more, as *octets*: a later rule queues it again."""
+        packet.set_payload(octets)
+        self._judged = True
+        packet.repeat()
+
     def accept(self, packet: Packet) -> None:
         """Let *packet* leave this chain at once, without the mark."""
         self._judged = True

@@ -5,6 +5,11 @@ hooks (rules/README.md): what the world sends to an external address is queued
 in PREROUTING, before routing; what the inside sends is queued in POSTROUTING,
 after it.  Both are untracked, so no other translation touches them.
 
+A leg that changes both addresses (a hairpin) is carried in two stages, since a
+source of this router's own would not get past routing: destination and key in
+PREROUTING, without the repeat mark, so that POSTROUTING queues it again for its
+source.
+
 A packet's leg is found by its source, destination and key, ten octets that lie
 together in an IP header without options: one slice, one look-up, one join.  The
 checksum needs no look at the addresses: each leg knows the sum of what it
@@ -33,14 +38,16 @@ _SHORTEST: Final = 28  # octets: IP header without options, GRE with its key
 
 
 class _Carried:
-    """One leg at work."""
+    """One leg, or one stage of it, at work."""
 
-    __slots__ = ("addresses", "delta", "key", "leg", "mark", "octets", "owners", "packets")
+    __slots__ = (
+        "addresses", "again", "delta", "key", "leg", "mark", "octets", "owners", "packets",
+    )  # fmt: skip
 
-    def __init__(self, order: LegOrder) -> None:
-        leg = order.leg
+    def __init__(self, leg: Leg, mark: int, *, again: bool = False) -> None:
         self.leg = leg
-        self.mark = order.mark
+        self.mark = mark
+        self.again = again  #: the next hook has to see the packet too
         self.addresses = leg.new_source + leg.new_destination
         self.key = leg.new_key.to_bytes(2, "big")
         self.delta = _delta(leg.source + leg.destination, self.addresses)
@@ -65,19 +72,22 @@ class QueuePath:
 
     def __init__(self) -> None:
         self._legs: dict[bytes, _Carried] = {}
+        self._second: dict[bytes, _Carried] = {}  # the other stages of hairpins, rare
         self.counts: Counter[str] = Counter()  #: strays by reason
         self.judge = self._make_judge()
 
     def install(self, orders: Sequence[LegOrder]) -> None:
         """Have the legs carry packets."""
         for order in orders:
-            name = _name(order.leg)
-            carried = _Carried(order)
-            if (before := self._legs.get(name)) is not None:
+            first, second = _stages(order.leg)
+            carried = _Carried(first, order.mark, again=second is not None)
+            if (before := self._legs.get(_name(first))) is not None:
                 carried.owners += before.owners
-                if before.leg == order.leg:
+                if before.leg == first:
                     carried.packets, carried.octets = before.packets, before.octets
-            self._legs[name] = carried
+            self._legs[_name(first)] = carried
+            if second is not None:
+                self._second[_name(second)] = _Carried(second, order.mark)
 
     def remark(self, orders: Sequence[LegOrder]) -> None:
         """Give the packets of legs that are carried another mark."""
@@ -95,7 +105,10 @@ class QueuePath:
             tallies[Match(*leg[:3])] = Tally(carried.packets, carried.octets)
             carried.owners -= 1
             if not carried.owners:
-                del self._legs[_name(leg)]
+                first, second = _stages(leg)
+                del self._legs[_name(first)]
+                if second is not None:
+                    self._second.pop(_name(second), None)
         return tallies
 
     def lost(self, leg: Leg, tally: Tally) -> None:
@@ -135,10 +148,14 @@ class QueuePath:
                     carried.octets += len(octets)
                     if carried.mark:
                         packet.set_mark(carried.mark)
-                    queue.let_pass(packet, b"".join((
+                    changed = b"".join((
                         octets[:10], (0xFFFF - check).to_bytes(2, "big"), carried.addresses,
                         octets[20:26], carried.key, octets[28:],
-                    )))  # fmt: skip
+                    ))  # fmt: skip
+                    if carried.again:
+                        queue.repeat(packet, changed)
+                    else:
+                        queue.let_pass(packet, changed)
                     return
             stray(queue, packet, octets)
 
@@ -152,18 +169,23 @@ class QueuePath:
             self.counts["plain_gre"] += 1
             queue.let_pass(packet)
             return
-        carried = self._legs.get(octets[_ADDRESSES] + gre[_KEY])
-        if carried is not None and len(gre) >= 8 and gre[0] & 0xEF == 0x20 and size > 20:
+        name = octets[_ADDRESSES] + gre[_KEY]
+        carried = self._legs.get(name) or self._second.get(name)
+        if carried is not None and len(gre) >= 8 and gre[0] & 0xEF == 0x20:
             check = 0xFFFF - (octets[10] << 8 | octets[11]) + carried.delta
             check = 0xFFFF - (check & 0xFFFF) - (check >> 16)
             carried.packets += 1
             carried.octets += len(octets)
             if carried.mark:
                 packet.set_mark(carried.mark)
-            queue.let_pass(packet, b"".join((
+            changed = b"".join((
                 octets[:10], check.to_bytes(2, "big"), carried.addresses,
                 octets[20:size], gre[:6], carried.key, gre[8:],
-            )))  # fmt: skip
+            ))  # fmt: skip
+            if carried.again:
+                queue.repeat(packet, changed)
+            else:
+                queue.let_pass(packet, changed)
             return
         if packet.hook == _POSTROUTING:
             self.counts["stray_outbound"] += 1
@@ -171,6 +193,14 @@ class QueuePath:
         else:
             self.counts["stray_inbound"] += 1
             queue.accept(packet)  # this router's own, tracked as if no rule of ours were there
+
+
+def _stages(leg: Leg) -> tuple[Leg, Leg | None]:
+    """Return what is done where the packet arrives, and what only where it leaves."""
+    if leg.source == leg.new_source or leg.destination == leg.new_destination:
+        return leg, None
+    first = leg._replace(new_source=leg.source)
+    return first, Leg(*first[3:], *leg[3:])
 
 
 def _name(leg: Leg) -> bytes:

@@ -276,7 +276,7 @@ def test_call_id_zero_at_both_ends(lab: ConntrackLab, conntrack: Conntrack) -> N
 
     counted = conntrack.insert(orders(outbound(0)))
 
-    assert {inbound(1000, 0): (1, 35)} == counted
+    assert {inbound(1000, 0): (1, 35)} == counted.counted
     assert {inbound(1000, 0), outbound(0)} == {entry.leg for entry in conntrack.entries()}
     assert [Gre(EXTERNAL, SERVER, 0)] == lab.out(Gre(CLIENT, SERVER, 0))
     assert [Gre(SERVER, CLIENT, 0)] == lab.back(Gre(SERVER, EXTERNAL, 1000))
@@ -569,9 +569,10 @@ def test_a_leg_that_was_flushed_still_tells_its_counts_when_removed(
     assert {match(inbound(1000, 7)): (3, 105)} == path.remove([inbound(1000, 7)])
 
 
-def test_counts_of_a_leg_of_nobody_are_not_kept(path: ConntrackPath) -> None:
+def test_counts_of_a_leg_of_nobody_are_not_kept_for_ever(path: ConntrackPath) -> None:
     """Nobody would ever ask for them."""
     path.lost(inbound(1000, 7), Tally(3, 105))
+    path.renew(0.0)
 
     assert {} == path.remove([inbound(1000, 7)])
 

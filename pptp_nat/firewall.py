@@ -1,0 +1,28 @@
+"""What the configuration says about the firewall's rules, for the daemon and for `rules`."""
+
+from __future__ import annotations
+
+from pptp_nat.config import Config
+from pptp_nat.linux import ruleset
+
+
+def rule_settings(config: Config, datapath: str) -> ruleset.RuleSettings:
+    """Return what the rules depend on; *datapath* is the one in use, never "auto"."""
+    return ruleset.RuleSettings(
+        ports=config.control.ports,
+        control_queue=config.control.queue,
+        gre_queue=config.gre.queue,
+        repeat_mark=config.control.repeat_mark,
+        datapath="queue" if datapath == "queue" else "conntrack",
+        external_addresses=tuple(each.packed for each in config.gre.external_addresses),
+    )
+
+
+def backend_of(config: Config) -> ruleset.Backend:
+    """Return the backend that is configured, or the one that works here.
+
+    Raises:
+        AdapterError: none works.
+    """
+    chosen = config.rules.backend
+    return ruleset.choose_backend() if chosen == "auto" else ruleset.Backend(chosen)
