@@ -92,6 +92,18 @@ def _print(
         print(f"not measured: {what}: {reason}")
 
 
+def _one_line_each(document: dict[str, object]) -> str:
+    """Return the JSON with each sample and each target on a line of its own."""
+    parts = []
+    for key, value in document.items():
+        if isinstance(value, list):
+            rows = ",\n".join(f"  {json.dumps(row)}" for row in value)
+            parts.append(f"{json.dumps(key)}: [\n{rows}\n]")
+        else:
+            parts.append(f"{json.dumps(key)}: {json.dumps(value, indent=1)}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
 def main() -> int:
     """Run, print, write; return the exit code."""
     asked = _arguments()
@@ -125,7 +137,7 @@ def main() -> int:
             "targets": [t.as_dict() for t in judged],
             "samples": taken,
         }
-        asked.json.write_text(json.dumps(document, indent=1) + "\n")
+        asked.json.write_text(_one_line_each(document))
         print(f"written: {asked.json}")
     return 0
 
