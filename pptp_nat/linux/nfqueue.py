@@ -28,10 +28,16 @@ LOCAL_OUT: Final = 3
 POSTROUTING: Final = 4
 LOCAL_HOOKS: Final = frozenset((LOCAL_IN, LOCAL_OUT))
 
+COPIED: Final = 4016  #: octets of a packet that the library lets us see (its MaxCopySize)
 QUEUES: Final = Path("/proc/self/net/netfilter/nfnetlink_queue")
 
 Packet = netfilterqueue.Packet  #: kept here so that one file names the library
 Judge = Callable[["Queue", Packet], None]
+
+
+def is_cut(octets: bytes) -> bool:
+    """Whether *octets* are only the beginning of an IPv4 packet: it is longer than `COPIED`."""
+    return len(octets) >= COPIED and len(octets) < octets[2] << 8 | octets[3]
 
 
 class QueueCounters(NamedTuple):
@@ -83,6 +89,9 @@ class _Reader:
 class Queue:
     """One bound NFQUEUE.
 
+    A packet of more than `COPIED` octets cannot be judged by what it holds, nor
+    sent on changed: it is dropped and counted.
+
     Args:
         number: of the queue.
         judge: is called with each packet and must end in one of `let_pass`,
@@ -109,6 +118,7 @@ class Queue:
     ) -> None:
         self.number = number
         self.faults = 0
+        self.too_long = 0  #: packets dropped since they are longer than we can see
         self._judge = judge
         self._fault = fault
         self._mark = repeat_mark
@@ -146,7 +156,10 @@ class Queue:
     def _receive(self, packet: Packet) -> None:
         self._judged = False
         try:
-            self._judge(self, packet)
+            if packet.get_payload_len() >= COPIED and is_cut(packet.get_payload()):
+                self.too_long += 1
+            else:
+                self._judge(self, packet)
         except Exception as error:  # noqa: BLE001 - a packet without a verdict blocks the queue
             self.faults += 1
             self._fault(error)
