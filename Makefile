@@ -1,5 +1,6 @@
 # make venv | demo | test | check | bench: each does all its own set-up on Debian 12, as root.
-PYTHON ?= python3
+# Debian's own Python where there is one: apt's python3-dev and python3-venv are for it.
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 BIN := .venv/bin
 SHELL := /bin/bash
 .DELETE_ON_ERROR:

@@ -7,6 +7,7 @@ flood of data never starves a control message, and a reader never delays one.
 
 from __future__ import annotations
 
+import gc
 import logging
 import secrets
 import selectors
@@ -86,7 +87,7 @@ class Daemon:
         self._clockwork: list[Clockwork] = []
         self._closers: list[Callable[[], None]] = []
         self._handler = log.configure(config.log.level, config.log.rate)
-        self._news = News(lambda _event: None, lambda: False)
+        self._news = News(lambda _event: None, lambda: False, self._handler.admits)
 
     # Build and run.
 
@@ -112,6 +113,10 @@ class Daemon:
         self._bind_queues()
         self._listen()
         self._apply_rules()
+        # What is here now stays; and a full collection over the objects of 100,000
+        # calls would stall every verdict for its length.
+        gc.freeze()
+        gc.set_threshold(20_000, 50, 1_000)
         log.event(
             _log, logging.INFO, "ready", version=__version__, datapath=self.carrier.path.name,
             reason=self.datapath_reason,
@@ -151,7 +156,7 @@ class Daemon:
             self._clockwork.append(adoption)
 
     def _follow(self) -> None:
-        self.conntrack.follow(self.config.control.ports, (Change.UPDATE, Change.DESTROY))
+        self.conntrack.follow(self.config.control.ports, (Change.DESTROY,))
         self.upkeep = Upkeep(
             self.translator, self.carrier, self.conntrack, self.carry_out,
             self._handler.tell_suppressed,
@@ -182,7 +187,9 @@ class Daemon:
             api.socket, Access(api.mode, api.owner, api.group), Answers(self), self.selector
         )
         self._closers.append(server.close)
-        self._news = News(server.publish, lambda: server.has_subscribers)
+        self._news = News(
+            server.publish, lambda: server.has_subscribers, self._handler.admits
+        )
 
     def _apply_rules(self) -> None:
         rules = self.config.rules

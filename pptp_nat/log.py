@@ -174,11 +174,25 @@ class LineHandler(logging.Handler):
             return False  # nobody reads the log any more: that must not end anybody's call
         return True
 
-    def _take(self) -> bool:
+    def admits(self) -> bool:
+        """Whether a line would be written now; one that would not is counted as suppressed.
+
+        In a storm this saves making a record only to throw it away.
+        """
+        if not self.rate or self._level() >= 1:
+            return True
+        self.suppressed += 1
+        return False
+
+    def _level(self) -> float:
+        """Return what the bucket holds now."""
         now = self._clock()
         self._tokens = min(self.rate, self._tokens + (now - self._filled) * self.rate)
         self._filled = now
-        if self._tokens < 1:
+        return self._tokens
+
+    def _take(self) -> bool:
+        if self._level() < 1:
             return False
         self._tokens -= 1
         return True

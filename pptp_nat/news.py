@@ -45,13 +45,23 @@ _SUBSCRIBED: Final = {CallState.REQUESTED: "new", CallState.GONE: "destroy"}
 
 
 class News:
-    """Tells the log, and subscribers through *publish* if *wanted* says that there are any."""
+    """Tells the log and those who subscribed.
+
+    Args:
+        publish: tells subscribers.
+        wanted: whether there are any.
+        admits: whether the log would write another line.
+    """
 
     def __init__(
-        self, publish: Callable[[Mapping[str, object]], None], wanted: Callable[[], bool]
+        self,
+        publish: Callable[[Mapping[str, object]], None],
+        wanted: Callable[[], bool],
+        admits: Callable[[], bool],
     ) -> None:
         self._publish = publish
         self._wanted = wanted
+        self._admits = admits
 
     def tell(self, events: Iterable[Event], wall: float) -> None:
         """Tell *events*; *wall* plus monotonic seconds is Unix seconds."""
@@ -74,7 +84,7 @@ class News:
 
     def _call(self, call: Call, wall: float) -> None:
         name, level = _CALL_LINES[call.state]
-        if _log.isEnabledFor(level):
+        if _log.isEnabledFor(level) and self._admits():
             event(_log, level, name, **_identity(call), **_details(call))
         if self._wanted():
             kind = _SUBSCRIBED.get(call.state, "update")

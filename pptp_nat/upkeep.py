@@ -72,11 +72,9 @@ class Upkeep:
         for event in self._conntrack.read_events():
             if event.placement is not None:
                 flow = event.placement.flow
-                if event.change is Change.DESTROY:
+                if flow_key(flow) in self._translator.book.connections:
                     self._lost[flow_key(flow)] = flow, now + _LOST_SECONDS
                     self._due.setdefault(self._check_lost, now + _LOST_SECONDS)
-                else:
-                    self._carry_out(self._translator.remark(flow, event.placement.mark), now)
             elif event.change in (Change.DESTROY, Change.OVERRUN):
                 if event.leg is not None:
                     self._carrier.lost(event.leg, event.tally)

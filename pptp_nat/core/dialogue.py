@@ -84,6 +84,7 @@ class Dialogue:
     def __init__(self, book: Book) -> None:
         self._book = book
         self._now = 0.0
+        self.echoed = False  #: an Echo-Request has gone by since this was last looked at
         self.observed = False  #: whether `MessageSeen` events are wanted
         self.released: list[Released] = []
         self.holds: dict[Held, float] = {}  #: packets that wait, and until when
@@ -92,6 +93,7 @@ class Dialogue:
         self._effects: dict[MessageType, Callable[[MessageType, bytes], None]] = {
             _M.START_CONTROL_CONNECTION_REQUEST: self._start,
             _M.START_CONTROL_CONNECTION_REPLY: self._start,
+            _M.ECHO_REQUEST: self._echo,
             _M.OUTGOING_CALL_REQUEST: self._request,
             _M.OUTGOING_CALL_REPLY: self._reply,
             _M.INCOMING_CALL_REQUEST: self._request,
@@ -278,6 +280,9 @@ class Dialogue:
         names = list(self._connection.names or (None, None, None, None))
         names[2 * self._sender : 2 * self._sender + 2] = text(octets[_HOST]), text(octets[_VENDOR])
         self._connection.names = self._book.one_for_all(tuple(names))
+
+    def _echo(self, _kind: MessageType, _octets: bytes) -> None:
+        self.echoed = True
 
     def _request(self, kind: MessageType, octets: bytes) -> None:
         own = _field(octets, LAYOUTS[kind].call_id)

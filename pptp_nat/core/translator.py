@@ -37,7 +37,7 @@ from pptp_nat.core.packet import (
 from pptp_nat.core.states import CallState, End, TcpEnd
 from pptp_nat.core.stream import Progress
 from pptp_nat.core.tuples import Address, Flow, Party, Placement, Seat
-from pptp_nat.errors import ExhaustedError
+from pptp_nat.errors import AdapterError, ExhaustedError
 
 _WINDOW: Final = 1 << 16  #: octets around the expected one in which FIN, RST, SYN are believed
 _SWEEP_SECONDS: Final = 60.0
@@ -218,6 +218,9 @@ class Translator:
                 outcome.events.append(CallRefused(connection, sender, reason))
                 outcome.verdict = Verdict.DROP
                 return
+            if self._dialogue.echoed:
+                self._dialogue.echoed = False
+                self._look_at_mark(connection, outcome)
             if edits:
                 outcome.packet = edited(packet, view, edits)
                 self.book.counts["rewritten"] += 1
@@ -257,19 +260,21 @@ class Translator:
                 self.book.move_connection(connection, TcpEnd.REPLACED, now, end=End.ADDRESS)
         return outcome
 
-    def remark(self, flow: Flow, mark: int) -> Outcome:
-        """Have the GRE of a control connection's calls follow its new connmark."""
-        outcome = self._outcome()
-        connection, _ = self._find(flow_key(flow))
-        if connection is None or connection.mark == mark:
-            return outcome
-        connection.mark = mark
+    def _look_at_mark(self, connection: Connection, outcome: Outcome) -> None:
+        """Have the GRE of a connection's calls follow its connmark, at every echo."""
+        try:
+            placement = self._locate(connection.flow)
+        except AdapterError:
+            self.book.counts["mark_unknown"] += 1
+            return
+        if placement is None or placement.mark == connection.mark:
+            return
+        connection.mark = placement.mark
         for call in connection.calls:
             for party in Party:
                 leg = call.leg(party)
                 if leg is not None and call.state is not CallState.GONE:
-                    outcome.events.append(LegMarked(call, leg, mark))
-        return outcome
+                    outcome.events.append(LegMarked(call, leg, placement.mark))
 
     def claim(self, external: Address, remote: Address, number: int) -> bool:
         """Never give *number* to a call: GRE that we know nothing else of uses it."""
