@@ -8,7 +8,7 @@ control message is not held back for it, since TCP would only repeat it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from pptp_nat.core.calls import Call
@@ -61,10 +61,11 @@ class Carrier:
             except AdapterError as error:
                 self._complain(error)
 
-    def after(self, events: Iterable[Event]) -> None:
-        """Carry out what comes after the packet in hand has gone on."""
+    def after(self, events: Iterable[Event], flush: Callable[[], None]) -> None:
+        """Carry out what comes after the packet in hand has gone on, which *flush* sees to."""
         downs = [each for each in events if isinstance(each, LegDown)]
         if downs:
+            flush()
             self._remove(downs)
 
     def _install(self, orders: Sequence[LegOrder], now: float) -> None:

@@ -176,7 +176,7 @@ class Daemon:
         if self.queue_path is not None:
             self.gre_queue = Queue(
                 gre.queue, self.queue_path.judge, self._on_fault, length=gre.queue_length,
-                buffer=gre.socket_buffer, repeat_mark=control.repeat_mark,
+                buffer=gre.socket_buffer, repeat_mark=control.repeat_mark, batch=32,
             )  # fmt: skip
             self._closers.append(self.gre_queue.close)
             self._watch(self.gre_queue, self._serve_gre)
@@ -257,7 +257,7 @@ class Daemon:
         """Give one control packet its verdict: make before, break after."""
         now = time.monotonic()
         outcome = self.translator.handle(
-            packet.get_payload(), now,
+            packet.octets, now,
             packet_id=queue.next_id(), is_local=packet.hook in LOCAL_HOOKS,
         )  # fmt: skip
         if outcome.events:
@@ -271,7 +271,7 @@ class Daemon:
         else:
             queue.drop(packet)
         if outcome.events:
-            self.carrier.after(outcome.events)
+            self.carrier.after(outcome.events, queue.flush)
             self._news.tell(outcome.events, self.wall)
 
     def carry_out(self, outcome: Outcome, now: float) -> None:
@@ -279,7 +279,8 @@ class Daemon:
         self.carrier.before(outcome.events, now)
         for released in outcome.released:
             self.control_queue.release(released.packet_id, released.packet)
-        self.carrier.after(outcome.events)
+        self.carrier.after(outcome.events, self.control_queue.flush)
+        self.control_queue.flush()
         self._news.tell(outcome.events, self.wall)
 
     def _on_fault(self, error: BaseException) -> None:

@@ -137,7 +137,7 @@ class QueuePath:
         stray = self._stray
 
         def judge(queue: Queue, packet: Packet) -> None:
-            octets = packet.get_payload()
+            octets = packet.octets
             if octets[0] == _PLAIN_IP and len(octets) >= _SHORTEST:
                 carried = find(octets[12:20] + octets[26:28])
                 if carried is not None and octets[20] & 0xEF == 0x20:
@@ -147,7 +147,7 @@ class QueuePath:
                     carried.packets += 1
                     carried.octets += len(octets)
                     if carried.mark:
-                        packet.set_mark(carried.mark)
+                        packet.mark = carried.mark
                     changed = b"".join((
                         octets[:10], (0xFFFF - check).to_bytes(2, "big"), carried.addresses,
                         octets[20:26], carried.key, octets[28:],
@@ -177,7 +177,7 @@ class QueuePath:
             carried.packets += 1
             carried.octets += len(octets)
             if carried.mark:
-                packet.set_mark(carried.mark)
+                packet.mark = carried.mark
             changed = b"".join((
                 octets[:10], check.to_bytes(2, "big"), carried.addresses,
                 octets[20:size], gre[:6], carried.key, gre[8:],
