@@ -400,21 +400,6 @@ def test_a_new_control_connection_is_an_event_if_asked_for(
     assert [(Change.NEW, flow)] == [(e.change, e.placement and e.placement.flow) for e in events]
 
 
-def test_another_mark_on_a_control_connection_is_an_event(
-    lab: ConntrackLab, conntrack: Conntrack
-) -> None:
-    """Rules may mark the connection after its first packets; GRE goes the same way then."""
-    with connected(lab.inside, CLIENT, (SERVER, PORT), lab.server, (SERVER, PORT)) as flow:
-        follow(lab, conntrack, [Change.UPDATE])
-        lab.router.run("conntrack", "-U", "-p", "tcp", "--orig-src", CLIENT, "--mark", "66")
-        assert ready(conntrack.fileno())
-        events = conntrack.read_events()
-
-    assert [(Change.UPDATE, flow, 66)] == [
-        (e.change, e.placement and e.placement.flow, e.mark) for e in events
-    ]
-
-
 def test_lost_events_are_reported_as_an_overrun(
     lab: ConntrackLab, conntrack: Conntrack
 ) -> None:
