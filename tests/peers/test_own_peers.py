@@ -62,8 +62,9 @@ def test_fragments_reach_whom_the_whole_is_for(world: Callable[..., World], by: 
         here.dial(here.station(host), here.lab.outside[0].address).call(7)
         for host in here.lab.inside
     )
-    here.all_hear(calls, padding=4000)
-    here.all_hear(calls, count=1, padding=60000)
+    here.all_hear(calls, padding=2500)
+    if by == "conntrack":  # the queue shows no more than 4,016 octets of a packet
+        here.all_hear(calls, count=1, padding=60000)
 
 
 @every_path
