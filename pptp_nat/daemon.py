@@ -119,7 +119,7 @@ class Daemon:
         gc.set_threshold(20_000, 50, 1_000)
         log.event(
             _log, logging.INFO, "ready", version=__version__, datapath=self.carrier.path.name,
-            reason=self.datapath_reason,
+            reason=self.datapath_reason, ipv6="passes untouched",
         )  # fmt: skip
 
     def _choose_path(self) -> str:

@@ -41,11 +41,10 @@ class _Carried:
     """One leg, or one stage of it, at work."""
 
     __slots__ = (
-        "addresses", "again", "delta", "key", "leg", "mark", "octets", "owners", "packets",
+        "addresses", "again", "delta", "key", "mark", "octets", "owners", "packets",
     )  # fmt: skip
 
     def __init__(self, leg: Leg, mark: int, *, again: bool = False) -> None:
-        self.leg = leg
         self.mark = mark
         self.again = again  #: the next hook has to see the packet too
         self.addresses = leg.new_source + leg.new_destination
@@ -83,7 +82,7 @@ class QueuePath:
             carried = _Carried(first, order.mark, again=second is not None)
             if (before := self._legs.get(_name(first))) is not None:
                 carried.owners += before.owners
-                if before.leg == first:
+                if (before.addresses, before.key) == (carried.addresses, carried.key):
                     carried.packets, carried.octets = before.packets, before.octets
             self._legs[_name(first)] = carried
             if second is not None:
@@ -117,13 +116,13 @@ class QueuePath:
     def tallies(self) -> Mapping[Match, Tally]:
         """Return the counts of all legs."""
         return {
-            Match(*carried.leg[:3]): Tally(carried.packets, carried.octets)
-            for carried in self._legs.values()
+            _match(name): Tally(carried.packets, carried.octets)
+            for name, carried in self._legs.items()
         }
 
     def matches(self) -> Iterable[Match]:
         """Return what is carried; nothing outlives the daemon."""
-        return [Match(*carried.leg[:3]) for carried in self._legs.values()]
+        return list(map(_match, self._legs))
 
     def renew(self, now: float) -> None:
         """Do nothing: legs here do not age."""
@@ -201,6 +200,10 @@ def _stages(leg: Leg) -> tuple[Leg, Leg | None]:
         return leg, None
     first = leg._replace(new_source=leg.source)
     return first, Leg(*first[3:], *leg[3:])
+
+
+def _match(name: bytes) -> Match:
+    return Match(name[:4], name[4:8], int.from_bytes(name[8:], "big"))
 
 
 def _name(leg: Leg) -> bytes:
