@@ -31,7 +31,7 @@ LOCAL_OUT: Final = 3
 POSTROUTING: Final = 4
 LOCAL_HOOKS: Final = frozenset((LOCAL_IN, LOCAL_OUT))
 
-COPIED: Final = 4016  #: octets of a packet that the library asks for (its MaxCopySize)
+COPIED: Final = 0xFFFB  #: octets of a packet that the kernel hands over at most
 QUEUES: Final = Path("/proc/self/net/netfilter/nfnetlink_queue")
 
 _DROP, _ACCEPT, _REPEAT = 0, 1, 4  # linux/netfilter.h
@@ -46,7 +46,11 @@ _ATTRIBUTE: Final = struct.Struct("=HH")
 _JUDGEMENT: Final = struct.Struct("=IHHIIBB2sHH4s4sHH4s")
 _JUDGEMENT_SIZE: Final = _JUDGEMENT.size
 _HEADER_END: Final = 32  # of a packet message: behind NFQA_PACKET_HDR, which comes first
-_BUFFER: Final = 8192  #: octets, more than a message with `COPIED` octets of a packet has
+_BUFFER: Final = 1 << 17  #: octets, more than a message with `COPIED` octets of a packet has
+_SEND: Final = 1 << 16  #: octets of verdicts in one send, well below any send buffer
+_CONFIG: Final = 3 << 8 | 2  # NFQNL_MSG_CONFIG
+_PARAMS: Final = 2  # NFQA_CFG_PARAMS: copy range, copy mode
+_COPY_PACKET: Final = 2
 _VERDICTS: Final = {name: name.to_bytes(4, "big") for name in (_DROP, _ACCEPT, _REPEAT)}
 
 Judge = Callable[["Queue", "Packet"], None]
@@ -137,6 +141,7 @@ class Queue:
         self._judged = False
         self._batch = batch
         self._verdicts: list[bytes] = []
+        self._size = 0  # of those together, octets
         self._held: dict[int, Packet] = {}
         self._last_id = 0
         self._packet = Packet()
@@ -151,9 +156,17 @@ class Queue:
                 mend="is it taken by another program (/proc/net/netfilter/nfnetlink_queue), "
                 "or CAP_NET_ADMIN missing?",
             ) from error  # fmt: skip
+        self._buffer = bytearray(_BUFFER)
+        self._view = memoryview(self._buffer)
         # The library owns the descriptor; this is a second name for its socket.
         self._socket = socket.fromfd(self._queue.get_fd(), socket.AF_NETLINK, socket.SOCK_RAW)
         self._socket.setblocking(False)
+        # The library asks for 4,016 octets of a packet at most; reassembled GRE may be longer.
+        params = struct.pack("=HHIB3x", 9, _PARAMS, socket.htonl(COPIED), _COPY_PACKET)
+        self._socket.send(
+            struct.pack("=IHHIIBB2s", 20 + len(params), _CONFIG, _REQUEST, 0, 0, 0, 0, self._number)
+            + params
+        )
 
     def fileno(self) -> int:
         """Return the descriptor to wait on."""
@@ -161,10 +174,10 @@ class Queue:
 
     def serve(self, budget: int) -> None:
         """Judge up to *budget* waiting packets."""
-        receive = self._socket.recv
+        receive, buffer = self._socket.recv_into, self._buffer
         for _ in range(budget):
             try:
-                message = receive(_BUFFER)
+                size = receive(buffer)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -172,23 +185,23 @@ class Queue:
                     raise
                 self.overruns += 1
                 continue
-            self._take(message)
+            self._take(buffer, size)
         self.flush()
 
-    def _take(self, message: bytes) -> None:
+    def _take(self, message: bytearray, end: int) -> None:
         kind = _KIND.unpack_from(message, 4)[0]
         if kind != _PACKET:
             self.refusals += kind == _ERROR
             return
         packet = self._packet
-        packet.id = message[24:28]
+        packet.id = bytes(message[24:28])
         packet.hook = message[30]
         packet.mark = 0
-        at, end = _HEADER_END, len(message)
+        at = _HEADER_END
         while at < end:
             size, name = _ATTRIBUTE.unpack_from(message, at)
             if name == _PAYLOAD:
-                packet.octets = message[at + 4 : at + size]
+                packet.octets = bytes(self._view[at + 4 : at + size])
                 break
             if name == _MARK:
                 packet.mark = int.from_bytes(message[at + 4 : at + 8], "big")
@@ -217,7 +230,10 @@ class Queue:
         )  # fmt: skip
         if size:
             message += _ATTRIBUTE.pack(4 + size, _PAYLOAD) + octets + bytes(pad)
+        if self._verdicts and self._size + len(message) > _SEND:
+            self.flush()
         self._verdicts.append(message)
+        self._size += len(message)
         if len(self._verdicts) >= self._batch:
             self.flush()
 
@@ -229,6 +245,7 @@ class Queue:
         if self._verdicts:
             self._socket.send(b"".join(self._verdicts))
             self._verdicts = []
+            self._size = 0
 
     def let_pass(self, packet: Packet, octets: bytes | None = None) -> None:
         """Let *packet* go on, as *octets* if given."""

@@ -63,8 +63,7 @@ def test_fragments_reach_whom_the_whole_is_for(world: Callable[..., World], by: 
         for host in here.lab.inside
     )
     here.all_hear(calls, padding=2500)
-    if by == "conntrack":  # the queue shows no more than 4,016 octets of a packet
-        here.all_hear(calls, count=1, padding=60000)
+    here.all_hear(calls, count=1, padding=60000)
 
 
 @every_path
