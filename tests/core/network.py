@@ -32,6 +32,7 @@ class Weather(NamedTuple):
 
     badness: float = 0.0
     seed: int = 0
+    nagle: bool = False  #: hosts send no part of what is written while octets are on their way
 
 
 @dataclass
@@ -54,11 +55,10 @@ class Wire:
 
     def __init__(
         self, translator: Translator, flow: Flow, starts: tuple[int, int],
-        weather: Weather, *, nagle: bool = False,
+        weather: Weather,
     ) -> None:  # fmt: skip
         self.translator = translator
         self.flow = flow
-        self.nagle = nagle
         self.now = 1000.0
         self.legs = Legs()
         self.hosts = (Host(), Host())
@@ -69,6 +69,7 @@ class Wire:
         self._path: list[tuple[Party, bytes, bool]] = []  # sender, packet, is it data
         self._held: dict[int, Party] = {}
         self._ids = 0
+        self.expired = 0  #: packets that were held until the time was over
         self._handshake()
 
     # What the test does.
@@ -80,6 +81,8 @@ class Wire:
                 self._write(Party(party), self.hosts[party].write(op))
         heard = [len(end.received) for end in self.ends]
         self._run()
+        if not self.expired:
+            assert self.translator.book.counts["cut_call_id"] == 0, "nobody waited"
         doubtful = self.translator.book.counts["cut_call_id"] > 0
         for party, ops in enumerate(spoken):
             listener = Party(party).other
@@ -150,7 +153,7 @@ class Wire:
         return all(len(end.octets) == end.acknowledged for end in self.ends)
 
     def _may_send(self, end: _End) -> bool:
-        return not self.nagle or end.acknowledged == end.sent
+        return not self._weather.nagle or end.acknowledged == end.sent
 
     # The hosts.
 
@@ -247,6 +250,7 @@ class Wire:
         assert due <= self.now + 1, "a held packet is let go soon"
         self.now = max(due, self.now)
         outcome = self.translator.tick(self.now)
+        self.expired += len(outcome.released)
         self._let_go(outcome)
         self.legs.carry_out(outcome)
 
