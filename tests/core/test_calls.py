@@ -1,0 +1,125 @@
+"""Finding calls by number: the few by looking, the many by an index, and both agree."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pptp_nat.core import calls
+from pptp_nat.core.calls import NOBODY, Call, Connection, external_addresses, flow_key
+from pptp_nat.core.states import CallState
+from pptp_nat.core.tuples import Flow, Leg, Party, Placement, Seat
+
+from .effort import effort
+
+A, X, S = bytes((192, 168, 77, 10)), bytes((198, 18, 7, 1)), bytes((198, 18, 7, 2))
+FLOW = Flow(A, 4711, S, 1723)
+PLACEMENT = Placement(FLOW, Seat(A, X), Seat(S, S), 5)
+NUMBERS = st.sampled_from((0, 1, 0x1200, 0xFFFF))
+
+
+def connection(*, is_local: bool = False, placement: Placement = PLACEMENT) -> Connection:
+    return Connection(1, placement, 0.0, is_local=is_local)
+
+
+@given(st.lists(st.tuples(
+    st.sampled_from(("add", "renumber", "end", "remove")), st.integers(0, 11),
+    st.sampled_from(Party), NUMBERS, NUMBERS,
+), max_size=40))  # fmt: skip
+@effort(300)
+def test_many_calls_are_found_as_few_are(steps: list[tuple[str, int, Party, int, int]]) -> None:
+    """A number leads to the call that has it; one that is gone only if no other has it.
+
+    The model: a number has one owner that is not gone, the book sees to that.
+    """
+    followed = connection()
+    model: list[Call] = []
+    for step, which, party, own, seen in steps:
+        if step == "add":
+            call = Call(len(model) + 100 * which, followed, Party.ORIGINATOR, Party.ORIGINATOR, 0.0)
+            if any(each.id == call.id for each in model):
+                continue
+            followed.add(call)
+            model.append(call)
+            continue
+        if not model:
+            continue
+        call = model[which % len(model)]
+        if step == "renumber" and call.state is not CallState.GONE:
+            for other in model:  # as `Book.hand_over` does
+                if other.state is not CallState.GONE and (
+                    other.own[party] == own or other.seen[party] == seen
+                ):
+                    followed.renumber(other, party, NOBODY, NOBODY)
+            followed.renumber(call, party, own, seen)
+        elif step == "end":
+            call.state = CallState.GONE
+        elif step == "remove" and call.state is CallState.GONE:
+            followed.remove(call)
+            model.remove(call)
+
+        for number in (0, 1, 0x1200, 0xFFFF, 77):
+            for at in Party:
+                for as_seen in (False, True):
+                    owners = [c for c in model if (c.seen if as_seen else c.own)[at] == number]
+                    live = [c for c in owners if c.state is not CallState.GONE]
+                    found = followed.find(at, number, seen=as_seen)
+                    if live:
+                        assert live == [found]
+                    elif found is not None:
+                        assert found in owners
+    assert {call.id for call in model} == {call.id for call in followed.calls}
+
+
+def test_an_index_is_made_only_where_calls_are_many() -> None:
+    """Most connections carry one call: an index for each would be most of the memory."""
+    followed = connection()
+    for number in range(calls._FEW + 1):
+        assert followed._many is None
+        call = Call(number, followed, Party.ORIGINATOR, Party.ORIGINATOR, 0.0)
+        followed.add(call)
+        followed.renumber(call, Party.ORIGINATOR, number, number + 0x100)
+
+    assert followed._many is not None
+    assert [(0, 1)] == sorted(set(followed.blocks(Party.ORIGINATOR)))
+    assert [] == list(followed.blocks(Party.RESPONDER))
+
+
+def test_a_connection_says_where_everybody_sits() -> None:
+    """The placement is kept packed and must come back whole."""
+    followed = connection()
+
+    assert followed.placement == PLACEMENT
+    assert followed.flow == FLOW
+    assert followed.key == flow_key(FLOW)
+    assert external_addresses(followed) == (X,)
+    assert followed.pair(Party.ORIGINATOR) == (X, S)
+    assert followed.pair(Party.RESPONDER) == (S, A)
+    helped = connection(placement=PLACEMENT._replace(helper="pptp"))
+    assert helped.placement.helper == "pptp"
+
+
+def test_a_leg_translates_where_somebody_is_inside() -> None:
+    """Towards an inside host destination and key change, towards the world the source."""
+    call = Call(1, connection(), Party.ORIGINATOR, Party.ORIGINATOR, 0.0)
+    assert call.leg(Party.ORIGINATOR) is None
+    call.give(Party.ORIGINATOR, 7, 0x5555)
+    call.give(Party.RESPONDER, 100, 100)
+
+    assert call.leg(Party.ORIGINATOR) == Leg(S, X, 0x5555, S, A, 7)
+    assert call.leg(Party.RESPONDER) == Leg(A, S, 100, X, S, 100)
+    plain = PLACEMENT._replace(originator=Seat(A, A))
+    routed = Call(1, connection(placement=plain), Party.ORIGINATOR, Party.ORIGINATOR, 0.0)
+    routed.give(Party.ORIGINATOR, 7, 7)
+    leg = routed.leg(Party.ORIGINATOR)
+    assert leg is not None
+    assert not leg.translates
+
+
+def test_the_routers_own_calls_need_no_legs() -> None:
+    """Their GRE does not travel through."""
+    own = PLACEMENT._replace(flow=Flow(X, 4711, S, 1723), originator=Seat(X, X))
+    call = Call(1, connection(placement=own, is_local=True), Party.ORIGINATOR, Party.ORIGINATOR, 0)
+    call.give(Party.ORIGINATOR, 7, 7)
+
+    assert call.leg(Party.ORIGINATOR) is None
