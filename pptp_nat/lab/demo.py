@@ -11,8 +11,9 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from pptp_nat.errors import PptpNatError, UsageError
+from pptp_nat.lab.firewall import EXTERNAL
 from pptp_nat.lab.loop import PATIENCE
-from pptp_nat.lab.network import EXTERNAL, Lab, missing
+from pptp_nat.lab.network import Lab, missing
 from pptp_nat.lab.peers import Call, Loop, Station, converse
 from pptp_nat.lab.router import Daemon, daemon
 

@@ -30,14 +30,12 @@ from pyroute2 import IPRoute
 
 from pptp_nat.errors import AdapterError, UsageError
 from pptp_nat.lab import namespaces
+from pptp_nat.lab.firewall import EXTERNAL, LAN_ROUTER, router_rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
-EXTERNAL: Final = "198.18.7.1"  # the router on the WAN; also how the world sees the LAN
-LAN_ROUTER: Final = "192.168.77.1"
-LAN: Final = "192.168.77.0/24"
 GRACE: Final = 2.0  # seconds between SIGTERM and SIGKILL for what runs in the laboratory
 SETTLE: Final = 10.0  # seconds; usually a few milliseconds
 MOST: Final = 200  # hosts a side; the networks are /24
@@ -108,7 +106,7 @@ class Lab:
         self.inside = [self._host(f"inside-{n}", f"192.168.77.{10 + n}") for n in range(inside)]
         self.outside = [self._host(f"outside-{n}", f"198.18.7.{2 + n}") for n in range(outside)]
         self.directory = Path()  #: for logs, sockets and pid files; gone at the end
-        self._rules = _rules(
+        self._rules = router_rules(
             nat=nat,
             firewall=firewall,
             published=None if publish is None else self.inside[publish].address,
@@ -398,27 +396,3 @@ def _cable(link: IPRoute, name: str, host: Host, *, index: int) -> None:
     """
     peer = {"ifname": "eth0", "net_ns_fd": host.namespace}
     link.link("add", index=index, ifname=name, kind="veth", peer=peer)
-
-
-def _rules(*, nat: bool, firewall: str | None, published: str | None, hairpin: str | None) -> str:
-    """Return what `iptables-restore` is to load into the router."""
-    table = ["*nat"]
-    if published is not None:
-        table += [
-            f"-A PREROUTING -d {EXTERNAL} -p tcp --dport 1723 -j DNAT --to-destination {published}"
-        ]
-    if hairpin is not None:
-        address = {"internal": LAN_ROUTER, "external": EXTERNAL}[hairpin]
-        table += [f"-A POSTROUTING -s {LAN} -d {LAN} -o lan -j SNAT --to-source {address}"]
-    if nat:
-        table += ["-A POSTROUTING -o wan -j MASQUERADE"]
-    table += ["COMMIT", "*filter"]
-    if firewall is not None:
-        table += [
-            ":FORWARD DROP [0:0]",
-            "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-            "-A FORWARD -i lan -o wan -p tcp -m conntrack --ctstate NEW -j ACCEPT",
-            "-A FORWARD -i lan -o wan -p udp -m conntrack --ctstate NEW -j ACCEPT",
-            "-A FORWARD -p tcp -m conntrack --ctstate DNAT -j ACCEPT",
-        ]
-    return "\n".join([*table, "COMMIT", ""])

@@ -25,11 +25,11 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Final, NamedTuple, Self, TypeVar
 
 from pptp_nat.core.tuples import Flow, Leg, Placement
 from pptp_nat.errors import AdapterError
+from pptp_nat.linux.accounting import accounting, turn_on_accounting
 from pptp_nat.linux.conntrack_events import Change, CtEvent, Events, is_control, is_ours
 from pptp_nat.linux.conntrack_wire import (
     BY_DESTINATION_PORT,
@@ -65,8 +65,6 @@ ENTRY_MARK: Final = 0x20000000  # of CTA_MARK; says that an entry is ours
 LIFETIME: Final = 2_000_000  # seconds, 23 days: INT_MAX jiffies at HZ=1000 are 24.8 days
 ATTEMPTS: Final = 60  # per leg; each either removes an obstacle or passes over a spare key
 
-ACCOUNTING: Final = Path("/proc/sys/net/netfilter/nf_conntrack_acct")
-
 MENDS: Final = {
     errno.EPERM: "run it as root, with CAP_NET_ADMIN over this network namespace",
     errno.EINVAL: "load the module nf_conntrack_netlink",
@@ -74,23 +72,6 @@ MENDS: Final = {
     errno.ENOMEM: "raise net.netfilter.nf_conntrack_max if the table is full",
     errno.ENOSPC: "raise net.netfilter.nf_conntrack_buckets",
 }
-
-
-def accounting() -> bool | None:
-    """Return whether the kernel counts per entry here; None where it cannot say."""
-    try:
-        return ACCOUNTING.read_text().strip() != "0"
-    except OSError:
-        return None
-
-
-def turn_on_accounting() -> bool:
-    """Have the kernel count in entries made from now on; return whether it does."""
-    try:
-        ACCOUNTING.write_text("1\n")
-    except OSError:
-        return accounting() is True
-    return True
 
 
 def _failed(doing: str, code: int) -> AdapterError:
