@@ -51,7 +51,7 @@ class MessageType(enum.IntEnum):
     @property
     def title(self) -> str:
         """The RFC's spelling: ``Outgoing-Call-Request``."""
-        return self.name.title().replace("_", "-")
+        return self.name.title().replace("_", "-").replace("Wan-", "WAN-")
 
 
 class Role(enum.Enum):
