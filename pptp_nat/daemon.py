@@ -13,8 +13,9 @@ import secrets
 import selectors
 import signal
 import socket
+import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -105,7 +106,7 @@ class Daemon:
         self.rule_settings = rule_settings(config, self.carrier.path.name)
         self._check_router()
         self.translator = Translator(
-            self.conntrack.locate, _draw, settings_of(config),
+            self.conntrack.locate, _draws(), settings_of(config),
             preserve=config.call_ids.allocation == "preserve",
         )  # fmt: skip
         self._adopt()
@@ -343,8 +344,18 @@ def _ignore(_value: object) -> None:
     """Make a closer of what returns something."""
 
 
-def _draw() -> int:
-    return secrets.randbelow(1 << 16)
+def _draws() -> Callable[[], int]:
+    """Return a source of random ints below 65,536 that asks the kernel for many at a time."""
+    source: Iterator[int] = iter(())
+
+    def draw() -> int:
+        nonlocal source
+        for number in source:
+            return number
+        source = iter(struct.unpack("=512H", secrets.token_bytes(1024)))
+        return next(source)
+
+    return draw
 
 
 def settings_of(config: Config) -> Settings:
