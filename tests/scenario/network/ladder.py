@@ -522,3 +522,6 @@ def _assert_only_payload_changed(before: bytes, after: bytes) -> None:
     size, at = len(before) - len(first.payload), (before[0] & 15) * 4
     assert before[: at + 16] == after[: at + 16]
     assert before[at + 18 : size] == after[at + 18 : size]
+
+
+MakeLadder = Callable[..., Ladder]  #: takes what `Ladder` takes

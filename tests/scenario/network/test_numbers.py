@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from pptp_nat.core.bindings import LIMIT, Pair
@@ -25,6 +23,7 @@ from .ladder import (
     ROUTER,
     Host,
     Ladder,
+    MakeLadder,
 )  # fmt: skip
 
 PAIR = Pair(EXTERNAL, PAC.address)
@@ -40,7 +39,7 @@ def test_two_clients_pick_the_same_call_id(nat: Ladder) -> None:
     assert nat.gre(PAC, key=nat.external_id(BOB)).reaches(BOB, key=1)
 
 
-def test_one_call_id_is_used_towards_different_servers(ladder: Callable[..., Ladder]) -> None:
+def test_one_call_id_is_used_towards_different_servers(ladder: MakeLadder) -> None:
     """A number need only be unique per server, and two servers may know one alike (case 19)."""
     nat = ladder(draw=lambda: 0x4242)
     first = nat.call(ALICE, call_id=1).to(PAC, answers=100)
@@ -51,7 +50,7 @@ def test_one_call_id_is_used_towards_different_servers(ladder: Callable[..., Lad
     assert second.carries
 
 
-def test_a_number_of_the_clients_own_is_kept_where_it_is_free(ladder: Callable[..., Ladder]) -> None:
+def test_a_number_of_the_clients_own_is_kept_where_it_is_free(ladder: MakeLadder) -> None:
     """Some servers' logs are easier to read so; the second client of a number needs another."""
     nat = ladder(preserve=True)
     first = nat.call(ALICE, call_id=0x0107).to(PAC, answers=100)
@@ -121,7 +120,7 @@ def test_the_last_free_number_is_found(nat: Ladder) -> None:
             bindings.drop(PAIR, number)
 
 
-def test_the_routers_own_client_uses_a_number(ladder: Callable[..., Ladder]) -> None:
+def test_the_routers_own_client_uses_a_number(ladder: MakeLadder) -> None:
     """Its GRE has the same address, so no client behind it may be given its number (case 24)."""
     nat = ladder(draw=lambda: 0x4242)
     own = nat.call(ROUTER, call_id=0x4242).to(PAC, answers=100)
@@ -133,7 +132,7 @@ def test_the_routers_own_client_uses_a_number(ladder: Callable[..., Ladder]) -> 
     assert alice.carries
 
 
-def test_the_routers_own_client_asks_for_a_number_that_is_given(ladder: Callable[..., Ladder]) -> None:
+def test_the_routers_own_client_asks_for_a_number_that_is_given(ladder: MakeLadder) -> None:
     """Its message cannot be rewritten for it, so the call is refused and told (case 24)."""
     nat = ladder(draw=lambda: 0x4242)
     alice = nat.call(ALICE, call_id=1).to(PAC, answers=100)
@@ -144,7 +143,7 @@ def test_the_routers_own_client_asks_for_a_number_that_is_given(ladder: Callable
     assert alice.carries
 
 
-def test_gre_that_nobody_asked_for_keeps_its_number(ladder: Callable[..., Ladder]) -> None:
+def test_gre_that_nobody_asked_for_keeps_its_number(ladder: MakeLadder) -> None:
     """A number claimed for GRE that is there already is given to nobody, then given (case 24)."""
     nat = ladder(Settings(quarantine=60.0), draw=lambda: 0x4242)
     assert nat.translator.claim(EXTERNAL, PAC.address, 0x4242)
