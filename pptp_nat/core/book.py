@@ -17,7 +17,15 @@ from pptp_nat.core.bindings import Bindings
 from pptp_nat.core.calls import NOBODY, Call, Connection
 from pptp_nat.core.events import CallChanged, ConnectionChanged, Event, LegDown, LegUp
 from pptp_nat.core.messages import MessageType
-from pptp_nat.core.states import Answer, CallState, ControlState, End, TcpEnd, control_after
+from pptp_nat.core.states import (
+    IMPLIES_OPEN,
+    Answer,
+    CallState,
+    ControlState,
+    End,
+    TcpEnd,
+    control_after,
+)  # fmt: skip
 from pptp_nat.core.tuples import Party
 
 _T = TypeVar("_T", bound=Hashable)
@@ -191,6 +199,8 @@ class Book:
     ) -> None:
         """Give *connection* the state that the table names; what depends on it follows."""
         was = connection.state
+        if was is ControlState.OPEN and event in IMPLIES_OPEN:
+            return  # most messages
         state = control_after(was, event, answer)
         if state is None or state is was:
             return

@@ -76,14 +76,14 @@ class Call:
         None while its number is unknown, and for a call of this router itself, whose
         GRE does not travel through.
         """
-        if self.own[party] == NOBODY or not self.connection.travels:
+        numbers = _NUMBERS.unpack(self._numbers)
+        if numbers[party] == NOBODY or not self.connection.travels:
             return None
-        to = self.connection.seat(party)
-        sender = self.connection.seat(party.other)
+        to_own, to_seen_as = self.connection.seat(party)
+        from_own, from_seen_as = self.connection.seat(party.other)
         return Leg(
-            sender.own, to.seen_as, self.seen[party],
-            sender.seen_as, to.own, self.own[party],
-        )  # fmt: skip
+            from_own, to_seen_as, numbers[2 + party], from_seen_as, to_own, numbers[party]
+        )
 
 
 class _Index:
@@ -182,7 +182,9 @@ class Connection:
 
     def pair(self, party: Party) -> Pair:
         """Return what the numbers of *party* must be unique within."""
-        return Pair(self.seat(party).seen_as, self.seat(party.other).own)
+        key = self.key
+        own, remote = (key[4:8], key[:4]) if party else (key[:4], key[4:8])
+        return Pair(self._seen_as[party] or own, remote)
 
     def chooses(self, party: Party) -> bool:
         """Whether we choose the number that the other party sees."""
