@@ -208,9 +208,12 @@ class Daemon:
     def run(self) -> None:
         """Serve until `stop`."""
         while not self._stopping:
-            for key, mask in self.selector.select(self._patience()):
+            due = self._next_due()
+            patience = None if due is None else max(0.0, due - time.monotonic())
+            for key, mask in self.selector.select(patience):
                 self._guarded(key.data, mask)
-            self._guarded(self._tick, time.monotonic())
+            if due is not None and due <= time.monotonic():
+                self._guarded(self._tick, time.monotonic())
 
     def _guarded(self, work: Callable[[_T], None], argument: _T) -> None:
         """Do *work*; what it raises ends that work, never the daemon."""
@@ -219,17 +222,16 @@ class Daemon:
         except Exception as error:  # noqa: BLE001 - other calls must not notice
             self._on_fault(error)
 
+    def _next_due(self) -> float | None:
+        dues = [self.translator.next_timer(), *(each.next_timer() for each in self._clockwork)]
+        return min((due for due in dues if due is not None), default=None)
+
     def _tick(self, now: float) -> None:
         due = self.translator.next_timer()
         if due is not None and due <= now:
             self.carry_out(self.translator.tick(now), now)
         for each in self._clockwork:
             each.tick(now)
-
-    def _patience(self) -> float | None:
-        dues = [self.translator.next_timer(), *(each.next_timer() for each in self._clockwork)]
-        known = [due for due in dues if due is not None]
-        return max(0.0, min(known) - time.monotonic()) if known else None
 
     def stop(self) -> None:
         """Have `run` return after this turn."""
