@@ -1,0 +1,116 @@
+"""GRE: carried where a call says so, from when it says so, and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+
+from pptp_nat.core.events import LegUp, Verdict
+from pptp_nat.core.messages import MessageType as M
+from pptp_nat.core.messages import pack
+from pptp_nat.core.packet import EnhancedGre, enhanced_gre, is_enhanced_gre, pack_enhanced_gre
+from pptp_nat.core.states import CallState
+from pptp_nat.errors import WireError
+
+from .ladder import ALICE, BOB, OTHER_PAC, PAC, Ladder
+
+
+def test_gre_overtakes_the_reply(nat: Ladder) -> None:
+    """A server may send as soon as it has answered, before its answer is seen here (case 49)."""
+    control = nat.connect(ALICE, PAC).start()
+    call = control.ask(ALICE, 1)
+
+    assert CallState.REQUESTED is call.state
+    assert nat.gre(PAC, key=call.heard[PAC]).reaches(ALICE, key=1)
+    assert call.answer(100).carries
+
+
+def test_gre_is_carried_before_its_request_goes_on(nat: Ladder) -> None:
+    """Make before break: the leg is ordered with the very packet that makes GRE possible (49)."""
+    control = nat.connect(ALICE, PAC).start()
+    outcome = control.segment(ALICE, 156, pack(M.OUTGOING_CALL_REQUEST, call_id=1)[:167])
+    assert [] == [event for event in outcome.events if isinstance(event, LegUp)]
+    outcome = control.segment(ALICE, 156 + 167, b"\0")
+
+    assert Verdict.ACCEPT is outcome.verdict
+    assert 1 == sum(isinstance(event, LegUp) for event in outcome.events)
+
+
+def test_gre_of_no_call_reaches_nobody(nat: Ladder) -> None:
+    """Not with a number that nobody has, nor from a host that the number is not for."""
+    call = nat.call(ALICE, call_id=1).to(PAC, answers=100)
+    number = call.heard[PAC]
+
+    assert nat.gre(PAC, key=number ^ 1).is_lost
+    assert nat.gre(PAC, key=1 if number != 1 else 2).is_lost
+    assert nat.gre(OTHER_PAC, key=number).is_lost
+    assert nat.gre(BOB, to=PAC, key=100).is_lost
+    assert nat.gre(ALICE, to=OTHER_PAC, key=100).is_lost
+    assert nat.gre(ALICE, to=PAC, key=101).is_lost
+
+
+FORMS = {
+    "data": {"sequence": 0},
+    "data with acknowledgement": {"sequence": 1, "acknowledgement": 0xFFFFFFFF},
+    "acknowledgement only": {"acknowledgement": 7},
+    "neither": {},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_enhanced_gre_is_carried(nat: Ladder, form: str) -> None:
+    """S and A move what follows the key, not the key (case 50)."""
+    call = nat.call(ALICE, call_id=1).to(PAC, answers=100)
+    payload = b"" if form == "acknowledgement only" else b"\xff\x03"
+    octets = pack_enhanced_gre(call.heard[PAC], payload, **FORMS[form])
+
+    header = enhanced_gre(octets)
+    assert header == EnhancedGre(
+        call.heard[PAC], len(payload), FORMS[form].get("sequence"),
+        FORMS[form].get("acknowledgement"), 8 + 4 * len(FORMS[form]),
+    )  # fmt: skip
+    assert nat.gre(PAC, octets=octets).reaches(ALICE, key=1)
+
+
+OTHERS = {
+    "version 0": "2000880b0000{key}",
+    "NVGRE": "200065580000{key}",
+    "IP in keyed GRE": "200008000000{key}",
+    "another protocol, version 1": "200108000000{key}",
+    "version 2": "2002880b0000{key}",
+}
+WRONG = {
+    "checksum": ("a001880b0000{key}", "gre_flags"),
+    "routing": ("6001880b0000{key}", "gre_flags"),
+    "strict source route": ("2801880b0000{key}", "gre_flags"),
+    "recursion": ("2101880b0000{key}", "gre_flags"),
+    "no key": ("0001880b0000{key}", "gre_flags"),
+    "reserved flags": ("2009880b0000{key}", "gre_flags"),
+    "cut in the key": ("2001880b0000", "gre_short"),
+    "cut in the sequence number": ("3001880b0000{key}000000", "gre_short"),
+    "cut in the acknowledgement": ("3081880b0000{key}0000000000", "gre_short"),
+    "a payload that is not there": ("2001880b0001{key}", "gre_payload_length"),
+}
+
+
+@pytest.mark.parametrize("form", OTHERS)
+def test_other_kinds_of_gre_are_no_calls(nat: Ladder, form: str) -> None:
+    """Their key is not a call ID, even where it looks like one (case 51)."""
+    call = nat.call(ALICE, call_id=1).to(PAC, answers=100)
+    octets = bytes.fromhex(OTHERS[form].format(key=f"{call.heard[PAC]:04x}"))
+
+    assert enhanced_gre(octets) is None
+    assert not is_enhanced_gre(octets)
+    assert nat.gre(PAC, octets=octets).is_lost
+
+
+@pytest.mark.parametrize("form", WRONG)
+def test_enhanced_gre_that_is_wrong_is_named_so(nat: Ladder, form: str) -> None:
+    """Whoever reads it strictly is told what is wrong (cases 51, 52)."""
+    text, slug = WRONG[form]
+    octets = bytes.fromhex(text.format(key="1234"))
+
+    assert is_enhanced_gre(octets)
+    with pytest.raises(WireError) as caught:
+        enhanced_gre(octets)
+    assert slug == caught.value.reason
+    assert nat.gre(PAC, octets=octets).is_lost
