@@ -115,9 +115,9 @@ class Translator:
             return outcome
         connection, sender = self._find(key)
         has_octets = view.payload_at < view.end
+        old = None
         if connection is not None and has_octets and self._half_open.get(key) == view.sequence:
-            self.book.move_connection(connection, TcpEnd.REPLACED, now, end=End.REPLACED)
-            connection = None
+            old, connection = connection, None
         if connection is None:
             if not has_octets:
                 return outcome
@@ -126,6 +126,8 @@ class Translator:
                 outcome.verdict = Verdict.DROP
                 return outcome
             sender = Party.ORIGINATOR if connection.key == key else Party.RESPONDER
+            if old is not None:
+                self.book.move_connection(old, TcpEnd.REPLACED, now, end=End.REPLACED)
         if connection.passive is not None:
             self.book.counts[connection.passive] += 1
         else:
