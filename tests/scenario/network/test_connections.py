@@ -10,7 +10,9 @@ from pptp_nat.core.messages import MessageType as M
 from pptp_nat.core.messages import pack
 from pptp_nat.core.states import CallState, End
 
-from .ladder import ALICE, BOB, OTHER_PAC, PAC, Control, Ladder, MakeLadder
+from .conversation import Control
+from .hosts import ALICE, BOB, OTHER_PAC, PAC
+from .ladder import Ladder, MakeLadder
 
 REQUEST = pack(M.OUTGOING_CALL_REQUEST, call_id=1)
 START = pack(M.START_CONTROL_CONNECTION_REQUEST)
@@ -193,6 +195,7 @@ def test_what_comes_before_a_refused_request_is_not_done_twice(ladder: MakeLadde
     assert b"" == control.say(ALICE, *both)
     assert b"" == control.repeat(ALICE)
     assert 1 == nat.live
+    assert 1 == nat.translator.book.messages[M.OUTGOING_CALL_REQUEST, True]
 
     heard = control.repeat(ALICE, cuts=[168])  # sent one by one, the first arrives
     assert 168 == len(heard)

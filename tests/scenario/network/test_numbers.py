@@ -11,20 +11,8 @@ from pptp_nat.core.messages import MessageType as M
 from pptp_nat.core.messages import pack
 from pptp_nat.core.states import CallState
 
-from .ladder import (
-    ALICE,
-    BOB,
-    DAVE,
-    EXTERNAL,
-    OTHER_PAC,
-    PAC,
-    PUBLISHED,
-    ROUTED,
-    ROUTER,
-    Host,
-    Ladder,
-    MakeLadder,
-)  # fmt: skip
+from .hosts import ALICE, BOB, DAVE, EXTERNAL, OTHER_PAC, PAC, PUBLISHED, ROUTED, ROUTER, Host
+from .ladder import Ladder, MakeLadder
 
 PAIR = Pair(EXTERNAL, PAC.address)
 

@@ -10,7 +10,9 @@ from pptp_nat.core.messages import HEADER, LAYOUTS, LONGEST, MAGIC, pack, unpack
 from pptp_nat.core.messages import MessageType as M
 from pptp_nat.core.states import CallState, ControlState
 
-from .ladder import ALICE, PAC, Control, Host, Ladder
+from .conversation import Control
+from .hosts import ALICE, PAC, Host
+from .ladder import Ladder
 
 REQUEST = pack(M.OUTGOING_CALL_REQUEST, call_id=2)
 

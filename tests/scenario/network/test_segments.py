@@ -9,7 +9,9 @@ from pptp_nat.core.messages import LAYOUTS, pack
 from pptp_nat.core.messages import MessageType as M
 from pptp_nat.core.states import CallState
 
-from .ladder import ALICE, BOB, PAC, Control, Ladder, MakeLadder
+from .conversation import Control
+from .hosts import ALICE, BOB, PAC
+from .ladder import Ladder, MakeLadder
 
 REQUEST = pack(M.OUTGOING_CALL_REQUEST, call_id=0x0101, phone=b"0123456789")
 FIN, PSH, URG, ECE, CWR, ACK = 0x01, 0x08, 0x20, 0x40, 0x80, 0x10
