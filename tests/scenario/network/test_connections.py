@@ -11,7 +11,7 @@ from pptp_nat.core.messages import pack
 from pptp_nat.core.states import CallState, End
 
 from .conversation import Control
-from .hosts import ALICE, BOB, OTHER_PAC, PAC
+from .hosts import ALICE, BOB, OTHER_PAC, PAC, Host
 from .ladder import Ladder, MakeLadder
 
 REQUEST = pack(M.OUTGOING_CALL_REQUEST, call_id=1)
@@ -75,6 +75,31 @@ def test_octets_that_went_another_way_are_passed_over(nat: Ladder) -> None:
     call.clear()
     assert CallState.CLEARING is call.state
     assert 0 == nat.counted("gap")
+
+
+def test_the_end_of_a_message_went_another_way(nat: Ladder) -> None:
+    """What was chosen for its beginning is kept back, and reading goes on behind it."""
+    control = nat.connect(ALICE, PAC).start()
+    first = control.say(ALICE, REQUEST[:100])
+    control.elsewhere(ALICE, REQUEST[100:])
+    control.tell(PAC, M.ECHO_REQUEST, identifier=1)  # and acknowledges it
+    call = control.ask(ALICE, 2).answer(100)
+
+    assert int.from_bytes(first[12:14]) != call.heard[PAC]
+    assert call.carries
+    assert 1 == nat.live
+    assert 0 == nat.counted("gap")
+    assert 1 == len(nat.translator.book.bindings.quarantined())
+
+
+@pytest.mark.parametrize("first", [ALICE, PAC], ids=["opener", "responder"])
+def test_who_opened_an_untracked_connection_is_known_by_its_syn(nat: Ladder, first: Host) -> None:
+    """Conntrack cannot tell, and the responder's octets may be the first to come."""
+    control = nat.connect(ALICE, PAC, is_tracked=False)
+    control.tell(first, M.ECHO_REQUEST, identifier=1)
+
+    (connection,) = nat.translator.book.connections.values()
+    assert control.flow == connection.flow
 
 
 def test_a_syn_alone_ends_nothing(nat: Ladder) -> None:

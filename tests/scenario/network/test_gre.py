@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from pptp_nat.core.events import LegUp, Verdict
@@ -10,8 +12,11 @@ from pptp_nat.core.messages import pack
 from pptp_nat.core.packet import EnhancedGre, enhanced_gre, is_enhanced_gre, pack_enhanced_gre
 from pptp_nat.core.states import CallState
 from pptp_nat.errors import WireError
+from pptp_nat.linux.datapath import LegOrder
+from pptp_nat.linux.queue_path import QueuePath
+from tests.core.wire import ip_packet
 
-from .hosts import ALICE, BOB, OTHER_PAC, PAC
+from .hosts import ALICE, BOB, EXTERNAL, OTHER_PAC, PAC
 from .ladder import Ladder
 
 
@@ -114,3 +119,57 @@ def test_enhanced_gre_that_is_wrong_is_named_so(form: str) -> None:
     with pytest.raises(WireError) as caught:
         enhanced_gre(octets)
     assert slug == caught.value.reason
+
+
+class _Queue:
+    """Takes note of what becomes of the one packet."""
+
+    def __init__(self) -> None:
+        self.result: tuple[str, bytes] | None = None
+
+    def let_pass(self, packet: SimpleNamespace, octets: bytes | None = None) -> None:
+        self.result = "passes", packet.octets if octets is None else octets
+
+    def accept(self, packet: SimpleNamespace) -> None:
+        self.result = "is a stray", packet.octets
+
+
+def through_the_queue(nat: Ladder, gre: bytes) -> tuple[str, bytes] | None:
+    """Have the data path `queue`, with the legs as they are, judge GRE from the PAC."""
+    path, queue = QueuePath(), _Queue()
+    path.install([LegOrder(leg, 0) for leg in nat.legs.carried.values()])
+    octets = ip_packet(PAC.address, EXTERNAL, 47, gre)
+    path.judge(queue, SimpleNamespace(octets=octets, hook=0, mark=0))
+    return queue.result
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_queue_changes_the_key_of_every_form(nat: Ladder, form: str) -> None:
+    """The acknowledgement-only packet is the shortest there is (case 50)."""
+    call = nat.call(ALICE, call_id=1).to(PAC, answers=100)
+    gre, heard = (pack_enhanced_gre(key, b"", **FORMS[form]) for key in (call.heard[PAC], 1))
+
+    assert ("passes", ip_packet(PAC.address, ALICE.address, 47, heard)) == (
+        through_the_queue(nat, gre)
+    )
+
+
+def test_the_queue_does_not_look_at_the_payload_length(nat: Ladder) -> None:
+    """It is for the two ends to say what a false one means (case 52)."""
+    call = nat.call(ALICE, call_id=1).to(PAC, answers=100)
+    gre, heard = (bytes.fromhex(f"3001880bffff{key:04x}00000000")
+                  for key in (call.heard[PAC], 1))  # fmt: skip
+
+    assert ("passes", ip_packet(PAC.address, ALICE.address, 47, heard)) == (
+        through_the_queue(nat, gre)
+    )
+
+
+@pytest.mark.parametrize("size", [4, 5, 6, 7])
+def test_gre_that_is_too_short_for_a_key_is_no_calls(nat: Ladder, size: int) -> None:
+    """There is no telling whose it is, so nobody's address is put in (case 52)."""
+    call = nat.call(ALICE, call_id=0).to(PAC, answers=100)
+    gre = pack_enhanced_gre(call.heard[PAC], b"")[:size]
+
+    assert nat.gre(PAC, octets=gre).is_lost
+    assert ("is a stray", ip_packet(PAC.address, EXTERNAL, 47, gre)) == through_the_queue(nat, gre)

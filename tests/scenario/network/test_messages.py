@@ -149,6 +149,18 @@ def test_a_pacs_number_that_looks_like_a_quirk_is_the_pacs(ladder: MakeLadder) -
     assert first.carries
 
 
+def test_a_quirk_about_a_live_call_goes_before_a_call_that_is_gone(ladder: MakeLadder) -> None:
+    """A number that was the PAC's own may be what a live call of the PNS's is known by (30)."""
+    nat = ladder(draw=lambda: 0x4242)
+    gone = nat.call(ALICE, call_id=1).to(PAC, answers=0x4243)
+    gone.disconnect()
+    live = nat.call(ALICE, call_id=2).to(PAC, answers=100)
+    assert 0x4243 == live.heard[PAC]
+
+    assert 2 == live.disconnect(number=0x4243)
+    assert End.DISCONNECTED is live.end
+
+
 def test_clear_request_for_one_of_two_calls(nat: Ladder) -> None:
     """The other call goes on (case 33)."""
     first = nat.call(ALICE, call_id=1).to(PAC, answers=100)

@@ -175,6 +175,9 @@ def test_a_boundary_that_is_not_certain_is_not_believed(nat: Ladder, control: Co
     assert almost == control.say(ALICE, almost)
 
     assert 1 == nat.live
+    assert 1 == nat.counted("bad_magic")
+    slugs = ("short_message", "unknown_control_type", "not_a_control_message")
+    assert [0, 0, 0] == [nat.counted(slug) for slug in slugs]
 
 
 @pytest.mark.parametrize("kind", [
