@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pptp_nat.core import calls
+from pptp_nat.core.bindings import Bindings
+from pptp_nat.core.book import Book, Settings
 from pptp_nat.core.calls import NOBODY, Call, Connection, external_addresses, flow_key
 from pptp_nat.core.states import CallState
 from pptp_nat.core.tuples import Flow, Leg, Party, Placement, Seat
@@ -123,3 +125,14 @@ def test_the_routers_own_calls_need_no_legs() -> None:
     call.give(Party.ORIGINATOR, 7, 7)
 
     assert call.leg(Party.ORIGINATOR) is None
+
+
+def test_what_thousands_have_in_common_is_kept_once_and_not_for_ever() -> None:
+    """Names are the peers' to choose: a thousand different ones must not pile up."""
+    book = Book(Bindings(lambda: 0), Settings())
+    first = book.one_for_all(tuple(["a name"]))  # noqa: C409 (not the compiler's one copy)
+
+    assert book.one_for_all(tuple(["a name"])) is first  # noqa: C409
+    for number in range(1000):
+        book.one_for_all((str(number),))
+    assert len(book._shared) <= 256

@@ -10,7 +10,7 @@ from pptp_nat.core.messages import MessageType, pack, unpack
 from pptp_nat.core.states import CallState, ControlState, End
 from tests.core.wire import ACK, PSH
 
-from .ladder import ALICE, BOB, PAC, TRAVELLER, Dialled, Ladder
+from .ladder import ALICE, BOB, HOME_PAC, PAC, TRAVELLER, Dialled, Ladder
 
 M = MessageType
 
@@ -508,8 +508,43 @@ def test_a_connection_that_ends_in_the_middle_of_a_request(nat: Ladder) -> None:
     assert_nothing_left(nat)
 
 
+@pytest.mark.parametrize("quirk", ["", "pns", "swapped"])
+def test_a_notification_said_twice(nat: Ladder, quirk: str) -> None:
+    """The second one finds a call that is gone; its number is translated all the same."""
+    dialled = nat.call(ALICE, call_id=0x0102).to(PAC, answers=100)
+    swapped = int.from_bytes(dialled.heard.to_bytes(2, "little"), "big")
+    said = {"": 100, "pns": dialled.heard, "swapped": swapped}[quirk]
+    meant = {"": 100, "pns": 0x0102, "swapped": 0x0201}[quirk]
+
+    for _ in range(2):
+        heard = dialled.tcp.say(PAC, M.CALL_DISCONNECT_NOTIFY, call_id=said)
+        assert heard["call_id"] == meant
+    assert [End.DISCONNECTED] == nat.ends
+    assert nat.counts["unexpected_message"] == 1
+
+
 def test_octets_that_went_another_way_keep_the_number_back(nat: Ladder) -> None:
     """Half of a request was seen: the other half went by while the rules were away."""
+    tcp = nat.connect(ALICE, HOME_PAC)
+    tcp.segment(HOME_PAC, 156, pack(M.INCOMING_CALL_REQUEST, call_id=1)[:20])
+    tcp.segment(HOME_PAC, 176, pack(M.INCOMING_CALL_REQUEST, call_id=1)[20:])
+    nat._take(nat.translator.clear(nat.calls, nat.now))
+    nat.wait(61)
+    tcp.sent[1].extend(pack(M.INCOMING_CALL_REQUEST))
+    tcp.segment(HOME_PAC, 376, pack(M.INCOMING_CALL_REQUEST, call_id=1)[:20])
+    tcp.segment(ALICE, 156, pack(M.OUTGOING_CALL_REQUEST, call_id=1)[:20])
+    tcp.segment(HOME_PAC, 396, pack(M.INCOMING_CALL_REQUEST)[20:], acknowledged=324)
+    echo = tcp.segment(ALICE, 324, pack(M.ECHO_REPLY))
+
+    assert Verdict.ACCEPT is echo.verdict
+    assert [1, 1] == list(nat.translator.book.bindings.used().values())
+    nat._take(nat.translator.clear(nat.calls, nat.now))
+    nat.wait(61)
+    assert_nothing_left(nat)
+
+
+def test_octets_that_went_another_way_from_one_side_only(nat: Ladder) -> None:
+    """The same with nothing under way on the other side."""
     tcp = nat.connect(ALICE, PAC)
     tcp.segment(ALICE, 156, pack(M.OUTGOING_CALL_REQUEST, call_id=1)[:20])
     tcp.segment(PAC, 156, pack(M.ECHO_REQUEST), acknowledged=324)

@@ -100,7 +100,8 @@ def test_an_untracked_connection_whose_responder_is_heard_first(
     assert tcp.followed.flow == (tcp.flow if syn else tcp.flow.reversed())
 
 
-def test_a_kernel_helper_on_the_connection(nat: Ladder) -> None:
+@pytest.mark.parametrize("closer", [ALICE, PAC])
+def test_a_kernel_helper_on_the_connection(nat: Ladder, closer: object) -> None:
     """Case 70.  It translates already, and twice would be wrong: nothing is touched."""
     nat.helper = "pptp"
     tcp = nat.connect(ALICE, PAC)
@@ -109,7 +110,7 @@ def test_a_kernel_helper_on_the_connection(nat: Ladder) -> None:
     assert request == tcp.send(ALICE, request)
     assert {"kernel_helper": 3} == nat.counts
     assert [] == nat.calls
-    tcp.finish(ALICE)
+    tcp.finish(closer)
     nat.wait(6)
     assert tcp.state is None
 
