@@ -42,9 +42,13 @@ _REQUEST: Final = 1  # NLM_F_REQUEST
 _MARK, _PAYLOAD = 3, 10  # linux/netfilter/nfnetlink_queue.h
 _KIND: Final = struct.Struct("=H")  # nlmsg_type
 _ATTRIBUTE: Final = struct.Struct("=HH")
-#: nlmsghdr, nfgenmsg, NFQA_VERDICT_HDR and NFQA_MARK, in the byte orders of the kernel's headers
-_JUDGEMENT: Final = struct.Struct("=IHHIIBB2sHH4s4sHH4s")
+#: nlmsghdr, nfgenmsg, NFQA_VERDICT_HDR and NFQA_MARK, in the byte orders of the kernel's headers;
+#: most of it is the same in every verdict of a queue
+_BETWEEN: Final = struct.Struct("=HHIIBB2sHH")  # from nlmsg_type to NFQA_VERDICT_HDR's own header
+_JUDGEMENT: Final = struct.Struct("=I20s4s4s4s4s")
 _JUDGEMENT_SIZE: Final = _JUDGEMENT.size
+_HEADER: Final = struct.Struct("=4s2xB")  # nfqnl_msg_packet_hdr: id, protocol, hook
+_MARK_HEADER: Final = _ATTRIBUTE.pack(8, _MARK)
 _HEADER_END: Final = 32  # of a packet message: behind NFQA_PACKET_HDR, which comes first
 _BUFFER: Final = 1 << 17  #: octets, more than a message with `COPIED` octets of a packet has
 _SEND: Final = 1 << 16  #: octets of verdicts in one send, well below any send buffer
@@ -138,6 +142,7 @@ class Queue:
         self._fault = fault
         self._mark = repeat_mark
         self._number = number.to_bytes(2, "big")
+        self._between = _BETWEEN.pack(_VERDICT, _REQUEST, 0, 0, 0, 0, self._number, 12, 2)
         self._judged = False
         self._batch = batch
         self._verdicts: list[bytes] = []
@@ -194,8 +199,7 @@ class Queue:
             self.refusals += kind == _ERROR
             return
         packet = self._packet
-        packet.id = bytes(message[24:28])
-        packet.hook = message[30]
+        packet.id, packet.hook = _HEADER.unpack_from(message, 24)
         packet.mark = 0
         at = _HEADER_END
         while at < end:
@@ -225,8 +229,8 @@ class Queue:
         pad = -size & 3
         length = _JUDGEMENT_SIZE + (4 + size if size else 0)
         message = _JUDGEMENT.pack(
-            length, _VERDICT, _REQUEST, 0, 0, 0, 0, self._number,
-            12, 2, _VERDICTS[verdict], packet.id, 8, _MARK, mark.to_bytes(4, "big"),
+            length, self._between, _VERDICTS[verdict], packet.id,
+            _MARK_HEADER, mark.to_bytes(4, "big"),
         )  # fmt: skip
         if size:
             message += _ATTRIBUTE.pack(4 + size, _PAYLOAD) + octets + bytes(pad)
