@@ -35,6 +35,10 @@ _ADDRESSES: Final = slice(12, 20)  # in an IP header
 _KEY: Final = slice(6, 8)  # in a GRE header
 _PLAIN_IP: Final = 0x45  # version 4, no options
 _SHORTEST: Final = 28  # octets: IP header without options, GRE with its key
+#: How GRE of a call begins (RFC 2637 section 4.1): K, with or without S and A; version 1; 0x880B.
+_OF_CALLS: Final = frozenset(
+    bytes((0x20 | s, 0x01 | a, 0x88, 0x0B)) for s in (0, 0x10) for a in (0, 0x80)
+)
 
 
 class _Carried:
@@ -139,7 +143,7 @@ class QueuePath:
             octets = packet.octets
             if octets[0] == _PLAIN_IP and len(octets) >= _SHORTEST:
                 carried = find(octets[12:20] + octets[26:28])
-                if carried is not None and octets[20] & 0xEF == 0x20:
+                if carried is not None and octets[20:24] in _OF_CALLS:
                     check = 0xFFFF - (octets[10] << 8 | octets[11]) + carried.delta
                     if check > 0xFFFF:
                         check -= 0xFFFF
@@ -170,7 +174,7 @@ class QueuePath:
             return
         name = octets[_ADDRESSES] + gre[_KEY]
         carried = self._legs.get(name) or self._second.get(name)
-        if carried is not None and len(gre) >= 8 and gre[0] & 0xEF == 0x20:
+        if carried is not None and len(gre) >= 8 and gre[:4] in _OF_CALLS:
             check = 0xFFFF - (octets[10] << 8 | octets[11]) + carried.delta
             check = 0xFFFF - (check & 0xFFFF) - (check >> 16)
             carried.packets += 1
