@@ -24,6 +24,8 @@ from benchmarks.shell import BenchError
 from benchmarks.spread import Spread
 from benchmarks.targets import Samples, Target, evaluate
 
+RESULTS = Path(__file__).parent / "results"
+
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -35,11 +37,22 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer calls, sizes and rounds")
     parser.add_argument("--only", choices=MEASURES, help="measure this alone")
     parser.add_argument("--rounds", type=int, help=f"rounds of each ({FULL.rounds})")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write everything there")
+    parser.add_argument(
+        "--json", type=Path, metavar="PATH",
+        help="write everything there; a full run is written to benchmarks/results/ if not told",
+    )  # fmt: skip
     asked = parser.parse_args()
     if asked.rounds is not None and asked.rounds < 1:
         parser.error("--rounds: at least 1")
+    if asked.json is None and not (asked.quick or asked.only):
+        asked.json = _usual_place()
     return asked
+
+
+def _usual_place() -> Path:
+    """Return where the full run on a machine like this one is kept."""
+    kernel = ".".join(os.uname().release.split(".")[:2])
+    return RESULTS / f"linux-{kernel}-{os.cpu_count()}-cores.json"
 
 
 def _tell(line: str) -> None:
