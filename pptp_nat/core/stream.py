@@ -185,18 +185,35 @@ class Stream:
             if len(octets) > 1 or _ahead(sequence, self.next) > 1:
                 reader.oddity("conflicting_overlap")
             edits.append(Edit(begin, known))
-        for at_sequence, value in _OVERLAY.iter_unpack(self.overlays):
+        for record in range(self._overlay(sequence - 1), len(self.overlays), _OVERLAY.size):
+            at_sequence, value = _OVERLAY.unpack_from(self.overlays, record)
             at = _ahead(sequence, at_sequence)
+            if not -1 <= at < len(octets):
+                break
             field = value.to_bytes(2, "big")
             if at == -1:
                 at, field = 0, field[1:]
-            if 0 <= at < len(octets):
-                edits.append(Edit(at, field[: len(octets) - at]))
+            edits.append(Edit(at, field[: len(octets) - at]))
         if self.cut is not None and self.held is None:
             at = _ahead(sequence, self.next) - 1
             if 0 <= at < len(octets):
                 edits.append(Edit(at, bytes((self.cut,))))
         return edits
+
+    def _overlay(self, sequence: int) -> int:
+        """Return where the first overlay at or after *sequence* is.
+
+        They are in order, but for a sender that jumps about in the sequence space.
+        """
+        first, last = 0, len(self.overlays) // _OVERLAY.size
+        while first < last:
+            middle = (first + last) // 2
+            (at, _) = _OVERLAY.unpack_from(self.overlays, middle * _OVERLAY.size)
+            if _ahead(sequence, at) < 0:
+                first = middle + 1
+            else:
+                last = middle
+        return first * _OVERLAY.size
 
     def _advance(
         self, new: bytes, at: int, reader: Reader, limit: int
@@ -306,14 +323,9 @@ class Stream:
             self.history = self.history[len(self.history) - unacknowledged :]
         if self.floor is not None and _ahead(self.floor, number) >= 0:
             self.floor = None
-        done, most = 0, len(self.overlays) - _OVERLAYS_ACKNOWLEDGED * _OVERLAY.size
-        while done < most:
-            (oldest, _) = _OVERLAY.unpack_from(self.overlays, done)
-            if _ahead(number, oldest) >= 0:
-                break
-            done += _OVERLAY.size
-        if done:
-            self.overlays = self.overlays[done:]
+        most = len(self.overlays) - _OVERLAYS_ACKNOWLEDGED * _OVERLAY.size
+        if most > 0:
+            self.overlays = self.overlays[min(self._overlay(number), most) :]
 
     def settle(self) -> None:
         """Let go of the octets of a stream that has been quiet for long; overlays stay."""
