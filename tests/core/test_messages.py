@@ -205,6 +205,16 @@ def test_every_result_code_has_words() -> None:
     with_result = {kind for kind, layout in LAYOUTS.items() if layout.result is not None}
     assert with_result == set(RESULTS)
     assert len(GENERAL_ERRORS) == 7
+    codes = {kind: sorted(words) for kind, words in RESULTS.items()}
+    assert codes == {
+        M.START_CONTROL_CONNECTION_REPLY: [1, 2, 3, 4, 5],
+        M.STOP_CONTROL_CONNECTION_REQUEST: [1, 2, 3],
+        M.STOP_CONTROL_CONNECTION_REPLY: [1, 2],
+        M.ECHO_REPLY: [1, 2],
+        M.OUTGOING_CALL_REPLY: [1, 2, 3, 4, 5, 6, 7],
+        M.INCOMING_CALL_REPLY: [1, 2, 3],
+        M.CALL_DISCONNECT_NOTIFY: [1, 2, 3, 4],
+    }
     assert M.OUTGOING_CALL_REPLY.title == "Outgoing-Call-Reply"
     assert (Role.PAC, Role.PNS) == (Role.PNS.other, Role.PAC.other)
 

@@ -190,26 +190,26 @@ def test_another_kind_of_gre_is_none_of_our_business(what: str, octets: bytes) -
 
 
 @pytest.mark.parametrize(
-    ("reason", "octets"),
+    ("reason", "offset", "octets"),
     [
-        ("gre_short", GRE[:7]),
-        ("gre_short", GRE[:12]),
-        ("gre_short", GRE[:15]),
-        ("gre_flags", b"\xb0" + GRE[1:]),  # C
-        ("gre_flags", b"\x70" + GRE[1:]),  # R
-        ("gre_flags", b"\x10" + GRE[1:]),  # K not set
-        ("gre_flags", b"\x38" + GRE[1:]),  # s
-        ("gre_flags", b"\x31" + GRE[1:]),  # Recur
-        ("gre_flags", GRE[:1] + b"\x89" + GRE[2:]),  # Flags
-        ("gre_payload_length", GRE[:-1]),
+        ("gre_short", 7, GRE[:7]),
+        ("gre_short", 12, GRE[:12]),
+        ("gre_short", 15, GRE[:15]),
+        ("gre_flags", 0, b"\xb0" + GRE[1:]),  # C
+        ("gre_flags", 0, b"\x70" + GRE[1:]),  # R
+        ("gre_flags", 0, b"\x10" + GRE[1:]),  # K not set
+        ("gre_flags", 0, b"\x38" + GRE[1:]),  # s
+        ("gre_flags", 0, b"\x31" + GRE[1:]),  # Recur
+        ("gre_flags", 0, GRE[:1] + b"\x89" + GRE[2:]),  # Flags
+        ("gre_payload_length", 4, GRE[:-1]),
     ],
 )
-def test_bad_enhanced_gre_is_named(reason: str, octets: bytes) -> None:
+def test_bad_enhanced_gre_is_named(reason: str, offset: int, octets: bytes) -> None:
     """Cut off, flags that RFC 2637 forbids, a payload that is not all there."""
     with pytest.raises(WireError) as raised:
-        enhanced_gre(octets)
+        enhanced_gre(b"IP header" + octets, 9)
 
-    assert reason == raised.value.reason
+    assert (reason, offset) == (raised.value.reason, raised.value.offset)
 
 
 @given(st.binary(max_size=40))

@@ -299,3 +299,19 @@ def test_a_stream_met_in_the_middle_is_followed_from_the_next_boundary(seed: int
 
     assert REQUEST[60:] + ECHO + inverted(CLEAR) == out
     assert [ECHO, CLEAR] == talk.reader.messages
+
+
+@pytest.mark.parametrize("jumps", [1, 2, 3])
+def test_a_sender_that_jumps_about_finds_its_edits_in_its_segments(jumps: int) -> None:
+    """Half the sequence space at a time: what lay behind lies ahead then."""
+    talk = Talk(start=None)
+    at = 0
+    for _ in range(jumps):
+        for place in range(at, at + 160, 16):
+            talk.say(place, CLEAR)
+        talk.say(at + 160, bytes(200))  # framing is lost
+        at += 0x7FFFFF00
+
+    for place in range(-400, 400, 7):
+        said = talk.say(at + place, CLEAR * 3)
+        assert isinstance(said, Progress) or len(said) == 48

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 
 from pptp_nat.core.book import Settings
 from pptp_nat.core.events import CallChanged, Verdict
 from pptp_nat.core.messages import MessageType, pack, unpack
 from pptp_nat.core.states import CallState, ControlState, End
+from pptp_nat.errors import AdapterError
 from tests.core.wire import ACK, PSH
 
 from .ladder import ALICE, BOB, HOME_PAC, PAC, TRAVELLER, Dialled, Ladder
@@ -554,3 +557,49 @@ def test_octets_that_went_another_way_from_one_side_only(nat: Ladder) -> None:
     assert [1] == list(nat.translator.book.bindings.used().values())
     nat.wait(61)
     assert_nothing_left(nat)
+
+
+def test_a_client_dials_again_within_the_grace_period(nat: Ladder) -> None:
+    """From the port that it has just closed: the old connection is over at once."""
+    old = nat.call(ALICE, call_id=1).to(PAC, answers=100)
+    old.tcp.finish(ALICE)
+    tcp = nat.open(ALICE, PAC, source_port=old.tcp.ports[0], starts=(500_000_000, 7))
+    tcp.say(ALICE, M.START_CONTROL_CONNECTION_REQUEST)
+
+    assert [End.REPLACED] == nat.ends
+    assert not any(nat.translator.book.deadlines.values())
+    nat.wait(61)
+    assert_nothing_left(nat)
+
+
+@pytest.mark.parametrize("flags", [ACK, ACK | 1, ACK | 4])
+def test_a_packet_without_octets_begins_nothing(nat: Ladder, flags: int) -> None:
+    """Conntrack is not asked for it, and no connection is replaced by it."""
+    asked = []
+    nat.translator._locate = asked.append
+    nat.open(ALICE, PAC).segment(ALICE, 0, b"", flags=flags)
+    assert [] == asked
+    assert {} == nat.translator.book.connections
+
+    nat.translator._locate = nat.locate
+    old = nat.call(ALICE, call_id=1).to(PAC, answers=100)
+    tcp = nat.open(ALICE, PAC, source_port=old.tcp.ports[0], starts=(500_000_000, 7))
+    tcp.segment(ALICE, 0, b"", flags=flags)
+    nat.wait(10)
+    assert CallState.UP is old.state
+
+
+def test_nobody_answers_while_a_connection_is_replaced(nat: Ladder) -> None:
+    """Conntrack fails at that moment: the packet is dropped, and the old calls are not lost."""
+    old = nat.call(ALICE, call_id=1).to(PAC, answers=100)
+    tcp = nat.open(ALICE, PAC, source_port=old.tcp.ports[0], starts=(500_000_000, 7))
+    failure = AdapterError("asking conntrack", 11)
+    nat.translator._locate = Mock(side_effect=failure)
+    with pytest.raises(AdapterError):
+        tcp.say(ALICE, M.START_CONTROL_CONNECTION_REQUEST)
+    assert CallState.UP is old.state
+    nat.translator._locate = nat.locate
+
+    tcp.again(ALICE, 0)
+    assert [End.REPLACED] == nat.ends
+    assert nat.gre(PAC, key=old.heard).is_stray
