@@ -176,6 +176,8 @@ def test_a_keep_alive_is_no_data() -> None:
 
     assert [] == talk.reader.oddities
     assert [ECHO, CLEAR] == talk.reader.messages
+    talk.say(30, b"\xaa\xbb")  # two octets are no keep-alive
+    assert ["conflicting_overlap"] == talk.reader.oddities
 
 
 @pytest.mark.parametrize("acknowledged", [17, 0x7FFFFFFF])
