@@ -526,21 +526,41 @@ def test_a_notification_said_twice(nat: Ladder, quirk: str) -> None:
     assert nat.counts["unexpected_message"] == 1
 
 
+def test_a_late_notification_with_a_number_that_both_sides_had(nat: Ladder) -> None:
+    """The PAC's own comes first, among calls that are gone as among those that are not."""
+    nat.drawn = [0x0005]
+    dialled = nat.call(ALICE, call_id=1).to(PAC, answers=5)
+    assert dialled.heard == 5
+
+    for _ in range(2):
+        assert dialled.tcp.say(PAC, M.CALL_DISCONNECT_NOTIFY, call_id=5)["call_id"] == 5
+    assert [End.DISCONNECTED] == nat.ends
+    assert {"unexpected_message": 1} == nat.counts
+
+
+def test_the_end_of_a_side_that_has_not_spoken(nat: Ladder) -> None:
+    """A connection met in the middle: no octet of the PAC's says where its FIN should be."""
+    tcp = nat.open(ALICE, PAC, syn=False)
+    tcp.say(ALICE, M.ECHO_REQUEST)
+    tcp.finish(PAC)
+
+    assert ControlState.CLOSING is tcp.state
+
+
 def test_octets_that_went_another_way_keep_the_number_back(nat: Ladder) -> None:
     """Half of a request was seen: the other half went by while the rules were away."""
     tcp = nat.connect(ALICE, HOME_PAC)
-    tcp.segment(HOME_PAC, 156, pack(M.INCOMING_CALL_REQUEST, call_id=1)[:20])
-    tcp.segment(HOME_PAC, 176, pack(M.INCOMING_CALL_REQUEST, call_id=1)[20:])
-    nat._take(nat.translator.clear(nat.calls, nat.now))
-    nat.wait(61)
-    tcp.sent[1].extend(pack(M.INCOMING_CALL_REQUEST))
-    tcp.segment(HOME_PAC, 376, pack(M.INCOMING_CALL_REQUEST, call_id=1)[:20])
+    ringing = pack(M.INCOMING_CALL_REQUEST, call_id=1)
     tcp.segment(ALICE, 156, pack(M.OUTGOING_CALL_REQUEST, call_id=1)[:20])
-    tcp.segment(HOME_PAC, 396, pack(M.INCOMING_CALL_REQUEST)[20:], acknowledged=324)
+    tcp.segment(HOME_PAC, 156, ringing[:100], acknowledged=324)
     echo = tcp.segment(ALICE, 324, pack(M.ECHO_REPLY))
+    tcp.segment(HOME_PAC, 256, ringing[100:])
 
     assert Verdict.ACCEPT is echo.verdict
     assert [1, 1] == list(nat.translator.book.bindings.used().values())
+    assert [HOME_PAC.address] == [call.connection.seat(call.pns.other).own for call in nat.calls]
+    nat.wait(61)
+    assert [1] == list(nat.translator.book.bindings.used().values())
     nat._take(nat.translator.clear(nat.calls, nat.now))
     nat.wait(61)
     assert_nothing_left(nat)
