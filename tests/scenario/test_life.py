@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import pytest
 
 from pptp_nat.core.book import Settings
-from pptp_nat.core.events import CallChanged, Verdict
+from pptp_nat.core.events import CallChanged, ConnectionChanged, Verdict
 from pptp_nat.core.messages import MessageType, pack, unpack
 from pptp_nat.core.states import CallState, ControlState, End
 from pptp_nat.errors import AdapterError
@@ -623,3 +623,15 @@ def test_nobody_answers_while_a_connection_is_replaced(nat: Ladder) -> None:
     tcp.again(ALICE, 0)
     assert [End.REPLACED] == nat.ends
     assert nat.gre(PAC, key=old.heard).is_stray
+
+
+def test_every_step_of_a_connection_is_told(nat: Ladder) -> None:
+    """The log and the table's readers learn it from these events alone."""
+    tcp = nat.connect(ALICE, PAC)
+    tcp.say(ALICE, M.STOP_CONTROL_CONNECTION_REQUEST)
+    tcp.finish(PAC)
+    nat.wait(6)
+
+    told = [event.was for event in nat.events if isinstance(event, ConnectionChanged)]
+    at = ControlState
+    assert [None, at.OPENING, at.OPEN, at.STOPPING, at.CLOSING] == told
