@@ -336,3 +336,11 @@ class Ladder:
     def messages(self) -> list[tuple[Party, MessageType | None]]:
         """Return who said what."""
         return [(e.sender, e.kind) for e in self.events if isinstance(e, MessageSeen)]
+
+
+def assert_nothing_left(nat: Ladder) -> None:
+    """Nothing of any call is kept."""
+    assert {} == nat.legs.carried
+    assert {} == nat.translator.book.bindings.used()
+    assert [] == list(nat.translator.book.retired)
+    assert not any(nat.translator.book.deadlines.values())
