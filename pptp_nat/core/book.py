@@ -103,10 +103,6 @@ class Book:
         shared: _T = self._shared.setdefault(value, value)
         return shared
 
-    def reserve_ids(self, highest: int) -> None:
-        """Never give an identity up to *highest* again."""
-        self._last_id = max(self._last_id, highest)
-
     def open_connection(self, connection: Connection) -> None:
         """Take a new connection in."""
         connection.share(self.one_for_all)
