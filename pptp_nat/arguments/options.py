@@ -1,0 +1,110 @@
+"""What commands have in common: their parser, options that several have, kinds of values."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, Final
+
+from pptp_nat.table import LARGEST_CALL_ID
+
+DATAPATHS: Final = ("auto", "conntrack", "queue")
+SHORTEST_WATCH: Final = 0.1  #: seconds
+MOST_CLIENTS: Final = 50  #: of the demo: one network namespace each
+
+
+def add_command(
+    commands: Any,  # noqa: ANN401  argparse keeps the class to itself
+    name: str,
+    run: str,
+    summary: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    """Return the parser of a new command, with the option that every command has."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"example:\n{example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--socket",
+        type=Path,
+        metavar="PATH",
+        default=None if name in ("run", "rules") else Path("/run/pptp-nat/pptp-nat.sock"),
+        help="the daemon's socket (/run/pptp-nat/pptp-nat.sock)",
+    )
+    return parser
+
+
+def config_option(parser: argparse.ArgumentParser) -> None:
+    """Add --config, the file that the daemon reads."""
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="the configuration (/etc/pptp-nat/pptp-nat.toml if it is there)",
+    )
+
+
+def datapath_option(parser: argparse.ArgumentParser, text: str, default: str | None = None) -> None:
+    """Add --datapath; *text* says what for."""
+    parser.add_argument("--datapath", choices=DATAPATHS, default=default, help=text)
+
+
+def output_option(parser: argparse.ArgumentParser, *formats: str) -> None:
+    """Add --output; the first of *formats* is the default."""
+    parser.add_argument(
+        "-o", "--output", choices=formats, default=formats[0], help=f"format ({formats[0]})"
+    )
+
+
+def address(text: str) -> str:
+    """Return an IPv4 address as it is written shortest."""
+    try:
+        return str(IPv4Address(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an IPv4 address such as 192.168.1.20"
+        ) from None
+
+
+def _number(text: str, low: int, high: int, what: str) -> int:
+    try:
+        number = int(text, 16 if text.lower().startswith("0x") else 10)
+    except ValueError:
+        number = -1
+    if not low <= number <= high:
+        raise argparse.ArgumentTypeError(f"{text[:32]!r} is not {what}")
+    return number
+
+
+def call_id(text: str) -> int:
+    """Return a call ID, written in decimal or as 0x..."""
+    return _number(text, 0, LARGEST_CALL_ID, f"a call ID from 0 to {LARGEST_CALL_ID}")
+
+
+def row_id(text: str) -> int:
+    """Return the id of a row of a table."""
+    return _number(text, 0, (1 << 63) - 1, "an id such as `pptp-nat list` shows after id=")
+
+
+def clients(text: str) -> int:
+    """Return how many clients the demo has."""
+    return _number(text, 1, MOST_CLIENTS, f"a number of clients from 1 to {MOST_CLIENTS}")
+
+
+def interval(text: str) -> float:
+    """Return seconds between two looks."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not SHORTEST_WATCH <= number <= 86400:
+        raise argparse.ArgumentTypeError(f"{text[:32]!r} is not {SHORTEST_WATCH} seconds or more")
+    return number

@@ -1,0 +1,67 @@
+"""Arguments of the commands that make a router of a machine: run, rules, demo."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pptp_nat.arguments.options import (
+    add_command,
+    clients,
+    config_option,
+    datapath_option,
+)  # fmt: skip
+
+
+def run(commands: Any) -> None:  # noqa: ANN401
+    """Describe ``run``."""
+    parser = add_command(
+        commands,
+        "run",
+        "run:run",
+        "run the daemon in the foreground",
+        "  pptp-nat run --rules apply\n"
+        "  pptp-nat run --config /etc/pptp-nat/pptp-nat.toml --check-config",
+    )
+    config_option(parser)
+    parser.add_argument("--state-dir", metavar="DIR", help="where the daemon keeps its state")
+    parser.add_argument("--metrics", metavar="ADDR:PORT", help='where metrics are served, or "off"')
+    datapath_option(parser, "what carries the data of the calls")
+    parser.add_argument(
+        "--rules",
+        choices=("apply", "keep"),
+        help="apply: install the firewall rules at start and remove them at a clean stop",
+    )
+    parser.add_argument(
+        "--check-config", action="store_true", help="check the configuration and end: 0 or 2"
+    )
+
+
+def rules(commands: Any) -> None:  # noqa: ANN401
+    """Describe ``rules``."""
+    parser = add_command(
+        commands,
+        "rules",
+        "rules:rules",
+        "show, check, apply or remove the firewall rules that the daemon needs",
+        "  pptp-nat rules show --backend nftables\n  pptp-nat rules check && echo all there",
+    )
+    parser.add_argument("action", choices=("show", "check", "apply", "remove"))
+    parser.add_argument(
+        "--backend", choices=("auto", "iptables", "nftables"), help="whose rules (auto: probe)"
+    )
+    datapath_option(parser, "rules for this data path (auto: the running daemon's, else conntrack)")
+    config_option(parser)
+
+
+def demo(commands: Any) -> None:  # noqa: ANN401
+    """Describe ``demo``."""
+    parser = add_command(
+        commands,
+        "demo",
+        "demo:demo",
+        "build a small network in namespaces, dial several clients with one call ID, clean up",
+        "  sudo pptp-nat demo --clients 5",
+    )
+    parser.add_argument("--clients", type=clients, default=3, metavar="N", help="how many (3)")
+    datapath_option(parser, "what carries the data of the calls", default="auto")
+    parser.add_argument("--keep", action="store_true", help="leave the network there to look at")

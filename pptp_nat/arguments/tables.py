@@ -1,0 +1,85 @@
+"""Arguments of the commands that ask the daemon: status, list, connections, clear."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pptp_nat.arguments.options import (
+    add_command,
+    address,
+    call_id,
+    interval,
+    output_option,
+    row_id,
+)  # fmt: skip
+from pptp_nat.table import STATES
+
+
+def status(commands: Any) -> None:  # noqa: ANN401
+    """Describe ``status``."""
+    parser = add_command(
+        commands,
+        "status",
+        "show:status",
+        "show how the daemon does; 0 once it answers and its queues are bound",
+        "  pptp-nat status\n  pptp-nat status -o json | jq .calls.up",
+    )
+    output_option(parser, "text", "json")
+
+
+def list_(commands: Any) -> None:  # noqa: ANN401
+    """Describe ``list``."""
+    parser = add_command(
+        commands,
+        "list",
+        "show:calls",
+        "list the calls, like conntrack -L",
+        "  pptp-nat list --state up --client 192.168.1.20\n"
+        "  pptp-nat list -o json | jq '.[].external.call_id'\n"
+        "  pptp-nat list --watch",
+    )
+    output_option(parser, "text", "extended", "json", "xml")
+    parser.add_argument("--state", type=str.lower, choices=STATES, help="only calls in this state")
+    parser.add_argument("--client", type=address, metavar="ADDR", help="only this inside host's")
+    parser.add_argument("--server", type=address, metavar="ADDR", help="only this remote host's")
+    parser.add_argument(
+        "--call-id",
+        type=call_id,
+        metavar="N",
+        help="only calls with this call ID inside, outside or remote; decimal or 0x...",
+    )
+    parser.add_argument(
+        "--watch",
+        type=interval,
+        metavar="SECONDS",
+        nargs="?",
+        const=2.0,
+        help="again and again, every 2 SECONDS if none are given",
+    )
+
+
+def connections(commands: Any) -> None:  # noqa: ANN401
+    """Describe ``connections``."""
+    parser = add_command(
+        commands,
+        "connections",
+        "show:connections",
+        "list the control connections and who of each is inside",
+        "  pptp-nat connections\n  pptp-nat connections -o json | jq '.[] | select(.opaque)'",
+    )
+    output_option(parser, "text", "json")
+
+
+def clear(commands: Any) -> None:  # noqa: ANN401
+    """Describe ``clear``."""
+    parser = add_command(
+        commands,
+        "clear",
+        "show:clear",
+        "end calls: one by the id that list shows, or all of a host; 1 if there are none",
+        "  pptp-nat clear 7\n  pptp-nat clear --client 192.168.1.20",
+    )
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("call", type=row_id, metavar="CALL", nargs="?", help="the id of a call")
+    which.add_argument("--client", type=address, metavar="ADDR", help="all calls of this client")
+    which.add_argument("--server", type=address, metavar="ADDR", help="all calls to this server")
