@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import gc
 import logging
-import secrets
 import selectors
 import signal
-import socket
-import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -26,7 +23,6 @@ from pptp_nat.answers import Answers
 from pptp_nat.carrier import Carrier
 from pptp_nat.config import Config
 from pptp_nat.control import ControlServer
-from pptp_nat.core.book import Settings
 from pptp_nat.core.calls import Call
 from pptp_nat.core.events import Outcome, Verdict
 from pptp_nat.core.translator import Translator
@@ -39,6 +35,8 @@ from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.nfqueue import LOCAL_HOOKS, Packet, Queue
 from pptp_nat.linux.queue_path import QueuePath
 from pptp_nat.news import News
+from pptp_nat.settings import draws, settings_of
+from pptp_nat.signals import Signals
 from pptp_nat.sockets import Access
 from pptp_nat.upkeep import Upkeep
 
@@ -106,7 +104,7 @@ class Daemon:
         self.rule_settings = rule_settings(config, self.carrier.path.name)
         self._check_router()
         self.translator = Translator(
-            self.conntrack.locate, _draws(), settings_of(config),
+            self.conntrack.locate, draws(), settings_of(config),
             preserve=config.call_ids.allocation == "preserve",
         )  # fmt: skip
         self._adopt()
@@ -325,56 +323,8 @@ class Daemon:
 
     def heed_signals(self) -> None:
         """Stop on SIGTERM and SIGINT, reload on SIGHUP; all inside the loop."""
-        inbox, outbox = socket.socketpair()
-        inbox.setblocking(False)
-        outbox.setblocking(False)
-        self._closers += [inbox.close, outbox.close]
-        signal.set_wakeup_fd(outbox.fileno())
-        self._closers.append(lambda: _ignore(signal.set_wakeup_fd(-1)))
         effects = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self.reload}
-        for number in effects:
-            signal.signal(number, lambda *_: None)
-
-        def heed(_mask: int) -> None:
-            for number in inbox.recv(64):
-                effects[signal.Signals(number)]()
-
-        self._watch(inbox, heed)
-
-
-def _ignore(_value: object) -> None:
-    """Make a closer of what returns something."""
-
-
-def _draws() -> Callable[[], int]:
-    """Return a source of random ints below 65,536 that asks the kernel for many at a time."""
-    source: Iterator[int] = iter(())
-
-    def draw() -> int:
-        nonlocal source
-        for number in source:
-            return number
-        source = iter(struct.unpack("=512H", secrets.token_bytes(1024)))
-        return next(source)
-
-    return draw
-
-
-def settings_of(config: Config) -> Settings:
-    """Return the core's limits and times."""
-    limits, timers = config.limits, config.timers
-    return Settings(
-        connections=limits.connections,
-        calls=limits.calls,
-        calls_per_connection=limits.calls_per_connection,
-        history=limits.history,
-        request=timers.request,
-        clearing=timers.clearing,
-        closing_grace=timers.closing_grace,
-        gre_idle=timers.gre_idle,
-        connection_idle=timers.connection_idle,
-        quarantine=config.call_ids.quarantine,
-    )
+        self._closers.append(Signals(self.selector, effects).close)
 
 
 def run_daemon(
