@@ -39,6 +39,9 @@ FORBIDDEN = {
     "rendering.py": {"linux", "daemon", "config", "control", "lab"},
     "api.py": {"linux", "daemon", "config", "core", "lab"},
     "control.py": {"linux", "daemon", "config", "core", "lab"},
+    "analysis": {
+        "linux", "lab", "daemon", "config", "log", "control", "table", "commands", "cli",
+    },
     "lab": {"daemon", "linux", "config", "control"},
 }
 
