@@ -34,6 +34,10 @@ class BadLength(WireError):
 class ExhaustedError(PptpNatError):
     """A table is full.  The new call is refused, those that are up stay up."""
 
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason  #: stable slug, safe as a metric label
+
 
 class AdapterError(PptpNatError):
     """The kernel refused us.  Carries the ``errno`` and what we asked for."""

@@ -41,6 +41,14 @@ _CONNECTION_LINES: Final = {
     ControlState.CLOSING: "connection-closing",
     ControlState.CLOSED: "connection-closed",
 }
+#: Why a new call is refused, in words, by the slugs of `CallRefused`.
+REFUSALS: Final = {
+    "calls_limit": "limits.calls are up already",
+    "calls_per_connection_limit": "limits.calls_per_connection are up on its control connection",
+    "call_ids_exhausted": "all 65,535 call IDs between these two addresses are taken",
+    "call_id_block_full": "the call IDs that begin as this one had to are taken",
+    "router_number_taken": "another call has the number that this router's own client has chosen",
+}
 _SUBSCRIBED: Final = {CallState.REQUESTED: "new", CallState.GONE: "destroy"}
 
 
@@ -74,6 +82,7 @@ class News:
                 event(
                     _log, logging.WARNING, "call-refused",
                     **_parties(each.connection), reason=each.reason,
+                    text=REFUSALS[each.reason],
                 )  # fmt: skip
             elif isinstance(each, OddityMet):
                 event(

@@ -122,7 +122,7 @@ class Bindings:
             unlike: blocks that this connection uses for other high octets.
 
         Raises:
-            ExhaustedError: every number of the pair is taken.
+            ExhaustedError: ``call_ids_exhausted``, every number of the pair is taken.
         """
         pool = self._pools.get(pair)
         full = pool.full if pool else 0
@@ -142,14 +142,14 @@ class Bindings:
         if chosen is None:
             chosen = _first_clear(full, start)
         if chosen is None:
-            raise ExhaustedError(f"all {LIMIT} call IDs of one address pair are taken")
+            raise ExhaustedError("call_ids_exhausted")
         return chosen
 
     def reserve(self, pair: Pair, own: int, block: int) -> int:
         """Take a number of *block* for the inside number *own* and return it.
 
         Raises:
-            ExhaustedError: the block has filled up since it was chosen.
+            ExhaustedError: ``call_id_block_full``, since it was chosen.
         """
         pool = self._pools.get(pair)
         if pool is None:
@@ -163,7 +163,7 @@ class Bindings:
             else:
                 low = _first_clear(pool.blocks.get(block, 0), self._draw() & 0xFF)
                 if low is None:
-                    raise ExhaustedError("the block of call IDs has filled up")
+                    raise ExhaustedError("call_id_block_full")
                 number = block << 8 | low
         pool.take(number)
         return number

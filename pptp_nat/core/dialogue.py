@@ -144,8 +144,6 @@ class Dialogue:
         ends = (CallState.CLEARING, CallState.GONE) if kind in _REQUESTS else (CallState.GONE,)
         if call is not None and call.state not in ends:
             return call.seen[sender]
-        if connection.fresh is not None and (sender, own) in connection.fresh:
-            return connection.fresh[sender, own]
         if kind in _REQUESTS:
             self._check_room()
         if connection.chooses(sender):
@@ -162,6 +160,8 @@ class Dialogue:
             return own
         if connection.fresh is None:
             connection.fresh = {}
+        # A stream has one message under way and asks for each of its fields once.
+        assert (sender, own) not in connection.fresh
         connection.fresh[sender, own] = seen
         return seen
 

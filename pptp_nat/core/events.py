@@ -85,7 +85,7 @@ class CallRefused(NamedTuple):
 
     connection: Connection
     sender: Party
-    reason: str
+    reason: str  #: stable slug, safe as a metric label
 
 
 class Released(NamedTuple):

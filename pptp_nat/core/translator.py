@@ -215,9 +215,8 @@ class Translator:
                     view.sequence, octets, self._dialogue, limit=self.settings.history
                 )
             except ExhaustedError as refusal:
-                reason = refusal.args[0]
-                self.book.counts[f"refused_{reason}"] += 1
-                outcome.events.append(CallRefused(connection, sender, reason))
+                self.book.counts[f"refused_{refusal.reason}"] += 1
+                outcome.events.append(CallRefused(connection, sender, refusal.reason))
                 outcome.verdict = Verdict.DROP
                 return
             if self._dialogue.echoed:

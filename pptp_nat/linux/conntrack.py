@@ -90,7 +90,7 @@ class Inserted(NamedTuple):
     """What `Conntrack.insert` met."""
 
     counted: dict[Leg, Tally]  #: by entries of ours that had to be made anew
-    met: list[Leg]  #: whose match an entry of ours had already
+    met: dict[Leg, LegOrder]  #: whose match an entry of ours had already, and what that was
 
 
 class Conntrack:
@@ -196,7 +196,7 @@ class Conntrack:
             What our entries had counted that had to be made anew, and the legs
             whose match an entry of ours had already; mostly nothing.
         """
-        done = Inserted({}, [])
+        done = Inserted({}, {})
         for batch in _batches(orders, MOST_PER_SEND):
             errnos = self._netlink.request([self._new(order, 0) for order in batch])
             for order, code in zip(batch, errnos, strict=True):
@@ -209,7 +209,7 @@ class Conntrack:
     def _new(self, order: LegOrder, spare_key: int) -> Message:
         return new_message(order.leg, order.mark | self.entry_mark, spare_key, self.lifetime)
 
-    def _make_room(self, order: LegOrder, met: list[Leg]) -> dict[Leg, Tally]:
+    def _make_room(self, order: LegOrder, met: dict[Leg, LegOrder]) -> dict[Leg, Tally]:
         """Insert *order* although something is in the way of it; note in *met* if it is ours."""
         counted: dict[Leg, Tally] = {}
         pending = [(order, spare_keys(order.leg))]
@@ -218,7 +218,7 @@ class Conntrack:
             doing = f"making room for the conntrack entry {_described(leg)}"
             holder = self._entry(Tuple.of_match(leg), doing)
             if holder is not None and leg not in met and _is_twin(holder, leg, self.entry_mark):
-                met.append(leg)
+                met[leg] = LegOrder(holder.leg, holder.mark & ~self.entry_mark)
             if holder is None or not self._carries(holder, pending[-1][0]):
                 crossed = holder is not None and holder.original != Tuple.of_match(leg)
                 if crossed and len(spare) > 1:
@@ -309,7 +309,7 @@ class Conntrack:
             counted |= _counted(batch, received)
             for order, code in zip(orders, errnos[1::2], strict=True):
                 if code == errno.EEXIST:  # a packet came between the two
-                    counted |= self._make_room(order, [])
+                    counted |= self._make_room(order, {})
                 elif code:
                     raise _failed(f"renewing the conntrack entry {_described(order.leg)}", code)
         return counted

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from pptp_nat.core.tuples import Leg
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.conntrack import Conntrack
 from pptp_nat.linux.conntrack_wire import CARRYING, Entry, Status
 from pptp_nat.linux.datapath import LegOrder, Match, Tally
+from pptp_nat.linux.shares import Shares
 
 LONGEST_UNSEEN: Final = 86400.0  # seconds between two looks at what is left of lifetimes
 PROBE_LIFETIME: Final = 5  # seconds, should we die before we clean up
@@ -26,13 +27,6 @@ PROBES: Final = {
 }
 
 
-class _Share(NamedTuple):
-    """A match that several calls have in common, and the leg that is installed for it."""
-
-    owners: int
-    leg: Leg
-
-
 class ConntrackPath:
     """A `DataPath` on *conntrack*, which it closes.
 
@@ -44,7 +38,7 @@ class ConntrackPath:
 
     def __init__(self, conntrack: Conntrack) -> None:
         self._conntrack = conntrack
-        self._shared: dict[Match, _Share] = {}  # of matches that several calls have in common
+        self._shares = Shares()
         self._earlier_runs: dict[Match, Leg] = {}  # entries that were there at the start
         #: counts of entries that were made anew, and of which leg they are
         self._earlier: dict[Match, tuple[Leg, Tally]] = {}
@@ -70,34 +64,40 @@ class ConntrackPath:
 
     def install(self, orders: Sequence[LegOrder]) -> None:
         """Have the kernel carry the legs; see `Conntrack.insert`."""
+        met = self._insert(orders)
+        for order in orders:
+            match = _match(order.leg)
+            if match in self._shares:
+                self._shares.join(match, order)
+            elif order.leg in met and self._earlier_runs.pop(match, None) is None:
+                self._shares.join(match, order, met[order.leg])
+
+    def _insert(self, orders: Sequence[LegOrder]) -> Mapping[Leg, LegOrder]:
+        """Insert, keep the counts of what was made anew, return what was met of ours."""
         done = self._conntrack.insert(orders)
         if self._earlier:
             for leg, _ in orders:
                 if self._earlier.get(_match(leg), (leg,))[0] != leg:
                     del self._earlier[_match(leg)]
         self._remember(done.counted)
-        for leg in done.met:
-            match = _match(leg)
-            if match in self._earlier_runs:
-                del self._earlier_runs[match]  # nobody else will remove that one
-                continue
-            owners = self._shared[match].owners if match in self._shared else 1
-            self._shared[match] = _Share(owners + 1, leg)
+        return done.met
 
     def remove(self, legs: Sequence[Leg]) -> Mapping[Match, Tally]:
         """Delete the entries whose last owner this was; return the counts of all of them."""
         ending: list[Leg] = []
         staying: list[Leg] = []
+        replacing: list[LegOrder] = []
+        marking: list[LegOrder] = []
         for leg in legs:
-            share = self._shared.get(_match(leg))
-            if share is None:
+            left = self._shares.leave(leg)
+            if left is None:
                 ending.append(leg)
-            elif share.owners > 1:
-                self._shared[_match(leg)] = share._replace(owners=share.owners - 1)
-                staying.append(share.leg)
-            else:
-                del self._shared[_match(leg)]
-                ending.append(share.leg)
+                continue
+            staying.append(left.was.leg)
+            if left.now.leg != left.was.leg:
+                replacing.append(left.now)
+            elif left.now != left.was:
+                marking.append(left.now)
         last = {_match(e.leg): e.carried for e in self._conntrack.find(staying)}
         last.update(self._conntrack.delete(ending))
         tallies = {}
@@ -106,14 +106,17 @@ class ConntrackPath:
             earlier = self._earlier.get(match)
             if match in last or earlier is not None:
                 tallies[match] = _sum(earlier and earlier[1], last.get(match))
-        for leg in ending:
+        for leg in (*ending, *(order.leg for order in replacing)):
             self._earlier.pop(_match(leg), None)
             self._earlier_runs.pop(_match(leg), None)
+        if replacing:
+            self._conntrack.insert(replacing)  # what is replaced has told its counts above
+        self._conntrack.remark(marking)
         return tallies
 
     def remark(self, orders: Sequence[LegOrder]) -> None:
         """Give the packets of legs that are installed another mark."""
-        self._conntrack.remark(orders)
+        self._conntrack.remark([order for order in orders if self._shares.remark(order)])
 
     def lost(self, leg: Leg, tally: Tally) -> None:
         """Keep the counts of a leg that others deleted; it may be installed again."""

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final
 from pptp_nat.core.packet import is_enhanced_gre
 from pptp_nat.core.tuples import Leg
 from pptp_nat.linux.datapath import LegOrder, Match, Tally
+from pptp_nat.linux.shares import Shares
 
 if TYPE_CHECKING:
     from pptp_nat.linux.nfqueue import Packet, Queue
@@ -45,7 +46,7 @@ class _Carried:
     """One leg, or one stage of it, at work."""
 
     __slots__ = (
-        "addresses", "again", "delta", "key", "mark", "octets", "owners", "packets",
+        "addresses", "again", "delta", "key", "mark", "octets", "packets",
     )  # fmt: skip
 
     def __init__(self, leg: Leg, mark: int, *, again: bool = False) -> None:
@@ -56,7 +57,6 @@ class _Carried:
         self.delta = _delta(leg.source + leg.destination, self.addresses)
         self.packets = 0
         self.octets = 0
-        self.owners = 1
 
 
 def _delta(old: bytes, new: bytes) -> int:
@@ -76,26 +76,46 @@ class QueuePath:
     def __init__(self) -> None:
         self._legs: dict[bytes, _Carried] = {}
         self._second: dict[bytes, _Carried] = {}  # the other stages of hairpins, rare
+        self._firsts: Counter[bytes] = Counter()  # how many legs share each of them
+        self._shares = Shares()
         self.counts: Counter[str] = Counter()  #: strays by reason
         self.judge = self._make_judge()
 
     def install(self, orders: Sequence[LegOrder]) -> None:
         """Have the legs carry packets."""
         for order in orders:
-            first, second = _stages(order.leg)
-            carried = _Carried(first, order.mark, again=second is not None)
-            if (before := self._legs.get(_name(first))) is not None:
-                carried.owners += before.owners
-                if (before.addresses, before.key) == (carried.addresses, carried.key):
-                    carried.packets, carried.octets = before.packets, before.octets
-            self._legs[_name(first)] = carried
-            if second is not None:
-                self._second[_name(second)] = _Carried(second, order.mark)
+            before = self._order(_name(order.leg))
+            if before is not None:
+                self._shares.join(Match(*order.leg[:3]), order, before)
+            self._carry(order)
+
+    def _carry(self, order: LegOrder) -> None:
+        first, second = _stages(order.leg)
+        carried = _Carried(first, order.mark, again=second is not None)
+        if (before := self._legs.get(_name(first))) is not None:
+            if (before.addresses, before.key) == (carried.addresses, carried.key):
+                carried.packets, carried.octets = before.packets, before.octets
+            self._drop(_name(first))
+        self._legs[_name(first)] = carried
+        if second is not None:
+            self._second[_name(second)] = _Carried(second, order.mark)
+            self._firsts[_name(second)] += 1
+
+    def _order(self, name: bytes) -> LegOrder | None:
+        """Return what is carried under *name*."""
+        carried = self._legs.get(name)
+        if carried is None:
+            return None
+        new = carried.addresses + carried.key
+        if carried.again:
+            new = self._second[new].addresses + carried.key
+        return LegOrder(Leg(*_match(name), *_match(new)), carried.mark)
 
     def remark(self, orders: Sequence[LegOrder]) -> None:
         """Give the packets of legs that are carried another mark."""
         for order in orders:
-            if (carried := self._legs.get(_name(order.leg))) is not None:
+            carried = self._legs.get(_name(order.leg))
+            if self._shares.remark(order) and carried is not None:
                 carried.mark = order.mark
 
     def remove(self, legs: Sequence[Leg]) -> Mapping[Match, Tally]:
@@ -106,13 +126,21 @@ class QueuePath:
             if carried is None:
                 continue
             tallies[Match(*leg[:3])] = Tally(carried.packets, carried.octets)
-            carried.owners -= 1
-            if not carried.owners:
-                first, second = _stages(leg)
-                del self._legs[_name(first)]
-                if second is not None:
-                    self._second.pop(_name(second), None)
+            left = self._shares.leave(leg)
+            if left is None or left.now.leg != left.was.leg:
+                self._drop(_name(leg))
+            if left is not None:
+                self._carry(left.now)
         return tallies
+
+    def _drop(self, name: bytes) -> None:
+        carried = self._legs.pop(name)
+        if not carried.again:
+            return
+        second = carried.addresses + carried.key
+        self._firsts[second] -= 1
+        if not self._firsts[second]:
+            del self._firsts[second], self._second[second]
 
     def lost(self, leg: Leg, tally: Tally) -> None:
         """Do nothing: nobody else can delete a leg here."""

@@ -26,6 +26,7 @@ from .conntrack_lab import (
     CLIENT,
     EXTERNAL,
     OTHER,
+    SECOND_EXTERNAL,
     SERVER,
     ConntrackLab,
     Gre,
@@ -464,6 +465,24 @@ def test_a_leg_with_two_owners_ends_with_the_last(
     assert {match(outbound(500)): (1, 35)} == path.remove([outbound(500)])
     assert [Gre(EXTERNAL, SERVER, 500)] == lab.out(Gre(CLIENT, SERVER, 500))
     assert {match(outbound(500)): (2, 70)} == path.remove([outbound(500)])
+    assert [] == path.matches()
+
+
+def test_the_leg_that_another_has_replaced_carries_again_when_that_ends(
+    lab: ConntrackLab, path: ConntrackPath
+) -> None:
+    """One client reaches one server by two external addresses and gets one number from it."""
+    first = outbound(500)
+    second = leg(CLIENT, SERVER, 500, SECOND_EXTERNAL, SERVER, 500)
+    path.install(orders(first))
+    lab.out(Gre(CLIENT, SERVER, 500))
+    path.install(orders(second, mark=3))
+    assert [Gre(SECOND_EXTERNAL, SERVER, 500)] == lab.out(Gre(CLIENT, SERVER, 500))
+
+    assert {match(second): (1, 35)} == path.remove([second])
+    assert [Gre(EXTERNAL, SERVER, 500)] == lab.out(Gre(CLIENT, SERVER, 500))
+    assert {match(first): (1, 35)} == path.tallies()
+    assert {match(first): (1, 35)} == path.remove([first])
     assert [] == path.matches()
 
 

@@ -92,7 +92,7 @@ def test_full_table_refuses_instead_of_leaking(nat: Ladder) -> None:
     refused = nat.call(ALICE, call_id=1).to(PAC)
 
     assert refused.heard == -1
-    assert ["all 65535 call IDs of one address pair are taken"] == nat.refusals
+    assert ["call_ids_exhausted"] == nat.refusals
     assert [] == nat.calls
     assert {} == nat.legs.carried
 
