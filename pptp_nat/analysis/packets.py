@@ -2,7 +2,8 @@
 
 A packet of enhanced GRE becomes one of two things:
 
-`Row`        the ordinary one, as a plain tuple, by the thousand
+`Columns`    the ordinary ones, by the hundred, column by column, so that what is true of
+             all of them costs a comparison and not a loop
 `GrePacket`  one by one, where something about it is worth a closer look: it may be
              PPP control, or it is cut, in fragments, or not as RFC 2637 section 4.1 has it
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pptp_nat.core.messages import Role
 
@@ -29,13 +30,80 @@ class Evidence(NamedTuple):
     time: float
 
 
-#: An ordinary packet: (time, packet number, payload length, sequence number,
-#: acknowledgement number, the first 4 octets of the payload).  Ordinary is: not a
-#: fragment, no IP options, K set, C, R, s, Recur and reserved flags clear, the header
-#: captured whole, the payload length no more than IP carries.  `ABSENT` stands for a
-#: sequence or acknowledgement number that the packet does not carry, and for the first
-#: 4 octets where there are fewer or the capture has cut them off.
+#: A row of `Columns`: (time, packet number, payload length, sequence number,
+#: acknowledgement number, head); `ABSENT` for a number that the packet does not carry.
 Row = tuple[float, int, int, int, int, int]
+
+
+class Columns:
+    """Ordinary packets of one direction of a call, in the order of capture.
+
+    Ordinary is: no fragment, no IP options, K set, at least one of S and A set, all other
+    flags clear, the header captured whole, and the payload as long as the header claims.
+    Equal indices belong to one packet; treat all columns as read-only.
+    """
+
+    __slots__ = (
+        "acknowledged", "acknowledgements", "heads", "lengths", "numbers", "sequenced",
+        "sequences", "times",
+    )  # fmt: skip
+
+    def __init__(
+        self, times: Sequence[float], numbers: Sequence[int], lengths: Sequence[int],
+        sequenced: bytes, sequences: Sequence[int],
+        acknowledged: bytes, acknowledgements: Sequence[int], heads: Sequence[int],
+    ) -> None:  # fmt: skip
+        self.times = times  #: Unix seconds
+        self.numbers = numbers  #: of the packets in their file
+        self.lengths = lengths  #: octets of payload
+        self.sequenced = sequenced  #: 1 where S is set, else 0
+        self.sequences = sequences  #: anything where S is not set
+        self.acknowledged = acknowledged  #: 1 where A is set, else 0
+        self.acknowledgements = acknowledgements  #: anything where A is not set
+        self.heads = heads  #: the first 4 octets of the payload, zeros behind a shorter one
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    @property
+    def octets(self) -> int:
+        """Octets of the IP packets: 20 of IP, 8 of GRE, 4 per number, and the payload."""
+        numbers = sum(self.sequenced) + sum(self.acknowledged)
+        return sum(self.lengths) + 28 * len(self) + 4 * numbers
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the packets one by one."""
+        for time, number, length, has, sequence, said, acknowledgement, head in zip(
+            self.times, self.numbers, self.lengths, self.sequenced, self.sequences,
+            self.acknowledged, self.acknowledgements, self.heads, strict=True,
+        ):  # fmt: skip
+            yield (
+                time, number, length,
+                sequence if has else ABSENT, acknowledgement if said else ABSENT, head,
+            )  # fmt: skip
+
+    def part(self, start: int, stop: int) -> Columns:
+        """Return the packets from *start* to before *stop*."""
+        return Columns(*(getattr(self, name)[start:stop] for name in _ORDER))
+
+
+_ORDER: Final = (
+    "times", "numbers", "lengths", "sequenced", "sequences", "acknowledged",
+    "acknowledgements", "heads",
+)  # fmt: skip
+NO_COLUMNS: Final = Columns((), (), (), b"", (), b"", (), ())
+
+
+def columns_of(rows: Sequence[Row]) -> Columns:
+    """Return *rows* column by column."""
+    if not rows:
+        return NO_COLUMNS
+    times, numbers, lengths, sequences, acknowledgements, heads = zip(*rows, strict=True)
+    return Columns(
+        times, numbers, lengths,
+        bytes(each != ABSENT for each in sequences), sequences,
+        bytes(each != ABSENT for each in acknowledgements), acknowledgements, heads,
+    )  # fmt: skip
 
 
 class GrePacket(NamedTuple):
@@ -70,7 +138,7 @@ class PppReader(Protocol):
         first 32 of each sender.
         """
 
-    def feed_data(self, sender: Role, rows: Sequence[Row]) -> None:
+    def feed_data(self, sender: Role, packets: Columns) -> None:
         """Read ordinary packets of *sender*, control among them, in the order of capture.
 
         They come late and in batches, so control packets that `feed` has seen stand
@@ -84,7 +152,7 @@ class QualityReader(Protocol):
     def feed(self, packet: GrePacket) -> None:
         """Measure a packet that is no ordinary one."""
 
-    def feed_many(self, sent: Sequence[Row], heard: Sequence[Row]) -> None:
+    def feed_many(self, sent: Columns, heard: Columns) -> None:
         """Measure the ordinary packets of this direction, *sent*.
 
         *heard* are those of the opposite direction, for their acknowledgements.  Both are
