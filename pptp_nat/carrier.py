@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from pptp_nat.core.calls import Call
 from pptp_nat.core.events import Event, LegDown, LegMarked, LegUp
@@ -35,12 +35,22 @@ class Counts(NamedTuple):
         return self.to_originator.packets + self.to_responder.packets
 
 
+class Ledger(Protocol):
+    """Who keeps account of what legs have carried: `pptp_nat.totals.Totals`."""
+
+    def begin(self, up: LegUp) -> None:
+        """Take note of a leg before it carries anything."""
+
+    def end(self, down: LegDown, tally: Tally | None) -> None:
+        """Take note of a leg's end and last count; None: it could not be read."""
+
+
 class Carrier:
     """Carries out leg orders on a data path and knows what GRE has gone by."""
 
     def __init__(self, path: DataPath) -> None:
         self.path = path
-        self.ended: dict[bool, Tally] = {True: _NOTHING, False: _NOTHING}  #: by "to the inside"
+        self.ledger: Ledger | None = None  #: told of every leg, if there is one
         self.failures = 0
         self._wanted: dict[Match, LegOrder] = {}  # what could not be installed yet
         self._retry_at: float | None = None
@@ -51,6 +61,8 @@ class Carrier:
         for each in events:
             if isinstance(each, LegUp):
                 orders.append(LegOrder(each.leg, each.mark))
+                if self.ledger is not None:
+                    self.ledger.begin(each)
             elif isinstance(each, LegMarked):
                 marks.append(LegOrder(each.leg, each.mark))
         if orders:
@@ -79,15 +91,14 @@ class Carrier:
     def _remove(self, downs: Sequence[LegDown]) -> None:
         for down in downs:
             self._wanted.pop(Match(*down.leg[:3]), None)
+        tallies: Mapping[Match, Tally] = {}
         try:
             tallies = self.path.remove([down.leg for down in downs])
         except AdapterError as error:
             self._complain(error)
-            return
-        for down in downs:
-            tally = tallies.get(Match(*down.leg[:3]), _NOTHING)
-            inside = down.call.connection.seat(down.party).inside
-            self.ended[inside] = _sum(self.ended[inside], tally)
+        if self.ledger is not None:
+            for down in downs:
+                self.ledger.end(down, tallies.get(Match(*down.leg[:3])))
 
     def _complain(self, error: AdapterError) -> None:
         self.failures += 1
@@ -146,6 +157,3 @@ def counts(call: Call, tallies: Mapping[Match, Tally]) -> Counts:
 def _tally(leg: Leg | None, tallies: Mapping[Match, Tally]) -> Tally:
     return _NOTHING if leg is None else tallies.get(Match(*leg[:3]), _NOTHING)
 
-
-def _sum(a: Tally, b: Tally) -> Tally:
-    return Tally(a.packets + b.packets, a.octets + b.octets)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from pptp_nat.core.tuples import Leg
@@ -43,6 +43,9 @@ class ConntrackPath:
         #: counts of entries that were made anew, and of which leg they are
         self._earlier: dict[Match, tuple[Leg, Tally]] = {}
         self._due = -math.inf  # when the next entry has half of its lifetime left
+        #: of each reading in pieces under way, the legs whose entries have ended since it began:
+        #: what the kernel wrote of them may still lie in the socket
+        self._readings: dict[int, set[Match]] = {}
 
     @staticmethod
     def probe() -> str | None:
@@ -79,6 +82,7 @@ class ConntrackPath:
             for leg, _ in orders:
                 if self._earlier.get(_match(leg), (leg,))[0] != leg:
                     del self._earlier[_match(leg)]
+                    self._distrust(_match(leg))
         self._remember(done.counted)
         return done.met
 
@@ -107,6 +111,7 @@ class ConntrackPath:
             if match in last or earlier is not None:
                 tallies[match] = _sum(earlier and earlier[1], last.get(match))
         for leg in (*ending, *(order.leg for order in replacing)):
+            self._distrust(_match(leg))
             self._earlier.pop(_match(leg), None)
             self._earlier_runs.pop(_match(leg), None)
         if replacing:
@@ -129,6 +134,30 @@ class ConntrackPath:
             if match in tallies:
                 tallies[match] = _sum(earlier, tallies[match])
         return tallies
+
+    def tally_pieces(self) -> Iterator[Mapping[Match, Tally]]:
+        """Yield the counts in pieces; see `DataPath`."""
+        ended: set[Match] = set()
+        self._readings[id(ended)] = ended
+        try:
+            for piece in self._conntrack.count_pieces():
+                if self._earlier or ended:
+                    yield {
+                        match: self._whole(match, tally)
+                        for match, tally in piece.items() if match not in ended
+                    }  # fmt: skip
+                else:
+                    yield piece
+        finally:
+            del self._readings[id(ended)]
+
+    def _whole(self, match: Match, tally: Tally) -> Tally:
+        earlier = self._earlier.get(match)
+        return tally if earlier is None else _sum(earlier[1], tally)
+
+    def _distrust(self, match: Match) -> None:
+        for ended in self._readings.values():
+            ended.add(match)
 
     def matches(self) -> list[Match]:
         """Return what our entries match, those of an earlier run too; one dump."""
@@ -172,6 +201,7 @@ class ConntrackPath:
             before = self._earlier.get(_match(leg))
             known = before[1] if before is not None and before[0] == leg else None
             self._earlier[_match(leg)] = leg, _sum(known, tally)
+            self._distrust(_match(leg))
 
 
 def _match(leg: Leg) -> Match:

@@ -12,7 +12,7 @@ many removals as there were installations to end it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from pptp_nat.core.tuples import Address, Leg
@@ -59,6 +59,13 @@ class DataPath(Protocol):
 
     def tallies(self) -> Mapping[Match, Tally]:
         """Return the counts of all legs."""
+
+    def tally_pieces(self) -> Iterator[Mapping[Match, Tally]]:
+        """Yield the counts of all legs in pieces, between which other work may be done.
+
+        Each count is true when it is yielded.  Legs that come, go or are made anew
+        meanwhile may be left out.
+        """
 
     def matches(self) -> Iterable[Match]:
         """Return what is installed, also by an earlier run where the path outlives us."""

@@ -273,6 +273,31 @@ class Netlink:
                     return (_code(body) if len(body) else 0), interrupted, bodies
                 bodies.append(body)
 
+    def pieces(self, message: Message) -> Iterator[list[bytes]]:
+        """Send *message* and yield the bodies of its answers, one datagram's at a time.
+
+        The kernel writes a datagram (32 KiB at most) when its predecessor is read, so
+        the work of a long table is spread over the caller's turns.  Entries may come
+        and go meanwhile; this socket is for nothing else until the end.
+
+        Raises:
+            AdapterError: refused, or lost.
+        """
+        first = self._send((message,), F_DUMP)
+        while True:
+            bodies: list[bytes] = []
+            for kind, _, sequence, _, body in walk(self._receive() or _nothing()):
+                if sequence != first:
+                    continue
+                if kind in (NLMSG_ERROR, NLMSG_DONE):
+                    code = _code(body) if len(body) else 0
+                    if code:
+                        raise AdapterError("reading a netfilter table", code)
+                    yield bodies
+                    return
+                bodies.append(body)
+            yield bodies
+
     def drain(self) -> tuple[list[Received], bool]:
         """Return what is waiting, and whether the kernel had to drop some of it."""
         received: list[Received] = []

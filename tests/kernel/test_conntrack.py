@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -609,3 +610,44 @@ def test_an_entry_that_cannot_be_made_says_what_was_being_done(
 
     with pytest.raises(AdapterError, match=r"from 203\.0\.113\.9 to .* ID 1000: .*conntrack_max"):
         conntrack.insert(orders(inbound(1000, 7)))
+
+
+# A long table in pieces.
+
+
+def test_a_long_table_is_read_in_pieces_between_which_entries_come_and_go(
+    conntrack: Conntrack, lab: ConntrackLab
+) -> None:
+    """Nobody waits for 40,000 entries to be read, and the other socket is free meanwhile."""
+    legs = [inbound(number, number) for number in range(1, 3001)]
+    conntrack.insert(orders(*legs))
+    reading = conntrack.count_pieces()
+    with lab.router.entered():
+        first = next(reading)
+    conntrack.delete(legs[-1:])
+    conntrack.insert(orders(outbound(7)))
+    pieces = [first, *reading]
+    found = {each: tally for piece in pieces for each, tally in piece.items()}
+
+    assert {match(one) for one in legs[:-1]} <= set(found)
+    assert set(found) <= {match(one) for one in [*legs, outbound(7)]}
+    assert len(pieces) > 10
+    assert max(map(len, pieces)) < 400
+    assert 3000 == len(conntrack.counts())
+
+
+def test_a_reading_that_is_given_up_lets_go_of_its_socket(
+    conntrack: Conntrack, lab: ConntrackLab
+) -> None:
+    """Whoever asks may be gone before the table is read."""
+    conntrack.insert(orders(*(inbound(number, number) for number in range(1, 2001))))
+    with lab.router.entered():
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(50):
+            reading = conntrack.count_pieces()
+            next(reading)
+            reading.close()
+        after = len(list(Path("/proc/self/fd").iterdir()))
+        whole = sum(map(len, conntrack.count_pieces()))
+
+    assert (before, 2000) == (after, whole)
