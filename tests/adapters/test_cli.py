@@ -19,7 +19,7 @@ from pptp_nat.sockets import Access
 from pptp_nat.table import CallRow, ConnectionRow, ControlEnds, Count, End, Filter, Result, Side
 
 KERNEL_LIBRARIES = ("pyroute2", "netfilterqueue", "scapy", "prometheus_client")
-COMMANDS = ("run", "status", "list", "connections", "clear", "rules", "demo")
+COMMANDS = ("run", "status", "list", "connections", "clear", "rules", "demo", "completion")
 
 
 def row(number, client, state="up"):
