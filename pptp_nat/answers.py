@@ -11,8 +11,9 @@ from pptp_nat import __version__, views
 from pptp_nat.api import Request
 from pptp_nat.carrier import counts
 from pptp_nat.errors import UsageError
-from pptp_nat.linux.nfqueue import QUEUES, queue_counters
+from pptp_nat.linux.nfqueue import queue_counters
 from pptp_nat.table import (
+    ApiRow,
     Filter,
     QueueRow,
     StatusRow,
@@ -53,7 +54,7 @@ class Answers:
     def _status(self, arguments: Mapping[str, object]) -> Answer:
         _none(arguments)
         daemon = self._daemon
-        book = daemon.translator.book
+        book, server = daemon.translator.book, daemon.server
         row = StatusRow(
             version=__version__,
             pid=os.getpid(),
@@ -64,7 +65,11 @@ class Answers:
             calls=views.calls_by_state(book),
             connections=views.connections_by_state(book),
             opaque=sum(map(views.is_opaque, book.connections.values())),
-        )
+            api=ApiRow(
+                len(server.clients), len(server.subscribers), server.refused, server.dropped,
+                server.garbled,
+            ),
+        )  # fmt: skip
         return status_item(row)
 
     def _queues(self) -> Iterator[QueueRow]:
@@ -74,8 +79,7 @@ class Answers:
                 continue
             seen = queue_counters(queue.number)
             if seen is None:
-                # A table that is not ours to read says nothing against our own open socket.
-                yield QueueRow(queue.number, purpose, bound=not os.access(QUEUES, os.R_OK))
+                yield QueueRow(queue.number, purpose, bound=False)
             else:
                 yield QueueRow(
                     queue.number, purpose, True, seen.waiting, seen.dropped, seen.user_dropped

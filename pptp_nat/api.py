@@ -8,6 +8,7 @@ line; every line of its answer repeats its ``id``::
                                           {"v":1,"id":8,"ok":true,"items":2}     at the end
     {"v":1,"id":9,"do":"subscribe"}       {"v":1,"id":9,"ok":true,"types":[]}
                                           {"v":1,"id":9,"event":{...}}           from then on
+                                          {"v":1,"id":9,"ok":true,"ended":"..."} at its end
     {"v":1,"id":10,"do":"dance"}          {"v":1,"id":10,"ok":false,"error":"..."}
 """
 
@@ -22,7 +23,7 @@ from pptp_nat.errors import PptpNatError, UsageError
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from io import BufferedReader
     from pathlib import Path
 
@@ -61,6 +62,10 @@ class RefusedRequest(PptpNatError):
     def __init__(self, reason: str, number: int) -> None:
         super().__init__(reason)
         self.number = number
+
+
+class BrokenOff(UsageError):
+    """The daemon ended the connection in the middle of its answer."""
 
 
 def parse(line: bytes, uid: int) -> Request:
@@ -121,14 +126,6 @@ def event_line(number: int, body: bytes) -> bytes:
     return b'{"v":%d,"id":%d,"event":%b}\n' % (VERSION, number, body)
 
 
-def event_types(arguments: Mapping[str, object]) -> frozenset[str]:
-    """Return the event types that a subscription names; none named means all."""
-    types = arguments.get("types") or []
-    if not isinstance(types, list) or not all(isinstance(each, str) for each in types):
-        raise UsageError('types: a list of names, such as ["new","destroy"]')
-    return frozenset(types)
-
-
 def ask(
     path: Path, request: Mapping[str, object], *, timeout: float | None = ANSWER_SECONDS
 ) -> dict[str, Any]:
@@ -144,15 +141,24 @@ def ask(
 
 
 def stream(
-    path: Path, request: Mapping[str, object], *, timeout: float | None = ANSWER_SECONDS
+    path: Path,
+    request: Mapping[str, object],
+    *,
+    timeout: float | None = ANSWER_SECONDS,
+    subscribed: Callable[[], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Send *request* and yield the items of its answer, or the events it subscribes to.
 
-    Nothing is sent before the first item is asked for.  *timeout* bounds the
-    wait for each line; give None for a subscription.
+    Nothing is sent before the first item is asked for.
+
+    Args:
+        path: of the socket.
+        request: ``do`` and arguments.
+        timeout: seconds of waiting for each line; None for a subscription.
+        subscribed: called when a subscription has begun.
 
     Raises:
-        UsageError: as `ask`, also between items.
+        UsageError: as `ask`, also between items; `BrokenOff` if the daemon is gone.
     """
     with sockets.connect(path, timeout) as peer:
         _send(peer, request)
@@ -163,8 +169,10 @@ def stream(
                     yield answer["item"]
                 elif "event" in answer:
                     yield answer["event"]
-                elif "items" in answer:
+                elif "items" in answer or "ended" in answer:
                     return
+                elif subscribed is not None:
+                    subscribed()
 
 
 def _send(peer: socket.socket, request: Mapping[str, object]) -> None:
@@ -182,7 +190,7 @@ def _next_answer(path: Path, answers: BufferedReader) -> dict[str, Any]:
     except ConnectionError:
         line = b""
     if not line.endswith(b"\n"):
-        raise UsageError(f"the daemon on {path} broke off in its answer; look at its log")
+        raise BrokenOff(f"the daemon on {path} broke off in its answer; look at its log")
     try:
         answer = json.loads(line)
     except ValueError:

@@ -20,7 +20,7 @@ from pptp_nat.log import event
 
 _log: Final = logging.getLogger(__name__)
 _RETRY_SECONDS: Final = 0.2
-_NOTHING: Final = Tally(0, 0)
+_NO_GRE: Final = Tally(0, 0)
 
 
 class Counts(NamedTuple):
@@ -33,6 +33,9 @@ class Counts(NamedTuple):
     def packets(self) -> int:
         """Both ways together."""
         return self.to_originator.packets + self.to_responder.packets
+
+
+NOTHING: Final = Counts(_NO_GRE, _NO_GRE)
 
 
 class Ledger(Protocol):
@@ -73,12 +76,20 @@ class Carrier:
             except AdapterError as error:
                 self._complain(error)
 
-    def after(self, events: Iterable[Event], flush: Callable[[], None]) -> None:
-        """Carry out what comes after the packet in hand has gone on, which *flush* sees to."""
+    def after(
+        self, events: Iterable[Event], flush: Callable[[], None]
+    ) -> Mapping[int, Counts | None]:
+        """Carry out what comes after the packet in hand has gone on, which *flush* sees to.
+
+        Returns:
+            What the calls whose legs ended had carried, by their ids; None where the
+            data path refused to say.
+        """
         downs = [each for each in events if isinstance(each, LegDown)]
-        if downs:
-            flush()
-            self._remove(downs)
+        if not downs:
+            return {}
+        flush()
+        return self._remove(downs)
 
     def _install(self, orders: Sequence[LegOrder], now: float) -> None:
         try:
@@ -88,17 +99,25 @@ class Carrier:
             self._wanted.update((Match(*order.leg[:3]), order) for order in orders)
             self._retry_at = now + _RETRY_SECONDS
 
-    def _remove(self, downs: Sequence[LegDown]) -> None:
+    def _remove(self, downs: Sequence[LegDown]) -> Mapping[int, Counts | None]:
         for down in downs:
             self._wanted.pop(Match(*down.leg[:3]), None)
+        last: dict[int, Counts | None] = {}
         tallies: Mapping[Match, Tally] = {}
         try:
             tallies = self.path.remove([down.leg for down in downs])
         except AdapterError as error:
             self._complain(error)
+            last = dict.fromkeys(down.call.id for down in downs)
+        else:
+            for call, party, leg in downs:
+                so_far = list(last.get(call.id) or NOTHING)
+                so_far[party] = _sum(so_far[party], tallies.get(Match(*leg[:3]), _NO_GRE))
+                last[call.id] = Counts(*so_far)
         if self.ledger is not None:
             for down in downs:
                 self.ledger.end(down, tallies.get(Match(*down.leg[:3])))
+        return last
 
     def _complain(self, error: AdapterError) -> None:
         self.failures += 1
@@ -155,5 +174,8 @@ def counts(call: Call, tallies: Mapping[Match, Tally]) -> Counts:
 
 
 def _tally(leg: Leg | None, tallies: Mapping[Match, Tally]) -> Tally:
-    return _NOTHING if leg is None else tallies.get(Match(*leg[:3]), _NOTHING)
+    return _NO_GRE if leg is None else tallies.get(Match(*leg[:3]), _NO_GRE)
 
+
+def _sum(a: Tally, b: Tally) -> Tally:
+    return Tally(a.packets + b.packets, a.octets + b.octets)

@@ -27,15 +27,15 @@ INTERRUPTED: Final = 130  #: 128 and SIGINT
 
 #: in the order of ``--help``
 COMMANDS: Final = (
-    router.run, tables.status, tables.list_, tables.connections, tables.clear,
-    router.rules, router.demo, router.completion,
+    router.run, tables.status, tables.list_, tables.connections, tables.events, tables.clear,
+    router.rules, router.demo,
 )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what *argv* (the process's own if None) asks for; return the exit code."""
     try:
-        options = parser().parse_args(argv)
+        options = _parser().parse_args(argv)
         code = _command(options.run)(options)
         sys.stdout.flush()
     except SystemExit as ended:  # argparse: --help, --version, or a wrong use
@@ -90,18 +90,17 @@ class _Parser(argparse.ArgumentParser):
         self.exit(MISUSED, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return what reads the command line."""
-    program = _Parser(
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
         prog="pptp-nat",
         description="Many PPTP clients behind one address: a NAT helper for Linux.",
         epilog="`pptp-nat COMMAND --help` explains a command and shows an example.",
         allow_abbrev=False,
     )
-    program.add_argument("--version", action="version", version=f"pptp-nat {__version__}")
-    commands = program.add_subparsers(
+    parser.add_argument("--version", action="version", version=f"pptp-nat {__version__}")
+    commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=_Parser
     )
     for describe in COMMANDS:
         describe(commands)
-    return program
+    return parser

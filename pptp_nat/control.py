@@ -16,7 +16,8 @@ subscriber gives way to the newcomer; else the newcomer is refused.
 
 What is not a request (no JSON object, no ``id``, a line without an end) is
 answered with one error, and the connection is closed: what follows cannot be
-told from garbage.  A subscription lasts until the client closes its side.
+told from garbage.  A subscription lasts until the client closes its side, or as
+long as the client said.  An event is made once, and only if somebody wants it.
 """
 
 from __future__ import annotations
@@ -38,17 +39,18 @@ from pptp_nat.api import (
     accepted,
     encode,
     event_line,
-    event_types,
     item_lines,
     parse,
     refused,
 )
 from pptp_nat.errors import PptpNatError
+from pptp_nat.subscription import Subscription
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pptp_nat.sockets import Access
+    from pptp_nat.subscription import About
 
 CHUNK: Final = 16 << 10  #: octets of a long answer that are encoded at a time: about 1 ms
 BACKLOG: Final = 1 << 20  #: octets of events that wait for one subscriber
@@ -85,25 +87,38 @@ class ControlServer:
         self.clock = clock
         self.refused = 0  #: connections turned away since all places were taken
         self.dropped = 0  #: subscribers disconnected since they fell behind
+        self.garbled = 0  #: connections closed since what they sent was no request
         self.clients: set[Client] = set()
+        self.subscribers: set[Client] = set()
+        #: called when others subscribe than before
+        self.on_subscribers: Callable[[], None] = _nothing
         self._places = places
         self._path = path
         self._listener = sockets.listen(path, access)
         self._inode = path.lstat().st_ino
         selector.register(self._listener, _READ, self._accept)
 
-    @property
-    def has_subscribers(self) -> bool:
-        """Whether anybody would hear an event; saves making it."""
-        return any(client.subscription is not None for client in self.clients)
+    def hears(self, kind: str) -> bool:
+        """Whether anybody would hear events of type *kind*."""
+        return any(each.subscription.hears(kind) for each in self.subscribers if each.subscription)
 
-    def publish(self, event: Mapping[str, object]) -> None:
-        """Send *event* to those who subscribed to its ``type``, or to all types."""
-        hearers = [client for client in self.clients if client.wants(event.get("type"))]
-        if hearers:
-            body = encode(event)
-            for client in hearers:
+    def publish(self, about: About, make: Callable[[], Mapping[str, object]]) -> None:
+        """Send the event that *make* returns to those who want it; nobody: it is not made."""
+        body = None
+        for client in list(self.subscribers):
+            if client.wants(about, self.clock()):
+                body = body or encode(make())
                 client.tell(body)
+
+    def next_timer(self) -> float | None:
+        """Return when a subscription ends by itself, in monotonic seconds."""
+        ends = (each.subscription.until for each in self.subscribers if each.subscription)
+        return min((end for end in ends if end is not None), default=None)
+
+    def tick(self, now: float) -> None:
+        """End subscriptions whose time is over."""
+        for client in list(self.subscribers):
+            client.end_subscription(now)
 
     def close(self) -> None:
         """Disconnect everybody and remove the socket's file."""
@@ -163,31 +178,55 @@ class Client:
         self._sent_all = False  # the peer will send no more
         self._ending = False  # nothing more is answered
         self._is_open = True
-        #: the request's id and the event types wanted (empty: all), of a subscriber
-        self.subscription: tuple[int, frozenset[str]] | None = None
+        self.subscription: Subscription | None = None
         self.moved = server.clock()  #: when an octet last came or went
         credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         self._uid: int = _CREDENTIALS.unpack(credentials)[1]
         self._interest = _READ
         server.selector.register(peer, _READ, self.on_ready)
 
-    def wants(self, kind: object) -> bool:
-        """Whether an event of type *kind* is for this client."""
-        if self.subscription is None:
-            return False
-        types = self.subscription[1]
-        return not types or kind in types
+    def wants(self, about: About, now: float) -> bool:
+        """Whether an event about this is for this client; one too many is counted instead."""
+        subscription = self.subscription
+        return (
+            subscription is not None
+            and subscription.wants(about)
+            and subscription.admits(about.type, now)
+        )
 
     def tell(self, body: bytes) -> None:
         """Queue an encoded event; disconnect a client that leaves too many unread."""
-        if self.subscription is None or not self._is_open:
+        subscription = self.subscription
+        if subscription is None or not self._is_open:
             return
         if len(self._outbox) + len(body) > self._server.backlog:
             self._server.dropped += 1
             self.close()
             return
-        self._outbox += event_line(self.subscription[0], body)
+        if subscription.suppressed:
+            missing = {"type": "suppressed", "count": subscription.suppressed}
+            self._outbox += event_line(subscription.number, encode(missing))
+            subscription.suppressed = 0
+        self._outbox += event_line(subscription.number, body)
         self._watch()
+
+    def end_subscription(self, now: float) -> None:
+        """Say that the subscription is over, if its time is."""
+        subscription = self.subscription
+        if subscription is None or subscription.until is None or subscription.until > now:
+            return
+        self._subscribe(None)
+        last = {"ended": "its time is over", "suppressed": subscription.suppressed}
+        self._outbox += accepted(subscription.number, last)
+        self._watch()
+
+    def _subscribe(self, subscription: Subscription | None) -> None:
+        self.subscription = subscription
+        change = self._server.subscribers.discard if subscription is None else (
+            self._server.subscribers.add
+        )
+        change(self)
+        self._server.on_subscribers()
 
     def on_ready(self, mask: int) -> None:
         """Do a bounded piece of work; called by the selector's loop."""
@@ -211,6 +250,8 @@ class Client:
             self._server.clients.discard(self)
             self._server.selector.unregister(self._socket)
             self._socket.close()
+            if self.subscription is not None:
+                self._subscribe(None)
 
     def _receive(self) -> None:
         if not self._is_open:  # closed by another client's turn in this round
@@ -234,6 +275,7 @@ class Client:
                 if line is not None:
                     self._answer(line)
         except GarbageError as error:
+            self._server.garbled += 1
             self._inbox.clear()
             self._outbox += refused(None, str(error))
             self._ending = True
@@ -264,9 +306,9 @@ class Client:
             request = parse(line, self._uid)
             number = request.id
             if request.do == SUBSCRIBE:
-                types = event_types(request.arguments)
-                self.subscription = (number, types)
-                self._outbox += accepted(number, {"types": sorted(types)})
+                wanted = Subscription.of(number, request.arguments, self._server.clock())
+                self._outbox += accepted(number, {"types": sorted(wanted.types)})
+                self._subscribe(wanted)
                 return
             answer = self._server.answer(request)
         except RefusedRequest as error:
@@ -308,3 +350,7 @@ class Client:
         if wanted != self._interest:
             self._interest = wanted
             self._server.selector.modify(self._socket, wanted, self.on_ready)
+
+
+def _nothing() -> None:
+    """Do nothing."""

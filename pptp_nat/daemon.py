@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import selectors
 import signal
 import time
@@ -27,7 +26,7 @@ from pptp_nat.control import ControlServer
 from pptp_nat.core.calls import Call
 from pptp_nat.core.events import Outcome, Verdict
 from pptp_nat.core.translator import Translator
-from pptp_nat.errors import AdapterError, ConfigError, PptpNatError
+from pptp_nat.errors import ConfigError, PptpNatError
 from pptp_nat.firewall import backend_of, rule_settings
 from pptp_nat.linux import preflight, ruleset
 from pptp_nat.linux.conntrack import Conntrack, turn_on_accounting
@@ -36,12 +35,10 @@ from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.nfqueue import LOCAL_HOOKS, Packet, Queue
 from pptp_nat.linux.queue_path import QueuePath
 from pptp_nat.news import News
-from pptp_nat.service import Service
 from pptp_nat.settings import draws, settings_of
 from pptp_nat.signals import Signals
 from pptp_nat.sockets import Access
 from pptp_nat.upkeep import Upkeep
-from pptp_nat.views import headline
 
 _T = TypeVar("_T")
 _log: Final = logging.getLogger(__name__)
@@ -89,9 +86,7 @@ class Daemon:
         self._clockwork: list[Clockwork] = []
         self._closers: list[Callable[[], None]] = []
         self._handler = log.configure(config.log.level, config.log.rate)
-        self._news = News(lambda _event: None, lambda: False, self._handler.admits)
-        self._service = Service(os.environ, self._headline)
-        self._closers.append(self._service.close)
+        self._news = News(lambda _about, _make: None, lambda: False, self._handler.admits)
 
     # Build and run.
 
@@ -125,8 +120,6 @@ class Daemon:
             _log, logging.INFO, "ready", version=__version__, datapath=self.carrier.path.name,
             reason=self.datapath_reason, ipv6="passes untouched",
         )  # fmt: skip
-        self._service.ready()
-        self._clockwork.append(self._service)
 
     def _choose_path(self) -> str:
         wanted = self.config.gre.datapath
@@ -189,26 +182,22 @@ class Daemon:
 
     def _listen(self) -> None:
         api = self.config.api
-        server = ControlServer(
+        self.server = server = ControlServer(
             api.socket, Access(api.mode, api.owner, api.group), Answers(self), self.selector
         )
         self._closers.append(server.close)
-        self._news = News(
-            server.publish, lambda: server.has_subscribers, self._handler.admits
-        )
+        self._clockwork.append(server)
+        server.on_subscribers = lambda: self.translator.observe(wanted=server.hears("message"))
+        self._news = News(server.publish, lambda: bool(server.subscribers), self._handler.admits)
 
     def _apply_rules(self) -> None:
         rules = self.config.rules
+        backend = backend_of(self.config)
         if rules.manage == "apply":
-            backend = backend_of(self.config)
             ruleset.apply(self.rule_settings, backend)
             self._closers.append(lambda: ruleset.remove(backend))
             return
-        try:
-            problems = ruleset.check(self.rule_settings, backend_of(self.config))
-        except AdapterError as error:  # in a sandbox: they are not ours to read, nor to mend
-            problems = [f"cannot be checked: {error}"]
-        for problem in problems:
+        for problem in ruleset.check(self.rule_settings, backend):
             log.event(_log, logging.WARNING, "rules", problem=problem)
 
     def _watch(self, source: HasFileno, work: Callable[[int], None]) -> None:
@@ -245,7 +234,6 @@ class Daemon:
     def stop(self) -> None:
         """Have `run` return after this turn."""
         self._stopping = True
-        self._service.stopping()
 
     def close(self) -> None:
         """Let go of everything, last opened first.  Entries in the kernel stay."""
@@ -284,17 +272,17 @@ class Daemon:
         else:
             queue.drop(packet)
         if outcome.events:
-            self.carrier.after(outcome.events, queue.flush)
-            self._news.tell(outcome.events, self.wall)
+            ended = self.carrier.after(outcome.events, queue.flush)
+            self._news.tell(outcome.events, self.wall, ended)
 
     def carry_out(self, outcome: Outcome, now: float) -> None:
         """Carry out what no packet in hand has caused."""
         self.carrier.before(outcome.events, now)
         for released in outcome.released:
             self.control_queue.release(released.packet_id, released.packet)
-        self.carrier.after(outcome.events, self.control_queue.flush)
+        ended = self.carrier.after(outcome.events, self.control_queue.flush)
         self.control_queue.flush()
-        self._news.tell(outcome.events, self.wall)
+        self._news.tell(outcome.events, self.wall, ended)
 
     def _on_fault(self, error: BaseException) -> None:
         if isinstance(error, PptpNatError):
@@ -314,16 +302,8 @@ class Daemon:
         """What to add to monotonic seconds to get Unix seconds."""
         return time.time() - time.monotonic()
 
-    def _headline(self) -> str:
-        return headline(self.translator.book, self.carrier.path.name)
-
     def reload(self) -> None:
         """Read the configuration again; all of what can change is applied, or nothing."""
-        self._service.reloading()
-        self._read_again()
-        self._service.ready()
-
-    def _read_again(self) -> None:
         try:
             fresh = configuration.load(self._config_path, self._overrides)
         except ConfigError as error:

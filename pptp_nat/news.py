@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from socket import inet_ntoa
 from typing import Final
 
-from pptp_nat.carrier import Counts
+from pptp_nat.carrier import NOTHING, Counts
 from pptp_nat.core.calls import NOBODY, Call, Connection
 from pptp_nat.core.events import (
     CallChanged,
     CallRefused,
     ConnectionChanged,
     Event,
+    MessageSeen,
     OddityMet,
 )  # fmt: skip
 from pptp_nat.core.states import CallState, ControlState
-from pptp_nat.linux.datapath import Tally
 from pptp_nat.log import event
-from pptp_nat.table import call_item
-from pptp_nat.views import call_row, inside_party, result_of
+from pptp_nat.subscription import About
+from pptp_nat.table import call_item, connection_item
+from pptp_nat.views import (
+    call_row,
+    connection_row,
+    control_of,
+    hosts_of,
+    inside_party,
+    message_call,
+    message_fields,
+    message_json,
+    result_of,
+)  # fmt: skip
 
 _log: Final = logging.getLogger(__name__)
-_NOTHING: Final = Counts(Tally(0, 0), Tally(0, 0))
+Publish = Callable[[About, Callable[[], Mapping[str, object]]], None]
 
 #: What a call's change is called, by its new state, and how loud it is.
 _CALL_LINES: Final = {
@@ -56,55 +68,144 @@ class News:
     """Tells the log and those who subscribed.
 
     Args:
-        publish: tells subscribers.
+        publish: tells subscribers, see `ControlServer.publish`.
         wanted: whether there are any.
         admits: whether the log would write another line.
     """
 
     def __init__(
-        self,
-        publish: Callable[[Mapping[str, object]], None],
-        wanted: Callable[[], bool],
-        admits: Callable[[], bool],
+        self, publish: Publish, wanted: Callable[[], bool], admits: Callable[[], bool]
     ) -> None:
         self._publish = publish
         self._wanted = wanted
         self._admits = admits
 
-    def tell(self, events: Iterable[Event], wall: float) -> None:
-        """Tell *events*; *wall* plus monotonic seconds is Unix seconds."""
-        for each in events:
+    def tell(
+        self, events: Iterable[Event], wall: float, ended: Mapping[int, Counts | None]
+    ) -> None:
+        """Tell *events*.
+
+        Args:
+            events: of one packet or tick, carried out already.
+            wall: what to add to monotonic seconds to get Unix seconds.
+            ended: what calls that are gone by these events have carried, by their ids;
+                None where the kernel would not say.
+        """
+        for each, became in _with_states(events):
             if isinstance(each, CallChanged):
-                self._call(each.call, wall)
+                assert isinstance(became, CallState)
+                self._call(each.call, became, wall, ended.get(each.call.id, NOTHING))
             elif isinstance(each, ConnectionChanged):
-                _connection(each.connection)
+                assert isinstance(became, ControlState)
+                self._connection(each.connection, became, wall)
             elif isinstance(each, CallRefused):
                 event(
                     _log, logging.WARNING, "call-refused",
                     **_parties(each.connection), reason=each.reason,
                     text=REFUSALS[each.reason],
                 )  # fmt: skip
+                said: dict[str, object] = {
+                    "sender": each.sender.name.lower(), "reason": each.reason,
+                    "text": REFUSALS[each.reason],
+                }  # fmt: skip
+                self._about_connection("refused", each.connection, said)
             elif isinstance(each, OddityMet):
                 event(
                     _log, logging.DEBUG, "oddity",
                     **_parties(each.connection), kind=each.slug,
                     sender=each.sender.name.lower(),
                 )  # fmt: skip
+                said = {"sender": each.sender.name.lower(), "kind": each.slug}
+                self._about_connection("oddity", each.connection, said)
+            elif isinstance(each, MessageSeen):
+                self._message(each)
 
-    def _call(self, call: Call, wall: float) -> None:
-        name, level = _CALL_LINES[call.state]
+    def _call(
+        self, call: Call, state: CallState, wall: float, carried: Counts | None
+    ) -> None:
+        name, level = _CALL_LINES[state]
         if _log.isEnabledFor(level) and self._admits():
-            event(_log, level, name, **_identity(call), **_details(call))
-        if self._wanted():
-            kind = _SUBSCRIBED.get(call.state, "update")
-            item = call_item(call_row(call, _NOTHING, wall=wall))
-            del item["counters"]  # not read from the kernel for every change
-            self._publish({"type": kind, "call": item})
+            event(_log, level, name, **_identity(call), **_details(call, state, carried))
+        if not self._wanted():
+            return
+
+        def made() -> Mapping[str, object]:
+            item = call_item(call_row(call, carried or NOTHING, wall=wall))
+            item["state"] = state.value
+            if carried is None:
+                item["counters"] = None
+            elif state is not CallState.GONE:
+                del item["counters"]  # not read from the kernel for every change
+            return {"type": kind, "time": time.time(), "call": item}
+
+        kind = _SUBSCRIBED.get(state, "update")
+        self._publish(About(kind, call.id, call.connection.id, hosts_of(call.connection)), made)
+
+    def _connection(self, connection: Connection, state: ControlState, wall: float) -> None:
+        _log_connection(connection, state)
+        if not self._wanted():
+            return
+
+        def made() -> Mapping[str, object]:
+            now = time.time()
+            item = connection_item(connection_row(connection, now - wall))
+            item["state"] = state.value
+            return {"type": "connection", "time": now, "connection": item}
+
+        self._publish(About("connection", None, connection.id, hosts_of(connection)), made)
+
+    def _about_connection(
+        self, kind: str, connection: Connection, said: Mapping[str, object]
+    ) -> None:
+        if not self._wanted():
+            return
+        self._publish(
+            About(kind, None, connection.id, hosts_of(connection)),
+            lambda: {
+                "type": kind, "time": time.time(), "connection": connection.id,
+                "control": control_of(connection)._asdict(), **said,
+            },
+        )  # fmt: skip
+
+    def _message(self, seen: MessageSeen) -> None:
+        fields = message_fields(seen.octets)
+        call = message_call(seen, fields)
+        number = None if call is None else call.id
+        connection = seen.connection
+        self._publish(
+            About("message", number, connection.id, hosts_of(connection)),
+            lambda: {
+                "type": "message", "time": time.time(), "connection": connection.id,
+                "control": control_of(connection)._asdict(),
+                "call": number, "sender": seen.sender.name.lower(),
+                **message_json(seen, fields),
+            },
+        )  # fmt: skip
 
 
-def _connection(connection: Connection) -> None:
+def _with_states(
+    events: Iterable[Event],
+) -> Iterator[tuple[Event, CallState | ControlState | None]]:
+    """Yield each event with the state that it speaks of.
+
+    One packet may change a call twice; what the call itself says then is the second.
+    """
+    later: dict[int, CallState | ControlState | None] = {}
+    states: list[CallState | ControlState | None] = []
+    events = list(events)
+    for each in reversed(events):
+        state: CallState | ControlState | None = None
+        if isinstance(each, (CallChanged, ConnectionChanged)):
+            subject = each.call if isinstance(each, CallChanged) else each.connection
+            state = later.get(subject.id, subject.state)
+            later[subject.id] = each.was
+        states.append(state)
+    return zip(events, reversed(states), strict=True)
+
+
+def _log_connection(connection: Connection, state: ControlState) -> None:
     if _log.isEnabledFor(logging.DEBUG):
-        name = _CONNECTION_LINES[connection.state]
+        name = _CONNECTION_LINES[state]
         event(_log, logging.DEBUG, name, **_parties(connection), passive=connection.passive)
 
 
@@ -126,20 +227,27 @@ def _identity(call: Call) -> dict[str, object]:
     }
 
 
-def _details(call: Call) -> dict[str, object]:
+def _details(call: Call, state: CallState, carried: Counts | None) -> dict[str, object]:
     inside = inside_party(call)
     details: dict[str, object] = {
         "call_id": _known(call.own[inside]),
         "external_call_id": _known(call.seen[inside]),
         "peer_call_id": _known(call.own[inside.other]),
     }
-    if call.up_since is not None and call.state is CallState.UP:
+    if call.up_since is not None and state is CallState.UP:
         details["setup_seconds"] = call.up_since - call.created
-    if call.end is not None:
+    if state is CallState.GONE and call.end is not None:
         result = result_of(call)
         details |= {"cause": call.end.value, "result": result.code, "text": result.text}
-        if call.codes is not None:
-            details |= {"error": call.codes[2] or None, "cause_code": call.codes[3] or None}
+        details |= {
+            "error": result.error and result.error.code,
+            "error_text": result.error and result.error.text,
+            "cause_code": result.cause and result.cause.code,
+            "cause_text": result.cause and result.cause.text,
+        }
+        for name, party in (("to_remote", inside.other), ("to_inside", inside)):
+            if carried is not None:
+                details[f"{name}_packets"], details[f"{name}_bytes"] = carried[party]
     return details
 
 

@@ -17,13 +17,13 @@ from pptp_nat.table import in_order
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from pptp_nat.table import CallRow, ConnectionRow, ControlEnds, Count, Side, StatusRow
+    from pptp_nat.table import CallRow, ConnectionRow, ControlEnds, Count, End, Side, StatusRow
 
 
 def text(rows: Iterable[CallRow], now: float) -> Iterator[str]:
     """Yield a line per call, as ``conntrack -L -p gre`` would show it; *now* is Unix time."""
     for row in in_order(rows):
-        yield _line(row, now)
+        yield call_line(row, now)
 
 
 def extended(rows: Iterable[CallRow], now: float) -> Iterator[str]:
@@ -41,23 +41,46 @@ def extended(rows: Iterable[CallRow], now: float) -> Iterator[str]:
             "up": _seconds(row.up_since),
             "setup": _seconds(row.setup_seconds),
             "seen": _seconds(row.last_seen),
-            "result": "-" if row.result.code is None else str(row.result.code),
-            "text": _word(row.result.text),
-            "cause": _word(row.cause),
+            **_outcome(row),
         }
-        rest = " ".join(f"{name}={word}" for name, word in words.items() if word != "-")
-        yield f"ipv4     2 {_line(row, now)} {rest}"
+        yield f"ipv4     2 {call_line(row, now)} {assigned(words)}"
 
 
-def _line(row: CallRow, now: float) -> str:
+def ended(row: CallRow) -> str:
+    """Return what the answer to a call, or its end, said; nothing while there is neither."""
+    return assigned(_outcome(row))
+
+
+def _outcome(row: CallRow) -> dict[str, str]:
+    result = row.result
+    return {
+        "result": "-" if result.code is None else str(result.code),
+        "text": word(result.text),
+        "error": "-" if result.error is None else str(result.error.code),
+        "error_text": word(result.error and result.error.text),
+        "cause_code": "-" if result.cause is None else str(result.cause.code),
+        "cause_text": word(result.cause and result.cause.text),
+        "cause": word(row.cause),
+    }
+
+
+def assigned(words: Mapping[str, str]) -> str:
+    """Return ``name=word`` of all words but those that are not known, a ``-``."""
+    return " ".join(f"{name}={each}" for name, each in words.items() if each != "-")
+
+
+def call_line(row: CallRow, now: float, *, counted: bool = True) -> str:
+    """Return the line of a call; *counted*: with its counters."""
     since = row.created if row.up_since is None else row.up_since
     inside, external, remote = row.inside, row.external, row.remote
+    there, here = (
+        f"packets={count.packets} bytes={count.octets} " if counted else ""
+        for count in (row.to_remote, row.to_inside)
+    )
     return (
         f"gre      47 {max(0, int(now - since))} {row.state.upper()} "
-        f"src={inside.address} dst={remote.address} srckey=0x0 dstkey={_key(remote)} "
-        f"packets={row.to_remote.packets} bytes={row.to_remote.octets} "
-        f"src={remote.address} dst={external.address} srckey=0x0 dstkey={_key(external)} "
-        f"packets={row.to_inside.packets} bytes={row.to_inside.octets} "
+        f"src={inside.address} dst={remote.address} srckey=0x0 dstkey={_key(remote)} {there}"
+        f"src={remote.address} dst={external.address} srckey=0x0 dstkey={_key(external)} {here}"
         f"mark={row.mark} id={row.id}"
     )
 
@@ -73,15 +96,38 @@ def connections_text(rows: Iterable[ConnectionRow]) -> Iterator[str]:
             "dport": str(other.port),
             "inside": row.inside,
             "calls": str(row.calls),
-            "src_host": _word(opener.host),
-            "src_vendor": _word(opener.vendor),
-            "dst_host": _word(other.host),
-            "dst_vendor": _word(other.vendor),
+            **_introduction("src", opener),
+            **_introduction("dst", other),
+            "echo_age": "-" if row.echo_age is None else str(max(0, int(row.echo_age))),
+            "echo_seconds": "-" if row.echo_seconds is None else f"{row.echo_seconds:.6f}",
+            "echo_by": row.echo_by or "-",
+            "passive": row.passive or "-",
             "id": str(row.id),
         }
-        shown = " ".join(f"{name}={word}" for name, word in words.items() if word != "-")
         flag = " [OPAQUE]" if row.opaque else ""
-        yield f"tcp      6 {max(0, int(row.age))} {row.state.upper()} {shown}{flag}"
+        yield f"tcp      6 {max(0, int(row.age))} {row.state.upper()} {assigned(words)}{flag}"
+
+
+def _introduction(end: str, said: End) -> dict[str, str]:
+    """Return what an end has said of itself."""
+    return {
+        f"{end}_host": word(said.host),
+        f"{end}_vendor": word(said.vendor),
+        f"{end}_version": said.version or "-",
+        f"{end}_framing": _bits(said.framing, ("async", "sync")),
+        f"{end}_bearer": _bits(said.bearer, ("analog", "digital")),
+        f"{end}_channels": "-" if said.channels is None else str(said.channels),
+        f"{end}_firmware": "-" if said.firmware is None else str(said.firmware),
+    }
+
+
+def _bits(value: int | None, names: tuple[str, ...]) -> str:
+    """Return the names of the bits that are set, and the others as one number."""
+    if value is None:
+        return "-"
+    words = [name for at, name in enumerate(names) if value >> at & 1]
+    rest = value >> len(names) << len(names)
+    return ",".join([*words, *([f"{rest:#x}"] if rest else [])]) or "none"
 
 
 def _key(side: Side) -> str:
@@ -96,7 +142,7 @@ def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _word(value: str | None) -> str:
+def word(value: str | None) -> str:
     """Return a peer's word so that it neither breaks the line nor the terminal."""
     return "-" if not value else json.dumps(value)
 
@@ -112,6 +158,9 @@ def status_text(row: StatusRow, now: float) -> Iterator[str]:
         )
     yield f"calls {_by_state(row.calls)}"
     yield f"control connections {_by_state(row.connections)} opaque={row.opaque}"
+    yield "socket " + " ".join(
+        f"{name}={number}" for name, number in zip(row.api._fields, row.api, strict=True)
+    )
 
 
 def _by_state(counts: Mapping[str, int]) -> str:

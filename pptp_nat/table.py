@@ -50,11 +50,20 @@ class Count(NamedTuple):
     octets: int  #: "bytes" in text and JSON, as conntrack has it
 
 
+class Code(NamedTuple):
+    """A number of a message and what it means."""
+
+    code: int
+    text: str
+
+
 class Result(NamedTuple):
     """What the message that answered or ended the call said."""
 
     code: int | None
     text: str | None
+    error: Code | None = None  #: General Error Code; None: none
+    cause: Code | None = None  #: Cause Code, Q.931's where there is ISDN; None: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,11 @@ class End(NamedTuple):
     port: int
     host: str | None = None
     vendor: str | None = None
+    version: str | None = None  #: of the protocol, "1.0"
+    framing: int | None = None  #: bits: 1 asynchronous, 2 synchronous
+    bearer: int | None = None  #: bits: 1 analogue, 2 digital
+    channels: int | None = None  #: calls that it supports; a PNS says 0
+    firmware: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +114,22 @@ class ConnectionRow:
     responder: End
     inside: Inside  #: who of them is hidden by this router
     opaque: bool  #: forwarded without being understood
+    passive: str | None  #: why it is opaque for good, if it is
     calls: int
     age: float  #: seconds
+    echo_age: float | None  #: seconds since an Echo-Request was last answered
+    echo_seconds: float | None  #: from this router to who answered, and back
+    echo_by: Literal["originator", "responder"] | None
+
+
+class ApiRow(NamedTuple):
+    """What the clients of the daemon's socket are about."""
+
+    clients: int
+    subscribers: int
+    refused: int  #: connections turned away since all places were taken
+    dropped: int  #: subscribers disconnected since they fell behind
+    garbled: int  #: connections closed since what they sent was no request
 
 
 class QueueRow(NamedTuple):
@@ -128,6 +156,7 @@ class StatusRow:
     calls: Mapping[str, int]  #: by state
     connections: Mapping[str, int]  #: by state
     opaque: int  #: control connections that are forwarded without being understood
+    api: ApiRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +264,12 @@ def call_json(row: CallRow) -> dict[str, Any]:
             "to_inside": {"packets": row.to_inside.packets, "bytes": row.to_inside.octets},
         },
         "mark": row.mark,
-        "result": {"code": row.result.code, "text": row.result.text},
+        "result": {
+            "code": row.result.code,
+            "text": row.result.text,
+            "error": _code_json(row.result.error),
+            "cause": _code_json(row.result.cause),
+        },
     }
 
 
@@ -263,7 +297,7 @@ def call_row(item: Mapping[str, Any]) -> CallRow:
         to_remote=_count(counters["to_remote"]),
         to_inside=_count(counters["to_inside"]),
         mark=item["mark"],
-        result=Result(item["result"]["code"], item["result"]["text"]),
+        result=_result(item["result"]),
         connection=item["connection"],
         cause=item["cause"],
     )
@@ -278,8 +312,12 @@ def connection_item(row: ConnectionRow) -> dict[str, Any]:
         "responder": row.responder._asdict(),
         "inside": row.inside,
         "opaque": row.opaque,
+        "passive": row.passive,
         "calls": row.calls,
         "age": row.age,
+        "echo_age": row.echo_age,
+        "echo_seconds": row.echo_seconds,
+        "echo_by": row.echo_by,
     }
 
 
@@ -293,8 +331,12 @@ def connection_row(item: Mapping[str, Any]) -> ConnectionRow:
         responder=ends[1],
         inside=item["inside"],
         opaque=item["opaque"],
+        passive=item["passive"],
         calls=item["calls"],
         age=item["age"],
+        echo_age=item["echo_age"],
+        echo_seconds=item["echo_seconds"],
+        echo_by=item["echo_by"],
     )
 
 
@@ -304,6 +346,15 @@ def _side_json(side: Side) -> dict[str, Any]:
 
 def _side(item: Mapping[str, Any]) -> Side:
     return Side(item["address"], item["call_id"])
+
+
+def _code_json(code: Code | None) -> dict[str, Any] | None:
+    return None if code is None else code._asdict()
+
+
+def _result(item: Mapping[str, Any]) -> Result:
+    codes = (None if item[name] is None else Code(**item[name]) for name in ("error", "cause"))
+    return Result(item["code"], item["text"], *codes)
 
 
 def _count(item: Mapping[str, Any]) -> Count:
@@ -322,6 +373,7 @@ def status_item(row: StatusRow) -> dict[str, Any]:
         "calls": dict(row.calls),
         "connections": dict(row.connections),
         "opaque": row.opaque,
+        "api": row.api._asdict(),
     }
 
 
@@ -331,4 +383,5 @@ def status_row(item: Mapping[str, Any]) -> StatusRow:
     queues = tuple(
         QueueRow(*(queue[name] for name in QueueRow._fields)) for queue in item["queues"]
     )
-    return StatusRow(**{**known, "queues": queues})
+    api = ApiRow(*(item["api"][name] for name in ApiRow._fields))
+    return StatusRow(**{**known, "queues": queues, "api": api})

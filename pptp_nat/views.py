@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from socket import inet_ntoa
-from typing import Final
+from typing import Any, Final, Literal
 
 from pptp_nat.carrier import Counts, counts
 from pptp_nat.core.book import Book
 from pptp_nat.core.calls import NOBODY, Call, Connection
-from pptp_nat.core.messages import RESULTS, MessageType
+from pptp_nat.core.causes import CAUSES
+from pptp_nat.core.events import MessageSeen
+from pptp_nat.core.messages import GENERAL_ERRORS, RESULTS, MessageType, text, unpack
 from pptp_nat.core.states import CallState
 from pptp_nat.core.tuples import Party
+from pptp_nat.errors import WireError
 from pptp_nat.linux.datapath import Match, Tally
 from pptp_nat.table import (
     CallRow,
+    Code,
     ConnectionRow,
     ControlEnds,
     Count,
@@ -27,6 +31,7 @@ from pptp_nat.table import (
     Side,
 )  # fmt: skip
 
+_PARTIES: Final[tuple[Literal["originator"], Literal["responder"]]] = ("originator", "responder")
 _INSIDE: Final[Mapping[tuple[bool, ...], Inside]] = {
     (True, False): "originator",
     (False, True): "responder",
@@ -48,9 +53,24 @@ def result_of(call: Call) -> Result:
     """Return the code and words of the message that refused or ended *call*."""
     if call.codes is None:
         return Result(None, None)
-    kind, code, _, _ = call.codes
+    kind, code, error, cause = call.codes
     words = RESULTS.get(MessageType(kind), {})
-    return Result(code, words.get(code, f"unknown result {code}"))
+    return Result(
+        code, words.get(code, f"unknown result {code}"), error_of(error), cause_of(cause)
+    )
+
+
+def error_of(number: int) -> Code | None:
+    """Return a General Error Code in words; 0 says that there is none (RFC 2637 section 2.16)."""
+    if not number:
+        return None
+    known = number < len(GENERAL_ERRORS)
+    return Code(number, GENERAL_ERRORS[number] if known else f"unknown error {number}")
+
+
+def cause_of(number: int) -> Code | None:
+    """Return a Cause Code in words; 0 says that there is none."""
+    return Code(number, CAUSES.get(number, f"unknown cause {number}")) if number else None
 
 
 def call_row(call: Call, carried: Counts, *, wall: float) -> CallRow:
@@ -59,7 +79,6 @@ def call_row(call: Call, carried: Counts, *, wall: float) -> CallRow:
     inside = inside_party(call)
     remote = inside.other
     here, there = connection.seat(inside), connection.seat(remote)
-    flow = connection.flow
     role: Role = "PNS" if call.pns is inside else "PAC"
     direction: Direction = "outgoing" if call.requester is call.pns else "incoming"
     setup = None if call.up_since is None else call.up_since - call.created
@@ -71,10 +90,7 @@ def call_row(call: Call, carried: Counts, *, wall: float) -> CallRow:
         inside=Side(inet_ntoa(here.own), _number(call.own[inside])),
         external=Side(inet_ntoa(here.seen_as), _number(call.seen[inside])),
         remote=Side(inet_ntoa(there.own), _number(call.own[remote])),
-        control=ControlEnds(
-            inet_ntoa(flow.source), flow.source_port,
-            inet_ntoa(flow.destination), flow.destination_port,
-        ),
+        control=control_of(connection),
         created=call.created + wall,
         up_since=None if call.up_since is None else call.up_since + wall,
         setup_seconds=setup,
@@ -85,7 +101,7 @@ def call_row(call: Call, carried: Counts, *, wall: float) -> CallRow:
         result=result_of(call),
         connection=connection.id,
         cause=None if call.end is None else call.end.value,
-    )  # fmt: skip
+    )
 
 
 def call_rows(book: Book, tallies: Mapping[Match, Tally], *, wall: float) -> Iterator[CallRow]:
@@ -98,18 +114,34 @@ def call_rows(book: Book, tallies: Mapping[Match, Tally], *, wall: float) -> Ite
 
 def connection_row(connection: Connection, now: float) -> ConnectionRow:
     """Return the row of *connection* at *now*, monotonic seconds."""
-    flow = connection.flow
-    names = connection.names or (None, None, None, None)
     hidden = tuple(connection.seat(party).inside for party in Party)
+    echo = connection.last_echo
     return ConnectionRow(
         id=connection.id,
         state=connection.state.value,
-        originator=End(inet_ntoa(flow.source), flow.source_port, names[0], names[1]),
-        responder=End(inet_ntoa(flow.destination), flow.destination_port, names[2], names[3]),
+        originator=_end(connection, Party.ORIGINATOR),
+        responder=_end(connection, Party.RESPONDER),
         inside=_INSIDE[hidden],
         opaque=is_opaque(connection),
+        passive=connection.passive,
         calls=sum(call.state is not CallState.GONE for call in connection.calls),
         age=now - connection.created,
+        echo_age=None if echo is None else now - echo.at,
+        echo_seconds=None if echo is None else echo.seconds,
+        echo_by=None if echo is None else _PARTIES[echo.by],
+    )
+
+
+def _end(connection: Connection, party: Party) -> End:
+    ends = connection.flow
+    address, port = ends[2:] if party else ends[:2]
+    said = connection.introductions and connection.introductions[party]
+    if said is None:
+        return End(inet_ntoa(address), port)
+    return End(
+        inet_ntoa(address), port, said.host, said.vendor,
+        f"{said.version >> 8}.{said.version & 0xFF}", said.framing, said.bearer,
+        said.channels, said.firmware,
     )  # fmt: skip
 
 
@@ -117,6 +149,77 @@ def connection_rows(book: Book, now: float) -> Iterator[ConnectionRow]:
     """Yield the rows of all control connections."""
     for connection in list(book.connections.values()):
         yield connection_row(connection, now)
+
+
+def hosts_of(connection: Connection) -> tuple[str, str]:
+    """Return both ends' own addresses, the opener's first."""
+    flow = connection.flow
+    return inet_ntoa(flow.source), inet_ntoa(flow.destination)
+
+
+def control_of(connection: Connection) -> ControlEnds:
+    """Return the ends of *connection*, as each knows itself."""
+    flow = connection.flow
+    return ControlEnds(
+        inet_ntoa(flow.source), flow.source_port,
+        inet_ntoa(flow.destination), flow.destination_port,
+    )  # fmt: skip
+
+
+def message_fields(octets: bytes) -> Mapping[str, int | bytes]:
+    """Return the fields of a control message by name; none of one that cannot be read."""
+    try:
+        return unpack(octets)[1]
+    except WireError:
+        return {}
+
+
+def message_call(seen: MessageSeen, fields: Mapping[str, int | bytes]) -> Call | None:
+    """Return the call that a message names, None if it names none that there is."""
+    find, sender = seen.connection.find, seen.sender
+    found = None
+    if "call_id" in fields:
+        found = find(sender, int(fields["call_id"]), seen=False)
+    if found is None and "peer_call_id" in fields:
+        found = find(sender.other, int(fields["peer_call_id"]), seen=True)
+    return found
+
+
+def message_json(seen: MessageSeen, fields: Mapping[str, int | bytes]) -> dict[str, Any]:
+    """Return a control message as its sender wrote it, and what we made of its numbers.
+
+    What is reserved is left out; ``forwarded`` has the call IDs that went on as
+    others, ``words`` the codes that have a meaning.
+    """
+    find, sender = seen.connection.find, seen.sender
+    forwarded, words = {}, {}
+    if "call_id" in fields:
+        call = find(sender, int(fields["call_id"]), seen=False)
+        if call is not None and call.seen[sender] != fields["call_id"]:
+            forwarded["call_id"] = call.seen[sender]
+    if "peer_call_id" in fields:
+        call = find(sender.other, int(fields["peer_call_id"]), seen=True)
+        if call is not None and call.own[sender.other] != fields["peer_call_id"]:
+            forwarded["peer_call_id"] = call.own[sender.other]
+    results = {} if seen.kind is None else RESULTS.get(seen.kind, {})
+    for name in ("result", "reason"):
+        if name in fields:
+            number = int(fields[name])
+            words[name] = results.get(number, f"unknown {name} {number}")
+    for name, said in (("error", error_of), ("cause", cause_of)):
+        code = said(int(fields.get(name, 0)))
+        if code is not None:
+            words[name] = code.text
+    return {
+        "message": None if seen.kind is None else seen.kind.title,
+        "octets": len(seen.octets),
+        "fields": {
+            name: text(value) if isinstance(value, bytes) else value
+            for name, value in fields.items() if not name.startswith("reserved")
+        },
+        "forwarded": forwarded,
+        "words": words,
+    }  # fmt: skip
 
 
 def is_opaque(connection: Connection) -> bool:
@@ -134,12 +237,6 @@ def calls_by_state(book: Book) -> dict[str, int]:
 def connections_by_state(book: Book) -> dict[str, int]:
     """Return how many control connections there are in each state."""
     return dict(Counter(each.state.value for each in book.connections.values()))
-
-
-def headline(book: Book, datapath: str) -> str:
-    """Return how much there is to do, in one line."""
-    up = sum(call.state is CallState.UP for call in book.calls.values())
-    return f"{up} calls up, {len(book.connections)} control connections, data path {datapath}"
 
 
 def _number(value: int) -> int | None:

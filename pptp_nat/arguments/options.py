@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final
 
+from pptp_nat.subscription import EVENT_TYPES, LONGEST
 from pptp_nat.table import LARGEST_CALL_ID
 
 DATAPATHS: Final = ("auto", "conntrack", "queue")
@@ -108,3 +109,38 @@ def interval(text: str) -> float:
     if not SHORTEST_WATCH <= number <= 86400:
         raise argparse.ArgumentTypeError(f"{text[:32]!r} is not {SHORTEST_WATCH} seconds or more")
     return number
+
+
+def count(text: str) -> int:
+    """Return how many of something."""
+    return _number(text, 1, (1 << 31) - 1, "a number from 1 up")
+
+
+_UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def duration(text: str) -> float:
+    """Return seconds, written as ``90``, ``90s``, ``5m`` or ``1h``; at most a day."""
+    unit = _UNITS.get(text[-1:])
+    try:
+        seconds = float(text[:-1] if unit else text) * (unit or 1.0)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= LONGEST:
+        raise argparse.ArgumentTypeError(
+            f"{text[:32]!r} is not a time such as 90s, 5m or 1h, at most a day"
+        )
+    return seconds
+
+
+def event_types(text: str) -> list[str]:
+    """Return the types of events in a list with commas; ``all`` means all."""
+    if text == "all":
+        return list(EVENT_TYPES)
+    named = text.split(",")
+    for each in named:
+        if each not in EVENT_TYPES:
+            raise argparse.ArgumentTypeError(
+                f"{each[:32]!r} is no type of event; there are {', '.join(EVENT_TYPES)}"
+            )
+    return named

@@ -1,4 +1,4 @@
-"""Arguments of the commands that ask the daemon: status, list, connections, clear."""
+"""Arguments of the commands that ask the daemon: status, list, connections, events, clear."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pptp_nat.arguments.options import (
     add_command,
     address,
     call_id,
+    count,
+    duration,
+    event_types,
     interval,
     output_option,
     row_id,
@@ -68,6 +71,35 @@ def connections(commands: Any) -> None:  # noqa: ANN401
         "  pptp-nat connections\n  pptp-nat connections -o json | jq '.[] | select(.opaque)'",
     )
     output_option(parser, "text", "json")
+
+
+def events(commands: Any) -> None:  # noqa: ANN401
+    """Describe ``events``."""
+    parser = add_command(
+        commands,
+        "events",
+        "events:events",
+        "show what happens to calls as it happens, like conntrack -E",
+        "  pptp-nat events -o timestamp --client 192.168.1.20\n"
+        "  pptp-nat events --types all --for 5m\n"
+        "  pptp-nat events -o json --types destroy | jq -c '[.call.cause, .call.result.text]'",
+    )
+    output_option(parser, "text", "timestamp", "json")
+    parser.add_argument(
+        "--types",
+        type=event_types,
+        metavar="TYPE,...",
+        default=["new", "update", "destroy", "refused"],
+        help="new, update, destroy, refused (these four if none are given); connection; "
+        "oddity, message: every departure from the RFC and every control message; all",
+    )
+    parser.add_argument("--call", type=row_id, metavar="CALL", help="only of the call with this id")
+    parser.add_argument("--client", type=address, metavar="ADDR", help="only of this host's calls")
+    parser.add_argument("--server", type=address, metavar="ADDR", help="only of calls to this host")
+    parser.add_argument("--count", type=count, metavar="N", help="end after N events")
+    parser.add_argument(
+        "--for", type=duration, metavar="TIME", dest="seconds", help="end after 90s, 5m, 1h"
+    )
 
 
 def clear(commands: Any) -> None:  # noqa: ANN401

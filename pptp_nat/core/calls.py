@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pptp_nat.core.bindings import Pair
+from pptp_nat.core.messages import text, unpack
 from pptp_nat.core.states import CallState, ControlState, End
 from pptp_nat.core.stream import Stream
 from pptp_nat.core.tuples import Address, Flow, Leg, Party, Placement, Seat
@@ -25,6 +26,31 @@ NOBODY: Final = -1  #: in place of a call ID that is not known yet
 _NUMBERS: Final = struct.Struct("=4i")
 _NO_NUMBERS: Final = _NUMBERS.pack(NOBODY, NOBODY, NOBODY, NOBODY)
 _FEW: Final = 4  #: calls that are found by looking at each
+#: Who asks with which identifier since when (NaN: nobody); when and after how long who answered.
+_ECHO: Final = struct.Struct("=B4sddfB")
+_NEVER: Final = float("nan")
+#: Fields of both Start-Control-Connection messages, in the order of `Introduction`.
+_CAPABILITIES: Final = ("version", "framing", "bearer", "maximum_channels", "firmware")
+
+
+class Introduction(NamedTuple):
+    """What one party has said of itself (RFC 2637 sections 2.1 and 2.2)."""
+
+    host: str
+    vendor: str
+    version: int  #: 0x0100 is 1.0
+    framing: int  #: bits: 1 asynchronous, 2 synchronous
+    bearer: int  #: bits: 1 analogue, 2 digital
+    channels: int  #: calls that it supports, 0 where it is a PNS
+    firmware: int
+
+
+class Echo(NamedTuple):
+    """The last Echo-Request that was answered."""
+
+    by: Party  #: who answered
+    at: float  #: monotonic seconds
+    seconds: float  #: from this router to that party and back
 
 
 class Call:
@@ -118,8 +144,8 @@ class Connection:
     """One control connection: its place, its two streams and its calls."""
 
     __slots__ = (
-        "_few", "_many", "_originators", "_responders", "_seen_as", "created", "fresh", "id",
-        "is_local", "key", "last_message", "mark", "names", "passive", "state",
+        "_echo", "_few", "_many", "_originators", "_responders", "_seen_as", "created", "fresh",
+        "id", "introductions", "is_local", "key", "last_message", "mark", "passive", "state",
     )  # fmt: skip
 
     def __init__(self, number: int, placement: Placement, now: float, *, is_local: bool) -> None:
@@ -141,14 +167,50 @@ class Connection:
         self._many: _Index | None = None
         #: numbers chosen for a message that is not complete yet: (party, own) -> seen
         self.fresh: dict[tuple[Party, int], int] | None = None
-        #: what Start-Control-Connection said of each party: host, vendor
-        self.names: tuple[str | None, ...] | None = None
+        #: what Start-Control-Connection said of each party
+        self.introductions: tuple[Introduction | None, Introduction | None] | None = None
+        self._echo: bytes | None = None  # packed, there are many
         self.created = now
         self.last_message = now
 
     def share(self, one_for_all: Callable[[tuple[Address | None, ...]], Any]) -> None:
         """Keep one copy of what thousands of connections have in common."""
         self._seen_as = one_for_all(self._seen_as)
+
+    def introduce(
+        self, party: Party, octets: bytes, one_for_all: Callable[[Any], Any]
+    ) -> None:
+        """Note what *party* says of itself in a Start-Control-Connection message."""
+        values = unpack(octets)[1]
+        both = list(self.introductions or (None, None))
+        both[party] = one_for_all(
+            Introduction(
+                text(values["host"]), text(values["vendor"]),
+                *(int(values[name]) for name in _CAPABILITIES),
+            )
+        )  # fmt: skip
+        self.introductions = one_for_all((both[0], both[1]))
+
+    def echo_asked(self, party: Party, identifier: bytes, now: float) -> None:
+        """Note an Echo-Request of *party*."""
+        answered = _ECHO.unpack(self._echo)[3:] if self._echo else (_NEVER, 0.0, 0)
+        self._echo = _ECHO.pack(party, identifier, now, *answered)
+
+    def echo_answered(self, party: Party, identifier: bytes, now: float) -> None:
+        """Note an Echo-Reply of *party*; one that nobody has asked for says nothing."""
+        if self._echo is None:
+            return
+        asker, asked_with, asked, *_ = _ECHO.unpack(self._echo)
+        if asker != party and asked_with == identifier and asked <= now:
+            self._echo = _ECHO.pack(asker, identifier, _NEVER, now, now - asked, party)
+
+    @property
+    def last_echo(self) -> Echo | None:
+        """The last echo that was answered."""
+        if self._echo is None:
+            return None
+        *_, at, seconds, by = _ECHO.unpack(self._echo)
+        return None if at != at else Echo(Party(by), at, seconds)  # noqa: PLR0124  NaN
 
     @property
     def streams(self) -> tuple[Stream, Stream]:

@@ -30,7 +30,7 @@ from typing import Final
 from pptp_nat.core.book import LIVE, Book
 from pptp_nat.core.calls import NOBODY, Call, Connection
 from pptp_nat.core.events import MessageSeen, OddityMet, Released
-from pptp_nat.core.messages import LAYOUTS, Frame, MessageType, says_yes, text
+from pptp_nat.core.messages import LAYOUTS, Frame, MessageType, says_yes
 from pptp_nat.core.packet import Edit, Segment, edited
 from pptp_nat.core.states import Answer, CallState, End, after_message
 from pptp_nat.core.stream import FirstOctet
@@ -49,8 +49,7 @@ _RESERVED: Final = {
     )
     for kind, layout in LAYOUTS.items()
 }
-_HOST: Final = slice(28, 92)  #: the same in both Start-Control-Connection messages
-_VENDOR: Final = slice(92, 156)
+_IDENTIFIER: Final = slice(12, 16)  #: the same in both echo messages
 _PNS_NUMBER: Final = "disconnect_notify_with_pns_number"
 _SWAPPED_PNS_NUMBER: Final = "disconnect_notify_with_swapped_pns_number"
 
@@ -94,6 +93,7 @@ class Dialogue:
             _M.START_CONTROL_CONNECTION_REQUEST: self._start,
             _M.START_CONTROL_CONNECTION_REPLY: self._start,
             _M.ECHO_REQUEST: self._echo,
+            _M.ECHO_REPLY: self._echo_reply,
             _M.OUTGOING_CALL_REQUEST: self._request,
             _M.OUTGOING_CALL_REPLY: self._reply,
             _M.INCOMING_CALL_REQUEST: self._request,
@@ -277,12 +277,14 @@ class Dialogue:
             effect(kind, octets)
 
     def _start(self, _kind: MessageType, octets: bytes) -> None:
-        names = list(self._connection.names or (None, None, None, None))
-        names[2 * self._sender : 2 * self._sender + 2] = text(octets[_HOST]), text(octets[_VENDOR])
-        self._connection.names = self._book.one_for_all(tuple(names))
+        self._connection.introduce(self._sender, octets, self._book.one_for_all)
 
-    def _echo(self, _kind: MessageType, _octets: bytes) -> None:
+    def _echo(self, _kind: MessageType, octets: bytes) -> None:
         self.echoed = True
+        self._connection.echo_asked(self._sender, octets[_IDENTIFIER], self._now)
+
+    def _echo_reply(self, _kind: MessageType, octets: bytes) -> None:
+        self._connection.echo_answered(self._sender, octets[_IDENTIFIER], self._now)
 
     def _request(self, kind: MessageType, octets: bytes) -> None:
         own = _field(octets, LAYOUTS[kind].call_id)

@@ -19,7 +19,7 @@ from pptp_nat.sockets import Access
 from pptp_nat.table import CallRow, ConnectionRow, ControlEnds, Count, End, Filter, Result, Side
 
 KERNEL_LIBRARIES = ("pyroute2", "netfilterqueue", "scapy", "prometheus_client")
-COMMANDS = ("run", "status", "list", "connections", "clear", "rules", "demo", "completion")
+COMMANDS = ("run", "status", "list", "connections", "events", "clear", "rules", "demo")
 
 
 def row(number, client, state="up"):
@@ -48,7 +48,8 @@ def row(number, client, state="up"):
 CALLS = [row(1, "192.168.77.20"), row(2, "192.168.77.3"), row(3, "192.168.77.3", "requested")]
 CONNECTION = ConnectionRow(
     1, "open", End("192.168.77.20", 40000, "alice", None), End("198.18.7.2", 1723),
-    "originator", opaque=False, calls=1, age=10.0,
+    "originator", opaque=False, passive=None, calls=1, age=10.0, echo_age=None,
+    echo_seconds=None, echo_by=None,
 )  # fmt: skip
 STATUS = {
     "version": "9.9",
@@ -63,6 +64,7 @@ STATUS = {
     "calls": {"up": 2, "requested": 1},
     "connections": {"open": 3},
     "opaque": 0,
+    "api": {"clients": 1, "subscribers": 0, "refused": 0, "dropped": 0, "garbled": 0},
 }  # fmt: skip
 
 
@@ -228,6 +230,7 @@ def test_status_is_good_while_the_queues_are_bound(run) -> None:
         "queue 1723 (control) bound waiting=0 dropped=0 user_dropped=0",
         "calls 3 up=2 requested=1",
         "control connections 3 open=3 opaque=0",
+        "socket clients=1 subscribers=0 refused=0 dropped=0 garbled=0",
     ]
 
 
@@ -298,6 +301,12 @@ def test_clearing_nothing_fails(run) -> None:
         ["list", "-o", "csv"],
         ["list", "--stat", "up"],
         ["list", "extra"],
+        ["events", "--types", "new,dance"],
+        ["events", "--types", ""],
+        ["events", "--count", "0"],
+        ["events", "--for", "2d"],
+        ["events", "--for", "0s"],
+        ["events", "--call", "x"],
         ["clear"],
         ["clear", "x"],
         ["clear", "1", "--client", "1.2.3.4"],
@@ -357,7 +366,7 @@ def test_the_default_socket_is_the_daemons(capsys, monkeypatch) -> None:
 def test_no_daemon_is_one_line_and_1(tmp_path, capsys) -> None:
     """The commonest error."""
     path = tmp_path / "none"
-    for command in (["status"], ["list"], ["connections"], ["clear", "1"]):
+    for command in (["status"], ["list"], ["connections"], ["events"], ["clear", "1"]):
         assert cli.main([*command, "--socket", str(path)]) == 1
         assert capsys.readouterr().err == (
             f"pptp-nat: no daemon answers on {path}: is `pptp-nat run` up? "

@@ -20,6 +20,7 @@ from pptp_nat.api import LONGEST_REQUEST, Request
 from pptp_nat.control import BACKLOG, CHUNK, PATIENCE, PLACES, ControlServer
 from pptp_nat.errors import AdapterError, ConfigError, UsageError
 from pptp_nat.sockets import Access
+from pptp_nat.subscription import EVENT_TYPES, About
 from pptp_nat.table import ConnectionRow, End, Filter, QueueRow, StatusRow
 
 PRIVATE = Access(0o600)
@@ -120,6 +121,14 @@ def read(client):
 
 def line(number, do, **arguments):
     return json.dumps({"v": 1, "id": number, "do": do, **arguments}).encode() + b"\n"
+
+
+def about(kind):
+    return About(kind, 7, 3, ("192.168.77.10", "198.18.7.2"))
+
+
+def publish(server, event):
+    server.publish(about(event["type"]), lambda: event)
 
 
 def no(number, error):
@@ -358,7 +367,7 @@ def test_a_subscriber_hears_the_types_it_named(daemon) -> None:
     ) == [{"v": 1, "id": 3, "ok": True, "types": ["destroy", "new"]}]
     daemon.ask(line(4, "subscribe"), all_of_them)
     for kind in ("new", "update", "destroy"):
-        daemon.server.publish({"type": kind})
+        publish(daemon.server, {"type": kind})
     daemon.turn()
 
     assert [answer["event"]["type"] for answer in read(some)] == ["new", "destroy"]
@@ -371,7 +380,48 @@ def test_types_that_are_no_names_are_refused(daemon, types) -> None:
     [answer] = daemon.ask(line(1, "subscribe", types=types))
 
     assert no(1, 'types: a list of names, such as ["new","destroy"]') == answer
-    assert not daemon.server.has_subscribers
+    assert not daemon.server.subscribers
+
+
+def test_what_was_left_out_is_told_before_what_comes_next(daemon) -> None:
+    """Otherwise a gap would look like silence."""
+    client = daemon.connect()
+    daemon.ask(line(1, "subscribe", types=["message", "new"], rate=5), client)
+    for _ in range(9):
+        publish(daemon.server, {"type": "message"})
+    publish(daemon.server, {"type": "new"})
+    daemon.turn()
+
+    assert [answer["event"] for answer in read(client)] == [
+        *[{"type": "message"}] * 5, {"type": "suppressed", "count": 4}, {"type": "new"},
+    ]  # fmt: skip
+
+
+def test_an_event_that_nobody_wants_is_not_made(daemon) -> None:
+    """It would cost a packet's time."""
+    client = daemon.connect()
+    daemon.ask(line(1, "subscribe", types=["destroy"], client="192.168.77.11"), client)
+
+    def make():
+        raise AssertionError("made for nobody")
+
+    for kind in EVENT_TYPES:
+        daemon.server.publish(about(kind), make)
+
+
+def test_the_daemon_is_told_who_listens(daemon) -> None:
+    """It looks at every message only while somebody wants that."""
+    heard = []
+    daemon.server.on_subscribers = lambda: heard.append(daemon.server.hears("message"))
+    client = daemon.connect()
+    daemon.ask(line(1, "subscribe"), client)
+    daemon.ask(line(2, "subscribe", types=["message"]), client)
+    daemon.ask(line(3, "subscribe", types=["new"]), client)
+    daemon.ask(line(4, "subscribe", types=["message"]), client)
+    client.close()
+    daemon.turn()
+
+    assert heard == [False, True, False, True, False]
 
 
 def test_a_subscriber_may_ask_as_well(daemon) -> None:
@@ -379,7 +429,7 @@ def test_a_subscriber_may_ask_as_well(daemon) -> None:
     client = daemon.connect()
     daemon.ask(line(1, "subscribe"), client)
     client.sendall(line(2, "list", count=1))
-    daemon.server.publish({"type": "new"})
+    publish(daemon.server, {"type": "new"})
     daemon.turn()
 
     assert {1, 2} == {answer["id"] for answer in read(client)}
@@ -393,7 +443,7 @@ def test_a_subscriber_that_does_not_read_is_disconnected_at_the_bound(tmp_path) 
     daemon.ask(line(1, "subscribe"), awake)
     heard = 0
     for number in range(1000):
-        daemon.server.publish({"type": "new", "number": number, "padding": "x" * 1000})
+        publish(daemon.server, {"type": "new", "number": number, "padding": "x" * 1000})
         daemon.turn()
         heard += len(read(awake))
         for client in daemon.server.clients:
@@ -413,7 +463,7 @@ def test_a_subscription_ends_when_the_client_closes_its_side(daemon) -> None:
     daemon.turn()
 
     assert read(client) == [None]
-    assert not daemon.server.has_subscribers
+    assert not daemon.server.subscribers
 
 
 def test_publishing_while_answering_may_disconnect_the_asker(tmp_path) -> None:
@@ -421,7 +471,7 @@ def test_publishing_while_answering_may_disconnect_the_asker(tmp_path) -> None:
     daemon = Daemon(tmp_path / "s", lambda request: clear(), backlog=1000)
 
     def clear():
-        daemon.server.publish({"type": "destroy", "padding": "x" * 2000})
+        publish(daemon.server, {"type": "destroy", "padding": "x" * 2000})
         return {"cleared": 1}
 
     client = daemon.connect()
@@ -736,7 +786,7 @@ def test_events_stream_until_the_client_has_enough(served) -> None:
     """Closing the iterator closes the connection."""
 
     def answer(_request):
-        served.server.publish({"type": "new"})
+        publish(served.server, {"type": "new"})
         return {}
 
     served.server.answer = answer

@@ -3,18 +3,20 @@
 import dataclasses
 import json
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from pptp_nat import rendering, table
 from pptp_nat.core.states import CallState
 from pptp_nat.errors import UsageError
 from pptp_nat.table import (
     STATES,
+    ApiRow,
     CallRow,
+    Code,
     ConnectionRow,
     ControlEnds,
     Count,
@@ -26,7 +28,7 @@ from pptp_nat.table import (
     StatusRow,
 )
 
-SCHEMA = json.loads((Path(__file__).parents[2] / "docs/calls.schema.json").read_text())
+from .schemas import SCHEMAS, departures
 
 UP = CallRow(
     id=7,
@@ -61,15 +63,25 @@ NEW = dataclasses.replace(
     to_inside=Count(0, 0),
     result=Result(None, None),
 )
+REFUSED = dataclasses.replace(
+    NEW,
+    state="gone",
+    result=Result(2, "general error", Code(4, "no resource"), Code(34, "no circuit available")),
+    cause="refused",
+)
 OPEN = ConnectionRow(
     id=3,
     state="open",
     originator=End("192.168.77.10", 40000, "alice", 'Mi"cro\nsoft\x1b[2J'),
-    responder=End("198.18.7.2", 1723),
+    responder=End("198.18.7.2", 1723, "pac", "Acme", "1.0", 3, 0, 20, 0x120),
     inside="originator",
     opaque=False,
+    passive=None,
     calls=1,
     age=61.9,
+    echo_age=None,
+    echo_seconds=None,
+    echo_by=None,
 )
 STATUS = StatusRow(
     version="0.1.0",
@@ -81,6 +93,7 @@ STATUS = StatusRow(
     calls={"requested": 0, "up": 2},
     connections={"open": 2},
     opaque=1,
+    api=ApiRow(clients=2, subscribers=1, refused=3, dropped=4, garbled=5),
 )
 
 
@@ -153,41 +166,50 @@ def test_calls_are_in_the_order_of_clients_and_their_numbers() -> None:
 
 def test_json_is_what_the_schema_says() -> None:
     """docs/calls.schema.json is a promise to other tools."""
-    for row in (UP, NEW):
+    for row in (UP, REFUSED, NEW):
         [call] = json.loads("\n".join(rendering.json_lines([table.call_json(row)])))
 
-        assert list(departures(call, SCHEMA["items"], "call")) == []
+        assert departures([call], "calls") == []
     assert call["remote"] == {"address": "198.18.7.2", "call_id": None}
-    assert call["result"] == {"code": None, "text": None}
+    assert call["result"] == {"code": None, "text": None, "error": None, "cause": None}
 
 
-def departures(value, schema, where):
-    """Yield where *value* is not what *schema* says: the part of JSON Schema that ours uses."""
-    if "$ref" in schema:
-        schema = SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]]
-    kinds = {"object": dict, "string": str, "integer": int, "number": (int, float),
-             "null": type(None)}  # fmt: skip
-    allowed = schema.get("type", "string")
-    allowed = [allowed] if isinstance(allowed, str) else allowed
-    if not any(isinstance(value, kinds[name]) for name in allowed):
-        yield f"{where}: {value!r} is not {allowed}"
-    if "enum" in schema and value not in schema["enum"]:
-        yield f"{where}: {value!r} is not in {schema['enum']}"
-    if isinstance(value, int | float) and not (
-        schema.get("minimum", value) <= value <= schema.get("maximum", value)
-    ):
-        yield f"{where}: {value!r} is out of range"
-    if isinstance(value, dict):
-        if not set(schema["required"]) == set(schema["properties"]) == set(value):
-            yield f"{where}: {sorted(value)} are not {sorted(schema['required'])}"
-        for name, inner in value.items():
-            yield from departures(inner, schema["properties"][name], f"{where}.{name}")
+@pytest.mark.parametrize("name", sorted(SCHEMAS))
+def test_the_schemas_are_schemas(name) -> None:
+    """And each describes every key, so that none is added without a word."""
+    Draft202012Validator.check_schema(SCHEMAS[name])
+
+
+def test_connections_and_status_are_what_their_schemas_say() -> None:
+    """As above."""
+    echoed = dataclasses.replace(OPEN, echo_age=1.5, echo_seconds=0.02, echo_by="responder")
+    for row in (OPEN, echoed):
+        assert departures([table.connection_item(row)], "connections") == []
+    assert departures(table.status_item(STATUS), "status") == []
+    for name, item in (
+        ("connections", table.connection_item(OPEN)), ("status", table.status_item(STATUS)),
+        ("calls", table.call_json(UP)),
+    ):  # fmt: skip
+        schema = SCHEMAS[name].get("items", SCHEMAS[name])
+        assert set(schema["required"]) == set(schema["properties"]) == set(item)
+
+
+def test_a_schema_notices_what_is_wrong() -> None:
+    """A schema that lets all pass would be no promise."""
+    call = table.call_json(UP)
+    for wrong in (
+        {**call, "state": "down"}, {**call, "mark": -1},
+        {**call, "inside": {"address": "nowhere", "call_id": 1}},
+        {**call, "inside": {"address": "192.0.2.1", "call_id": 65536}},
+        {name: value for name, value in call.items() if name != "counters"},
+    ):  # fmt: skip
+        assert departures([wrong], "calls") != []
 
 
 def test_the_states_are_those_of_the_core() -> None:
     """The table must not lag behind the life of a call."""
     assert tuple(state.value for state in CallState) == STATES
-    assert list(STATES) == SCHEMA["items"]["properties"]["state"]["enum"]
+    assert list(STATES) == SCHEMAS["calls"]["items"]["properties"]["state"]["enum"]
 
 
 def test_an_empty_list_is_a_list() -> None:
@@ -231,7 +253,7 @@ def test_no_text_breaks_a_rendering(text) -> None:
 
 def test_rows_survive_the_socket() -> None:
     """What the daemon makes items of, a client makes the same rows of."""
-    for row in (UP, NEW):
+    for row in (UP, NEW, REFUSED):
         assert row == table.call_row(json.loads(json.dumps(table.call_item(row))))
     assert table.connection_row(json.loads(json.dumps(table.connection_item(OPEN)))) == OPEN
     assert table.status_row(json.loads(json.dumps(table.status_item(STATUS)))) == STATUS
@@ -242,7 +264,9 @@ def test_a_control_connection_shows_who_is_inside() -> None:
     expected = (
         "tcp      6 61 OPEN src=192.168.77.10 dst=198.18.7.2 sport=40000 dport=1723 "
         'inside=originator calls=1 src_host="alice" '
-        r'src_vendor="Mi\"cro\nsoft\u001b[2J" id=3'
+        r'src_vendor="Mi\"cro\nsoft\u001b[2J" dst_host="pac" dst_vendor="Acme" '
+        "dst_version=1.0 dst_framing=async,sync dst_bearer=none dst_channels=20 "
+        "dst_firmware=288 id=3"
     )
 
     assert [expected] == list(rendering.connections_text([OPEN]))
@@ -263,6 +287,7 @@ def test_the_state_of_the_daemon_fits_on_a_few_lines() -> None:
         "queue 1723 (control) bound waiting=1 dropped=2 user_dropped=3",
         "calls 2 up=2",
         "control connections 2 open=2 opaque=1",
+        "socket clients=2 subscribers=1 refused=3 dropped=4 garbled=5",
     ]
 
 

@@ -166,8 +166,12 @@ def test_windows_nt_with_call_id_zero(inside: bool) -> None:  # noqa: FBT001 (a 
 
     assert CallState.UP in states
     (connection,) = translator.book.connections.values()
-    assert connection.names is not None
-    assert ("", "Microsoft Windows NT", "local", "MoretonBay") == connection.names
+    assert connection.introductions is not None
+    client, server = connection.introductions
+    assert client is not None
+    assert server is not None
+    assert ("", "Microsoft Windows NT", 0x0100) == (client.host, client.vendor, client.version)
+    assert ("local", "MoretonBay", 0x0100) == (server.host, server.vendor, server.version)
     assert translator.book.messages[M.SET_LINK_INFO, inside] == 1
     run_out(translator, legs, now)
     assert translator.book.ends == {End.CLOSED: 1}
