@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from pptp_nat import __version__
-from pptp_nat.arguments import router, tables
+from pptp_nat.arguments import analysis, router, tables
 from pptp_nat.errors import ConfigError, PptpNatError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ INTERRUPTED: Final = 130  #: 128 and SIGINT
 #: in the order of ``--help``
 COMMANDS: Final = (
     router.run, tables.status, tables.list_, tables.connections, tables.events, tables.clear,
-    router.rules, router.demo,
+    router.rules, analysis.conntrack, router.demo,
 )  # fmt: skip
 
 

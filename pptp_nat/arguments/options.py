@@ -95,6 +95,19 @@ def row_id(text: str) -> int:
     return _number(text, 0, (1 << 63) - 1, "an id such as `pptp-nat list` shows after id=")
 
 
+def port(text: str) -> int:
+    """Return a TCP port."""
+    return _number(text, 1, 0xFFFF, "a TCP port from 1 to 65535")
+
+
+def bit(text: str) -> int:
+    """Return one bit of a mark, written in decimal or as 0x..."""
+    number = _number(text, 1, 0xFFFFFFFF, "one bit of a mark such as 0x20000000")
+    if number.bit_count() != 1:
+        raise argparse.ArgumentTypeError(f"{text[:32]!r} has more than one bit")
+    return number
+
+
 def clients(text: str) -> int:
     """Return how many clients the demo has."""
     return _number(text, 1, MOST_CLIENTS, f"a number of clients from 1 to {MOST_CLIENTS}")

@@ -99,7 +99,7 @@ class Events:
         received, overrun = self._netlink.drain()
         events = [CtEvent(Change.OVERRUN)] if overrun else []
         for message in received:
-            change = _change(message)
+            change = change_of(message)
             if change is None or message.portid == self._own:
                 continue
             entry = read_entry(message.body)
@@ -128,7 +128,8 @@ def is_control(entry: Entry, ports: Collection[int]) -> bool:
     return entry.original.protocol == TCP and (dialled in ports or answering in ports)
 
 
-def _change(message: Received) -> Change | None:
+def change_of(message: Received) -> Change | None:
+    """Return what *message* says of an entry; None: it is no event."""
     if message.kind == CT_DELETE:
         return Change.DESTROY
     if message.kind == CT_NEW:

@@ -298,7 +298,7 @@ def by_tuple(*, original: tuple[int, Tuple] | None, reply: tuple[int, Tuple] | N
     return b"".join(parts) + nested(CTA_FILTER, *flags)
 
 
-def _read_tuple(octets: bytes) -> Tuple | None:
+def read_tuple(octets: bytes) -> Tuple | None:
     """Read what is inside a tuple attribute; None where it has no IPv4 or no keys."""
     if len(octets) == TUPLE.size:
         (
@@ -312,11 +312,11 @@ def _read_tuple(octets: bytes) -> Tuple | None:
         addresses = attributes(parts[CTA_TUPLE_IP])
         keys = attributes(parts[CTA_TUPLE_PROTO])
         return Tuple(
-            _number(keys[CTA_PROTO_NUM]),
+            number(keys[CTA_PROTO_NUM]),
             _address(addresses[CTA_IP_V4_SRC]),
-            _number(keys[CTA_PROTO_SRC_PORT]),
+            number(keys[CTA_PROTO_SRC_PORT]),
             _address(addresses[CTA_IP_V4_DST]),
-            _number(keys[CTA_PROTO_DST_PORT]),
+            number(keys[CTA_PROTO_DST_PORT]),
         )
     except KeyError:
         return None
@@ -328,12 +328,13 @@ def _address(octets: bytes) -> Address:
     return octets
 
 
-def _number(octets: bytes | None) -> int:
+def number(octets: bytes | None) -> int:
     """Return an attribute's unsigned number, 0 where it is not there."""
     return 0 if octets is None else int.from_bytes(octets)
 
 
-def _read_tally(octets: bytes | None) -> Tally | None:
+def read_tally(octets: bytes | None) -> Tally | None:
+    """Read the counters of one direction; None where the kernel does not count."""
     if octets is None:
         return None
     if len(octets) == _COUNTERS.size:
@@ -342,7 +343,7 @@ def _read_tally(octets: bytes | None) -> Tally | None:
             return Tally(packets, total)
     counters = attributes(octets)
     return Tally(
-        _number(counters.get(CTA_COUNTERS_PACKETS)), _number(counters.get(CTA_COUNTERS_BYTES))
+        number(counters.get(CTA_COUNTERS_PACKETS)), number(counters.get(CTA_COUNTERS_BYTES))
     )
 
 
@@ -360,8 +361,8 @@ def read_entry(body: bytes) -> Entry | None:
         return None
     parts = attributes(body[len(FAMILY) :])
     try:
-        original = _read_tuple(parts[CTA_TUPLE_ORIG])
-        reply = _read_tuple(parts[CTA_TUPLE_REPLY])
+        original = read_tuple(parts[CTA_TUPLE_ORIG])
+        reply = read_tuple(parts[CTA_TUPLE_REPLY])
     except KeyError:
         return None
     if original is None or reply is None:
@@ -369,13 +370,13 @@ def read_entry(body: bytes) -> Entry | None:
     return Entry(
         original,
         reply,
-        _number(parts.get(CTA_STATUS)),
-        _number(parts.get(CTA_MARK)),
-        _number(parts.get(CTA_TIMEOUT)),
-        _read_tally(parts.get(CTA_COUNTERS_ORIG)),
-        _read_tally(parts.get(CTA_COUNTERS_REPLY)),
-        _read_helper(parts.get(CTA_HELP)),
-        _number(parts.get(CTA_ID)),
+        number(parts.get(CTA_STATUS)),
+        number(parts.get(CTA_MARK)),
+        number(parts.get(CTA_TIMEOUT)),
+        read_tally(parts.get(CTA_COUNTERS_ORIG)),
+        read_tally(parts.get(CTA_COUNTERS_REPLY)),
+        read_helper(parts.get(CTA_HELP)),
+        number(parts.get(CTA_ID)),
     )
 
 
@@ -396,7 +397,8 @@ def read_count(body: bytes) -> tuple[Match, Tally] | None:
     return Match(*entry.leg[:3]), entry.carried or Tally(0, 0)
 
 
-def _read_helper(octets: bytes | None) -> str | None:
+def read_helper(octets: bytes | None) -> str | None:
+    """Read the name of the helper that is attached, if any is."""
     name = None if octets is None else attributes(octets).get(CTA_HELP_NAME)
     return None if name is None else name.rstrip(b"\0").decode("ascii", "replace")
 
@@ -411,4 +413,4 @@ def spare_keys(leg: Leg) -> list[int]:
     """
     seed = zlib.crc32(leg.source + leg.destination + leg.key.to_bytes(2))
     scatter = [(seed + step * 0x9E37) & 0xFFFF for step in range(24)]
-    return list(dict.fromkeys((0, leg.key, _number(leg.source[2:]), *scatter)))
+    return list(dict.fromkeys((0, leg.key, number(leg.source[2:]), *scatter)))

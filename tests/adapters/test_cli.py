@@ -19,7 +19,9 @@ from pptp_nat.sockets import Access
 from pptp_nat.table import CallRow, ConnectionRow, ControlEnds, Count, End, Filter, Result, Side
 
 KERNEL_LIBRARIES = ("pyroute2", "netfilterqueue", "scapy", "prometheus_client")
-COMMANDS = ("run", "status", "list", "connections", "events", "clear", "rules", "demo")
+COMMANDS = (
+    "run", "status", "list", "connections", "events", "clear", "rules", "conntrack", "demo",
+)  # fmt: skip
 
 
 def row(number, client, state="up"):

@@ -1,0 +1,278 @@
+"""Reads what conntrack-tools and the kernel print of a table, and what people paste of it.
+
+Forms: ``conntrack -L`` with any of ``-o extended,id,ktimestamp,xml``, the lines of
+``conntrack -E``, and /proc/net/nf_conntrack.  A line that is none of these is
+counted, and the first one kept for a complaint; nothing raises.
+
+Sources: conntrack-tools' libnetfilter_conntrack (snprintf_default.c,
+snprintf_xml.c), the kernel's nf_conntrack_standalone.c (ct_seq_show).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import time
+from typing import TYPE_CHECKING, Final
+
+from pptp_nat.analysis.conntrack_entries import GRE, Count, ListedEntry, Way, is_control
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+LONGEST: Final = 4096  #: characters of a line or a <flow> that are looked at; real ones take 700
+SHOWN: Final = 60  #: characters of a line in a complaint
+
+_ADDRESS: Final = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}")
+_TUPLE: Final = (
+    r"src=(\S+) dst=(\S+) "
+    r"(?:(?:sport|srckey)=(\w+) (?:dport|dstkey)=(\w+) )?"
+    r"(?:packets=(\d+) bytes=(\d+) )?"
+)
+#: from the protocol's number to the end of the reply tuple
+_ENTRY: Final = re.compile(
+    r"(?:ipv4\s+2\s+)?(?:tcp|gre|unknown)\s+(6|47)\s+(?:(\d+)\s+)?"
+    r"(?:timeout=\d+, stream_timeout=\d+ )?(?:([A-Z][A-Z_0-9]*) )?"
+    rf"{_TUPLE}(\[UNREPLIED\] )?{_TUPLE}"
+)
+_OTHER: Final = re.compile(r"(?:ipv[46]\s+\d+\s+)?\S+\s+\d+ .*?src=\S+ dst=\S+ .*?src=\S+ dst=\S+ ")
+_EVENT: Final = re.compile(r"(?:\[\d+\.\d+\s*\]\s*)?\[(NEW|UPDATE|DESTROY)\]\s*")
+_TRAILER: Final = re.compile(r"conntrack v\S+ \(conntrack-tools\)")
+_STARTED: Final = re.compile(r"\[start=([^]]+)\]")
+_NAMED: Final = re.compile(r" (mark|helper|id)=(\S+)")
+_TAG: Final = re.compile(r"<(\w+)>([^<]*)</")
+_LAYER4: Final = re.compile(r'<layer4 protonum="(\d+)"')
+IPV4: Final = '<layer3 protonum="2"'  # AF_INET
+_EVENT_XML: Final = re.compile(r'<flow[^>]* type="destroy"')
+
+
+class Listing:
+    """Entries out of text, and what else was in it.
+
+    Where the listing is one of events, what is left is what was there at its end.
+
+    Args:
+        ports: TCP ports of PPTP servers.
+    """
+
+    def __init__(self, ports: Collection[int]) -> None:
+        self._found: dict[tuple[int, Way], ListedEntry] = {}
+        self.others = 0  #: entries of other protocols, ports and of IPv6
+        self.garbage = 0  #: lines that are no entries
+        self.first_garbage: tuple[int, str] | None = None  #: its line, and its printable start
+        self._ports = frozenset(ports)
+        self._marks = tuple(f"port={port}" for port in ports)
+
+    @property
+    def entries(self) -> list[ListedEntry]:
+        """The control connections and GRE entries, in the order of the listing."""
+        return list(self._found.values())
+
+    def read(self, lines: Iterable[str]) -> None:
+        """Take in *lines*, of whatever form."""
+        numbered = enumerate(lines, 1)
+        for number, line in numbered:
+            if line.lstrip().startswith("<"):
+                self._read_xml(number, line, numbered)
+                return
+            self._line(number, line)
+
+    # Lines.
+
+    def _line(self, number: int, line: str) -> None:
+        line = line[:LONGEST].strip() + " "
+        event = None
+        if line.startswith("["):
+            event = _EVENT.match(line)
+            line = line[event.end() :] if event else line
+        read = _ENTRY.match(line)
+        if read is None:
+            self._note_other(number, line)
+            return
+        protocol, left, state, *ways = read.groups()
+        original, reply = _way(ways[:4]), _way(ways[7:11])
+        rest = line[read.end() - 1 :]
+        if original is None or reply is None:
+            self._note_other(number, line)
+            return
+        if not event and " use=" not in rest:  # each listing ends so: this line was cut
+            self._note(number, line)
+            return
+        if event and event[1] == "DESTROY":
+            self._found.pop((int(protocol), original), None)
+            return
+        named = dict(_NAMED.findall(rest))
+        started = _STARTED.search(rest)
+        self._keep(
+            ListedEntry(
+                int(protocol),
+                original,
+                reply,
+                state or "",
+                _number(left),
+                ways[6] is not None or "[UNREPLIED]" in rest,
+                "[ASSURED]" in rest,
+                "OFFLOAD]" in rest,
+                _count(ways[4], ways[5]),
+                _count(ways[11], ways[12]),
+                _number(named.get("mark")) or 0,
+                named.get("helper", ""),
+                _number(named.get("id")),
+                None if started is None else _unix(started[1]),
+                number,
+            )
+        )
+
+    def _keep(self, entry: ListedEntry) -> None:
+        if entry.protocol == GRE or is_control(entry, self._ports):
+            self._found[entry.protocol, entry.original] = entry
+        else:
+            self.others += 1
+
+    def _note_other(self, number: int, line: str) -> None:
+        """Count an entry that is none of ours, or a line that is no entry after all."""
+        if _OTHER.match(line):
+            self.others += 1
+        else:
+            self._note(number, line)
+
+    @property
+    def complaint(self) -> str | None:
+        """One line about what could not be read."""
+        if self.first_garbage is None:
+            return None
+        number, words = self.first_garbage
+        lines = "1 line is" if self.garbage == 1 else f"{self.garbage} lines are"
+        return f"{lines} no conntrack entry; the first is line {number}: {words!r}"
+
+    def _note(self, number: int, line: str) -> None:
+        words = line.strip()
+        if not words or _TRAILER.match(words):
+            return
+        self.garbage += 1
+        if self.first_garbage is None:
+            shown = "".join(each if each.isprintable() else "?" for each in words[:SHOWN])
+            self.first_garbage = number, shown
+
+    # XML.
+
+    def _read_xml(self, number: int, line: str, numbered: Iterator[tuple[int, str]]) -> None:
+        """Take in what stands between <flow> and </flow>, on one line or on several."""
+        parts: list[str] = []
+        held, began = 0, number
+        while True:
+            while "</flow>" in line:
+                head, line = line.split("</flow>", 1)
+                began = number if "<flow" in head else began
+                self._flow(began, ("".join(parts) + head)[-LONGEST:])
+                parts, held = [], 0
+            if line.strip() and held < LONGEST:
+                began = number if "<flow" in line else began
+                parts.append(line)
+                held += len(line)
+            following = next(numbered, None)
+            if following is None:
+                rest = "".join(parts).partition("<flow")
+                if rest[1]:  # the listing was cut
+                    self._note(began, f"<flow{rest[2]}")
+                return
+            number, line = following
+
+    def _flow(self, number: int, text: str) -> None:
+        text = text[max(text.rfind("<flow"), 0) :]
+        kind = _LAYER4.search(text)
+        if kind is None or text.count(kind[0]) != 2:
+            self._note(number, text)
+            return
+        protocol = kind[1]
+        if protocol not in ("6", "47") or text.count(IPV4) != 2:
+            self.others += 1
+            return
+        ways, rest = _metas(text)
+        original, reply = _way(ways[0][:4]), _way(ways[1][:4])
+        if original is None or reply is None:
+            self._note(number, text)
+            return
+        if _EVENT_XML.match(text):
+            self._found.pop((int(protocol), original), None)
+            return
+        started = _number(rest.get("start"))
+        self._keep(
+            ListedEntry(
+                int(protocol),
+                original,
+                reply,
+                rest.get("state", ""),
+                _number(rest.get("timeout")),
+                "<unreplied/>" in text,
+                "<assured/>" in text,
+                "offload/>" in text,
+                _count(*ways[0][4:]),
+                _count(*ways[1][4:]),
+                _number(rest.get("mark")) or 0,
+                rest.get("helper", ""),
+                _number(rest.get("id")),
+                None if started is None else started / 1e9,
+                number,
+            )
+        )
+
+
+_XML_FIELDS: Final = {
+    "src": 0, "dst": 1, "sport": 2, "srckey": 2, "dport": 3, "dstkey": 3, "packets": 4, "bytes": 5,
+}  # fmt: skip
+_Parts = list[str | None]
+
+
+def _metas(text: str) -> tuple[tuple[_Parts, _Parts], dict[str, str]]:
+    """Return the fields of both ways, in the order of `_TUPLE`, and all others by name."""
+    ways: tuple[_Parts, _Parts] = ([None] * 6, [None] * 6)
+    rest: dict[str, str] = {}
+    at = -1
+    for name, value in _TAG.findall(text):
+        index = _XML_FIELDS.get(name)
+        if index is None:
+            rest[name] = value
+            continue
+        at += name == "src"
+        if 0 <= at < 2:
+            ways[at][index] = value
+    return ways, rest
+
+
+def _way(parts: _Parts) -> Way | None:
+    """Return the way of source, destination and keys; None where the addresses are not IPv4."""
+    source, destination, source_key, destination_key = parts
+    if not (source and destination and _is_address(source) and _is_address(destination)):
+        return None
+    return Way(source, destination, _number(source_key), _number(destination_key))
+
+
+@functools.lru_cache(1 << 16)
+def _is_address(text: str) -> bool:
+    return _ADDRESS.fullmatch(text) is not None and all(int(n) < 256 for n in text.split("."))
+
+
+def _count(packets: str | None, octets: str | None) -> Count | None:
+    if packets is None or octets is None:
+        return None
+    return Count(_number(packets) or 0, _number(octets) or 0)
+
+
+@functools.lru_cache(1 << 16)
+def _number(text: str | None) -> int | None:
+    """Return a number in decimal or as 0x...; None for anything else."""
+    if text is None or len(text) > 20:
+        return None
+    try:
+        return int(text, 16 if text[:2] == "0x" else 10)
+    except ValueError:
+        return None
+
+
+def _unix(written: str) -> float | None:
+    """Return Unix seconds of what ctime(3) wrote, in the local time zone."""
+    try:
+        return time.mktime(time.strptime(written, "%a %b %d %H:%M:%S %Y"))
+    except (ValueError, OverflowError):
+        return None

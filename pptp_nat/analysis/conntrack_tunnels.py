@@ -1,0 +1,237 @@
+"""Pairs the entries of a conntrack table: which GRE belongs to which control connection.
+
+A packet of GRE names no port, so the two are paired by their hosts.  An entry
+tells each host's own address and the one that the other host knows; the control
+connection and the GRE of one tunnel have the same two hosts, in either order.
+
+Three ways of carrying a call look different:
+
+- the kernel's helper has one entry for both ways, with both call IDs as keys;
+- pptp-nat has an entry for each way, a *leg*, whose source key is 0 and which has
+  its mark.  Where a tunnel has several calls, nothing in the table says which
+  two legs make one call;
+- with nobody to help, each way is a *stranger*: its own entry, unreplied, and the
+  one that arrives at the hidden host's external address leads nowhere.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from pptp_nat.analysis.conntrack_entries import (
+    ENTRY_MARK,
+    GRE,
+    Host,
+    ListedEntry,
+    is_control,
+    is_ours,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+PORT: Final = 1723
+
+
+class Leg(NamedTuple):
+    """One way of a call's GRE: how it arrives at the router, and how it leaves."""
+
+    entry: ListedEntry
+    arriving_key: int | None  #: the receiver's call ID as the sender knows it
+    leaving_key: int | None  #: the receiver's own
+    packets: int | None
+    octets: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TableCall:
+    """One call as the table shows it, or the half of one."""
+
+    by: str  #: who carries it: ``pptp-nat``, ``helper`` or ``nobody``
+    entries: tuple[ListedEntry, ...]
+    to_responder: Leg | None
+    to_originator: Leg | None
+
+    @property
+    def half(self) -> bool:
+        """Whether only one way of it is known."""
+        return self.to_responder is None or self.to_originator is None
+
+    @property
+    def lively(self) -> bool:
+        """Whether GRE has gone every way that is known, as far as the kernel counts."""
+        legs = (self.to_responder, self.to_originator)
+        return all(leg is None or leg.packets != 0 for leg in legs)
+
+    @property
+    def both_ways(self) -> bool:
+        """Whether GRE has gone both ways, as far as the table can tell."""
+        return self.lively and not (self.half or any(entry.unreplied for entry in self.entries))
+
+
+@dataclass(slots=True)
+class Tunnel:
+    """Everything between two hosts.  Without control connection nobody knows who opened it."""
+
+    originator: Host
+    responder: Host
+    controls: list[ListedEntry] = field(default_factory=list)
+    open: list[ListedEntry] = field(default_factory=list)  #: of those, what is not closed
+    gre: list[ListedEntry] = field(default_factory=list)
+    calls: list[TableCall] = field(default_factory=list)
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the router translates between the two."""
+        return self.originator.hidden or self.responder.hidden
+
+    @property
+    def carried(self) -> int:
+        """How many calls have had GRE both ways; halves count as pairs."""
+        whole = sum(call.both_ways for call in self.calls)
+        halves = [call for call in self.calls if call.by == "pptp-nat" and call.half]
+        forth = sum(each.to_responder is not None and each.lively for each in halves)
+        back = sum(each.to_originator is not None and each.lively for each in halves)
+        return whole + min(forth, back)
+
+    def __str__(self) -> str:
+        return f"{self.originator} - {self.responder}"
+
+
+class Stranger(NamedTuple):
+    """GRE between the hosts of tunnels, but not as their control connections are translated."""
+
+    entry: ListedEntry
+    tunnels: tuple[Tunnel, ...]  #: those it could be of
+    arrives: bool  #: it comes to a hidden host's external address and goes no further
+
+
+@dataclass(slots=True)
+class PptpTable:
+    """All that concerns PPTP in a table."""
+
+    tunnels: list[Tunnel]
+    orphans: list[Tunnel]  #: GRE of two hosts without any control connection
+    strangers: list[Stranger]
+    other_gre: int  #: entries of GRE that has no call IDs, between hosts without PPTP
+    unkeyed: list[ListedEntry]  #: GRE of a kernel that does not look at call IDs
+    entry_mark: int
+
+
+def pptp_table(
+    entries: Iterable[ListedEntry],
+    ports: Collection[int] = (PORT,),
+    entry_mark: int = ENTRY_MARK,
+) -> PptpTable:
+    """Pair *entries*; *entry_mark* is the bit by which pptp-nat's own are known."""
+    found: list[Tunnel] = []
+    by_hosts: dict[_Hosts, Tunnel] = {}  # each tunnel twice, from either end
+    gre: list[ListedEntry] = []
+    for entry in entries:
+        if entry.protocol == GRE:
+            gre.append(entry)
+        elif is_control(entry, ports):
+            tunnel = by_hosts.get(_hosts(entry))
+            if tunnel is None:
+                tunnel = Tunnel(entry.sender, entry.receiver)
+                found.append(tunnel)
+                by_hosts[*tunnel.originator, *tunnel.responder] = tunnel
+                by_hosts[*tunnel.responder, *tunnel.originator] = tunnel
+            tunnel.controls.append(entry)
+            if entry.flowing:
+                tunnel.open.append(entry)
+    table = PptpTable(found, [], [], 0, [], entry_mark)
+    loose = []
+    for entry in gre:
+        tunnel = by_hosts.get(_hosts(entry))
+        if tunnel is None:
+            loose.append(entry)
+        else:
+            tunnel.gre.append(entry)
+    _place(loose, table)
+    for tunnel in (*table.tunnels, *table.orphans):
+        tunnel.calls = _calls(tunnel, entry_mark)
+    return table
+
+
+_Hosts = tuple[str, str, str, str]
+
+
+def _hosts(entry: ListedEntry) -> _Hosts:
+    """Return the sender's own address, that which is seen, and the receiver's likewise."""
+    original, reply = entry.original, entry.reply
+    return original[0], reply[1], reply[0], original[1]
+
+
+def _place(loose: list[ListedEntry], table: PptpTable) -> None:
+    """Find for GRE that is not translated as a control connection is where it belongs."""
+    outside: defaultdict[tuple[str, str], list[Tunnel]] = defaultdict(list)
+    inside: defaultdict[tuple[str, str], list[Tunnel]] = defaultdict(list)
+    for tunnel in table.tunnels:
+        one, other = tunnel.originator, tunnel.responder
+        for host, peer in ((one, other), (other, one)):
+            if host.hidden:
+                outside[peer.own, host.seen_as].append(tunnel)
+                inside[host.own, peer.own].append(tunnel)
+    orphans: dict[frozenset[Host], Tunnel] = {}
+    for entry in loose:
+        sender, receiver = entry.sender, entry.receiver
+        if arriving := outside.get((sender.own, receiver.own)):
+            table.strangers.append(Stranger(entry, tuple(arriving), arrives=True))
+        elif leaving := inside.get((sender.own, receiver.own)):
+            table.strangers.append(Stranger(entry, tuple(leaving), arrives=False))
+        elif not any((*entry.original[2:], *entry.reply[2:])):
+            table.other_gre += 1
+            continue
+        else:
+            key = frozenset((sender, receiver))
+            if key not in orphans:
+                orphans[key] = Tunnel(*_by_hiding(sender, receiver))
+            orphans[key].gre.append(entry)
+        if entry.original.destination_key is None:
+            table.unkeyed.append(entry)
+    for tunnel in table.tunnels:
+        table.unkeyed += (e for e in tunnel.gre if e.original.destination_key is None)
+    table.orphans.extend(orphans.values())
+
+
+def _by_hiding(one: Host, other: Host) -> tuple[Host, Host]:
+    """Return the two with the hidden one first: mostly that is who dialled."""
+    return (other, one) if other.hidden and not one.hidden else (one, other)
+
+
+def _calls(tunnel: Tunnel, entry_mark: int) -> list[TableCall]:
+    calls: list[TableCall] = []
+    outward: list[tuple[ListedEntry, Leg]] = []
+    inward: list[tuple[ListedEntry, Leg]] = []
+    for entry in tunnel.gre:
+        forth = _leg(entry, reply=False)
+        from_originator = entry.original.source == tunnel.originator.own
+        if entry.both_ways:
+            back = None if entry.unreplied else _leg(entry, reply=True)
+            legs = (forth, back) if from_originator else (back, forth)
+            calls.append(TableCall("helper", (entry,), *legs))
+        else:
+            (outward if from_originator else inward).append((entry, forth))
+    if len(outward) == len(inward) == 1:
+        (one, forth), (other, back) = outward[0], inward[0]
+        calls.append(TableCall(_carrier((one, other), entry_mark), (one, other), forth, back))
+    else:
+        for entry, leg in outward:
+            calls.append(TableCall(_carrier((entry,), entry_mark), (entry,), leg, None))
+        for entry, leg in inward:
+            calls.append(TableCall(_carrier((entry,), entry_mark), (entry,), None, leg))
+    return calls
+
+
+def _leg(entry: ListedEntry, *, reply: bool) -> Leg:
+    way, counter = (entry.reply, entry.returned) if reply else (entry.original, entry.carried)
+    other = entry.original if reply else entry.reply
+    packets, octets = (None, None) if counter is None else counter
+    return Leg(entry, way.destination_key, other.source_key, packets, octets)
+
+
+def _carrier(entries: tuple[ListedEntry, ...], entry_mark: int) -> str:
+    return "pptp-nat" if all(is_ours(entry, entry_mark) for entry in entries) else "nobody"

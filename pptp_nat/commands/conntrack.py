@@ -1,0 +1,202 @@
+"""The command conntrack: what the kernel's table says about PPTP, without the daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import json
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from pptp_nat.analysis.conntrack_entries import Count, ListedEntry, Way
+from pptp_nat.analysis.conntrack_report import entry_item, entry_line, table_json, table_text
+from pptp_nat.analysis.conntrack_rules import TableDiagnosis, table_diagnoses
+from pptp_nat.analysis.conntrack_text import LONGEST, Listing
+from pptp_nat.analysis.conntrack_tunnels import PORT, pptp_table
+from pptp_nat.analysis.model import Severity
+from pptp_nat.errors import UsageError
+from pptp_nat.linux.conntrack_events import Change
+from pptp_nat.linux.conntrack_table import ASSURED, OFFLOADED, SEEN_REPLY, Follower, TableRow, table
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Collection, Iterable, Iterator
+    from typing import TextIO
+
+    from pptp_nat.linux.conntrack_wire import Tuple
+    from pptp_nat.linux.datapath import Tally
+
+SOMETHING_WRONG: Final = 3  #: exit code; 1 is for a table that cannot be read
+LOOK_AGAIN: Final = 5.0  #: seconds between two looks at the whole table while following
+RESTS: Final = 10  #: times as long as judging a table takes, until it is judged again
+LONGEST_LINE: Final = 16 * LONGEST  #: characters; a longer line is taken in pieces
+
+
+def conntrack(options: Namespace) -> int:
+    """Show tunnels, calls and what is wrong with them; 3 if anything is."""
+    ports = tuple(options.port or (PORT,))
+    if options.follow:
+        if options.file is not None:
+            raise UsageError("--follow listens to this router's table: leave FILE out")
+        return _follow(options, ports)
+    gc.disable()  # a hundred thousand entries without one cycle: a third of the time
+    others = garbage = 0
+    if options.file is None:
+        entries = _live(ports)
+    else:
+        listing = Listing(ports)
+        with _opened(options.file) as lines:
+            listing.read(lines)
+        if listing.complaint:
+            name = "standard input" if options.file == "-" else options.file
+            sys.stderr.write(f"pptp-nat: {name}: {listing.complaint}\n")
+        entries, others, garbage = listing.entries, listing.others, listing.garbage
+    found = pptp_table(entries, ports, options.entry_mark)
+    diagnoses = table_diagnoses(found)
+    if options.output == "json":
+        sys.stdout.writelines(table_json(found, diagnoses, others=others, garbage=garbage))
+    else:
+        lines = table_text(found, diagnoses, others=others)
+        sys.stdout.writelines(f"{line}\n" for line in lines)
+    return SOMETHING_WRONG if _wrong(diagnoses) else 0
+
+
+def _wrong(diagnoses: Iterable[TableDiagnosis]) -> bool:
+    return any(each.severity in (Severity.ERROR, Severity.WARNING) for each in diagnoses)
+
+
+@contextlib.contextmanager
+def _opened(name: str) -> Iterator[Iterator[str]]:
+    """Yield the lines of the file *name*, or of standard input; octets of any sort are text."""
+    with contextlib.ExitStack() as stack:
+        if name == "-":
+            sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
+            file: TextIO = sys.stdin
+        else:
+            # An OSError names the file; the command line tells it in one line.
+            file = stack.enter_context(open(name, encoding="utf-8", errors="replace"))  # noqa: PTH123
+        yield iter(functools.partial(file.readline, LONGEST_LINE), "")
+
+
+# --- the live table -----------------------------------------------------------------------------
+
+_dotted = functools.lru_cache(1 << 16)(socket.inet_ntoa)
+
+
+def _live(ports: Collection[int]) -> list[ListedEntry]:
+    return [_entry(row) for row in table(ports)]
+
+
+def _entry(row: TableRow) -> ListedEntry:
+    """Return what a listing would have shown of *row*."""
+    return ListedEntry(
+        row.original.protocol,
+        _way(row.original, keyed=row.keyed),
+        _way(row.reply, keyed=row.keyed),
+        row.state,
+        row.seconds_left,
+        not row.status & SEEN_REPLY,
+        bool(row.status & ASSURED),
+        bool(row.status & OFFLOADED),
+        _count(row.carried),
+        _count(row.returned),
+        row.mark,
+        row.helper or "",
+        row.identity,
+        row.started,
+    )
+
+
+def _way(way: Tuple, *, keyed: bool) -> Way:
+    keys = (way.source_key, way.destination_key) if keyed else (None, None)
+    return Way(_dotted(way.source), _dotted(way.destination), *keys)
+
+
+def _count(tally: Tally | None) -> Count | None:
+    return None if tally is None else Count(*tally)
+
+
+# --- following ----------------------------------------------------------------------------------
+
+
+class _Watch:
+    """A table that is kept up to date, and what was already said about it."""
+
+    def __init__(self, options: Namespace, ports: Collection[int]) -> None:
+        self._ports = ports
+        self._mark = options.entry_mark
+        self._json = options.output == "json"
+        self._entries: dict[tuple[int, Way], ListedEntry] = {}
+        self._told: dict[tuple[str, Way], TableDiagnosis] = {}
+
+    def look(self) -> None:
+        """Read the whole table."""
+        self._entries = {(e.protocol, e.original): e for e in _live(self._ports)}
+
+    def take(self, change: Change, row: TableRow) -> None:
+        """Note and tell what became of an entry."""
+        entry = _entry(row)
+        key = entry.protocol, entry.original
+        if change is Change.DESTROY:
+            self._entries.pop(key, None)
+        else:
+            self._entries[key] = entry
+        if self._json:
+            self._say({"change": change.value, "entry": entry_item(entry)})
+        else:
+            self._say(f"[{change.value.upper()}] {entry_line(entry)}")
+
+    def judge(self) -> None:
+        """Tell what has become wrong, and what no longer is."""
+        found = pptp_table(self._entries.values(), self._ports, self._mark)
+        now = {
+            (each.rule, each.evidence[0].original): each
+            for each in table_diagnoses(found)
+            if each.severity is not Severity.OK
+        }
+        for key in self._told.keys() - now.keys():
+            self._tell("over", self._told[key])
+        for key in now.keys() - self._told.keys():
+            self._tell("found", now[key])
+        self._told = now
+
+    def _tell(self, what: str, each: TableDiagnosis) -> None:
+        if self._json:
+            item = {"rule": each.rule, "severity": each.severity.value, "summary": each.summary}
+            self._say({"change": what, "diagnosis": {**item, "remedy": each.remedy}})
+        elif what == "over":
+            self._say(f"OVER {each.rule}: {each.summary}")
+        else:
+            self._say(f"{each.severity.value.upper()} {each.rule}: {each.summary}")
+            self._say(f"  mend: {each.remedy}")
+
+    def _say(self, what: object) -> None:
+        if self._json:
+            what = json.dumps({"time": time.time(), **what})  # type: ignore[dict-item]
+        sys.stdout.write(f"{what}\n")
+
+
+def _follow(options: Namespace, ports: Collection[int]) -> NoReturn:
+    """Tell changes until interrupted."""
+    watch = _Watch(options, ports)
+    with contextlib.closing(Follower(ports)) as follower:
+        look_due = judge_due = 0.0
+        while True:
+            now = time.monotonic()
+            if now >= look_due:
+                watch.look()
+                look_due = now + LOOK_AGAIN
+            if now >= judge_due:
+                watch.judge()
+                taken = time.monotonic() - now
+                judge_due = now + RESTS * taken  # a large table is not judged at every event
+            sys.stdout.flush()
+            if follower.wait(max(0.0, min(look_due, judge_due) - time.monotonic())):
+                for change, row in follower.read():
+                    if row is None:
+                        look_due = 0.0
+                    else:
+                        watch.take(change, row)
