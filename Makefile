@@ -1,10 +1,10 @@
-# make venv | demo | test | check | bench: each does all its own set-up on Debian 12, as root.
+# make venv | demo | test | check | bench | deb: each does all its own set-up on Debian 12, as root.
 # Debian's own Python where there is one: apt's python3-dev and python3-venv are for it.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 BIN := .venv/bin
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: venv demo test check unit bench clean
+.PHONY: venv demo test check unit bench deb clean
 
 venv: .venv/ready
 
@@ -28,6 +28,9 @@ unit: venv
 
 bench: venv
 	$(BIN)/python -m benchmarks
+
+deb: venv
+	$(BIN)/python -m deploy.packages deb
 
 clean:
 	rm -rf .venv build dist *.egg-info

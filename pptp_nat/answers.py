@@ -11,7 +11,7 @@ from pptp_nat import __version__, views
 from pptp_nat.api import Request
 from pptp_nat.carrier import counts
 from pptp_nat.errors import UsageError
-from pptp_nat.linux.nfqueue import queue_counters
+from pptp_nat.linux.nfqueue import QUEUES, queue_counters
 from pptp_nat.table import (
     ApiRow,
     Filter,
@@ -79,7 +79,8 @@ class Answers:
                 continue
             seen = queue_counters(queue.number)
             if seen is None:
-                yield QueueRow(queue.number, purpose, bound=False)
+                # A table that is not ours to read says nothing against our own open socket.
+                yield QueueRow(queue.number, purpose, bound=not os.access(QUEUES, os.R_OK))
             else:
                 yield QueueRow(
                     queue.number, purpose, True, seen.waiting, seen.dropped, seen.user_dropped

