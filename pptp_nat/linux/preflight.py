@@ -41,10 +41,16 @@ class Severity(enum.Enum):
 
 
 class Finding(NamedTuple):
-    """One thing that is not as it should be; ``text`` says what, where, and what to do."""
+    """One thing that is not as it should be: what and where, and what to do."""
 
     severity: Severity
-    text: str
+    what: str
+    mend: str
+
+    @property
+    def text(self) -> str:
+        """Both in one line."""
+        return f"{self.what}: {self.mend}"
 
 
 def checks(
@@ -93,8 +99,8 @@ def privileges(status: str | None) -> Iterator[Finding]:
     if effective and not int(effective[1], 16) >> CAP_NET_ADMIN & 1:
         yield Finding(
             Severity.REFUSE,
-            "CAP_NET_ADMIN is missing (CapEff in /proc/self/status): start as root, or with "
-            "AmbientCapabilities=CAP_NET_ADMIN in the systemd unit",
+            "CAP_NET_ADMIN is missing (CapEff in /proc/self/status)",
+            "start as root, or with AmbientCapabilities=CAP_NET_ADMIN in the systemd unit",
         )
 
 
@@ -112,8 +118,8 @@ def bound_queues(
             owner = f"probably by process {bound.portid} ({name})" if name else "by somebody"
             yield Finding(
                 Severity.REFUSE,
-                f"queue {queue} is bound already, {owner}, in "
-                f"/proc/net/netfilter/nfnetlink_queue: stop that program or set another {key}",
+                f"queue {queue} is bound already, {owner}, in /proc/net/netfilter/nfnetlink_queue",
+                f"stop that program or set another {key}",
             )
 
 
@@ -126,7 +132,7 @@ def conntrack(
     if not limit.exists():
         yield Finding(
             Severity.REFUSE,
-            f"conntrack is not there ({limit} is missing): it tells who is inside; "
+            f"conntrack, which tells who is inside, is not there ({limit} is missing)",
             "load nf_conntrack and masquerade the inside hosts",
         )
         return
@@ -136,8 +142,8 @@ def conntrack(
     except AdapterError as error:
         yield Finding(
             Severity.REFUSE,
-            f"conntrack cannot be asked ({error}): load nf_conntrack_netlink "
-            "(OpenWrt: kmod-nf-conntrack-netlink)",
+            f"conntrack cannot be asked ({error})",
+            "load nf_conntrack_netlink (OpenWrt: kmod-nf-conntrack-netlink)",
         )
         return
     for placement in helped:
@@ -147,9 +153,9 @@ def conntrack(
                 Severity.REFUSE,
                 f"the kernel's own pptp helper is attached to the control connection "
                 f"{socket.inet_ntoa(flow.source)}:{flow.source_port} -> "
-                f"{socket.inet_ntoa(flow.destination)}:{flow.destination_port}: take its rule "
-                "away, then the connection (conntrack -D -p tcp --dport "
-                f"{flow.destination_port})",
+                f"{socket.inet_ntoa(flow.destination)}:{flow.destination_port}",
+                "take its rule away, then the connection "
+                f"(conntrack -D -p tcp --dport {flow.destination_port})",
             )
 
 
@@ -158,22 +164,23 @@ def _kernel_helper(settings: RuleSettings) -> Iterator[Finding]:
     for where in preflight_helper.assignments(settings.ports):
         yield Finding(
             Severity.REFUSE,
-            f"the kernel's own pptp helper is attached by {where}: take that rule away, else "
-            "every message is translated twice",
+            f"the kernel's own pptp helper is attached by {where}",
+            "take that rule away, else every message is translated twice",
         )
     sysctl = _text(PROC / "sys/net/netfilter/nf_conntrack_helper")
     yield from automatic_helper(sysctl, settings, loaded=preflight_helper.loaded())
     for where in preflight_helper.offloads():
         yield Finding(
             Severity.WARN,
-            f"flow offloading takes TCP past our rules ({where}): exclude ports "
-            f"{', '.join(map(str, settings.ports))}, or turn it off",
+            f"flow offloading takes TCP past our rules ({where})",
+            f"exclude ports {', '.join(map(str, settings.ports))}, or turn it off",
         )
     for complaint in preflight_helper.unreadable():
         yield Finding(
             Severity.WARN,
-            f"rules cannot be read ({complaint}): whether one of them attaches the kernel's own "
-            "pptp helper is not known; make that command work",
+            f"rules cannot be read ({complaint})",
+            "make that command work: whether one of them attaches the kernel's own pptp helper "
+            "is not known",
         )
 
 
@@ -187,14 +194,16 @@ def automatic_helper(
     if loaded is False:
         yield Finding(
             Severity.WARN,
-            "net.netfilter.nf_conntrack_helper is 1: once somebody loads nf_conntrack_pptp, the "
-            f"kernel translates every message a second time; {mend}",
+            "net.netfilter.nf_conntrack_helper is 1, so once somebody loads nf_conntrack_pptp, "
+            "the kernel translates every message a second time",
+            mend,
         )
     else:
         yield Finding(
             Severity.REFUSE,
-            "net.netfilter.nf_conntrack_helper is 1: the kernel attaches its own pptp helper to "
-            f"port {preflight_helper.PORT} and would translate every message twice; {mend}",
+            "net.netfilter.nf_conntrack_helper is 1, so the kernel attaches its own pptp helper "
+            f"to port {preflight_helper.PORT} and would translate every message twice",
+            mend,
         )
 
 
@@ -211,8 +220,8 @@ def receive_buffers(octets: int) -> Iterator[Finding]:
     if given < octets:
         yield Finding(
             Severity.NOTE,
-            f"a queue's socket gets {given} octets of the {octets} asked for, bursts may be "
-            f"lost: set net.core.rmem_max={octets}",
+            f"a queue's socket gets {given} octets of the {octets} asked for, bursts may be lost",
+            f"set net.core.rmem_max={octets}",
         )
 
 
@@ -221,7 +230,8 @@ def forwarding(switch: str | None) -> Iterator[Finding]:
     if switch is not None and switch.strip() == "0":
         yield Finding(
             Severity.WARN,
-            "net.ipv4.ip_forward is 0: this host routes nothing; set it to 1",
+            "net.ipv4.ip_forward is 0, so this host routes nothing",
+            "set it to 1",
         )
 
 
@@ -230,8 +240,9 @@ def accounting(switch: str | None) -> Iterator[Finding]:
     if switch is not None and switch.strip() == "0":
         yield Finding(
             Severity.NOTE,
-            "net.netfilter.nf_conntrack_acct is 0: calls made before it is 1 show no packets "
-            "and octets; set it to 1",
+            "net.netfilter.nf_conntrack_acct is 0, so calls made before it is 1 show no packets "
+            "and octets",
+            "set it to 1",
         )
 
 
@@ -245,12 +256,13 @@ def user_namespace(uid_map: str | None, inode: int, release: str) -> Iterator[Fi
         yield Finding(
             Severity.REFUSE,
             f"this is a user namespace of its own (/proc/self/uid_map) and Linux {release} "
-            "rewrites queued packets in the initial one only: run on the host, or in a "
-            "container without a user namespace",
+            "rewrites queued packets in the initial one only",
+            "run on the host, or in a container without a user namespace",
         )
     else:
         yield Finding(
             Severity.NOTE,
-            f"this is a user namespace of its own (/proc/self/uid_map): Linux {release} allows "
-            "it, from 7.1 on rewriting queued packets is refused here; plan to run on the host",
+            f"this is a user namespace of its own (/proc/self/uid_map), which Linux {release} "
+            "allows; from 7.1 on rewriting queued packets is refused here",
+            "plan to run on the host",
         )
