@@ -25,6 +25,7 @@ from pptp_nat.config_values import (
     Unfit,
     absolute_path,
     endpoint_or_off,
+    file_or_none,
     group_name,
     one_bit,
     one_of,
@@ -42,6 +43,7 @@ from pptp_nat.errors import ConfigError
 DEFAULT_FILE: Final = Path("/etc/pptp-nat/pptp-nat.toml")
 DEFAULT_SOCKET: Final = Path("/run/pptp-nat/pptp-nat.sock")
 DEFAULT_STATE: Final = Path("/var/lib/pptp-nat")
+DEFAULT_METRICS: Final = Endpoint("127.0.0.1", 9723)
 LARGEST_FILE: Final = 1 << 20  #: octets; the documented file has a few thousand
 
 DataPathName = Literal["auto", "conntrack", "queue"]
@@ -133,9 +135,17 @@ class Api:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Where metrics are served; None is "off"."""
+    """Where metrics are served, to whom, and how many; None is "off" or ""."""
 
-    listen: Annotated[Endpoint | None, endpoint_or_off] = None
+    listen: Annotated[Endpoint | None, endpoint_or_off] = DEFAULT_METRICS
+    #: the files of TLS and of the token are read again at a reload, their names are not
+    tls_certificate: Annotated[Path | None, file_or_none] = None
+    tls_key: Annotated[Path | None, file_or_none] = None
+    tls_client_ca: Annotated[Path | None, file_or_none] = None
+    token_file: Annotated[Path | None, file_or_none] = None
+    textfile: Annotated[Path | None, file_or_none] = None
+    textfile_interval: Annotated[float, seconds(1, 3600)] = 15
+    top_clients: Annotated[int, whole(0, 1000)] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +337,18 @@ def _at_odds(config: Config) -> Iterator[str]:
         yield (
             f"gre.entry_mark: {config.gre.entry_mark:#x} is control.repeat_mark too; "
             "write two different bits"
+        )
+    metrics = config.metrics
+    if (metrics.tls_certificate is None) != (metrics.tls_key is None):
+        lacking = "tls_key" if metrics.tls_key is None else "tls_certificate"
+        yield (
+            f"metrics.{lacking}: not given; name both the certificate's and the key's file, "
+            "or neither"
+        )
+    if metrics.tls_client_ca is not None and metrics.tls_certificate is None:
+        yield (
+            "metrics.tls_client_ca: nothing without TLS; "
+            "name metrics.tls_certificate and metrics.tls_key too"
         )
 
 

@@ -174,9 +174,10 @@ def socket_mode(value: object) -> int:
     return mode
 
 
-def absolute_path(value: object) -> Path:
-    """Parse an absolute path."""
-    instead = 'write an absolute path such as "/run/pptp-nat/pptp-nat.sock"'
+def absolute_path(
+    value: object, instead: str = 'write an absolute path such as "/run/pptp-nat/pptp-nat.sock"'
+) -> Path:
+    """Parse an absolute path; *instead* says what to write instead of what is none."""
     if isinstance(value, Path):
         value = str(value)
     if not isinstance(value, str):
@@ -184,6 +185,16 @@ def absolute_path(value: object) -> Path:
     if not value.isprintable() or not value.startswith("/"):
         raise Unfit(f"{shown(value)} is not an absolute path", instead)
     return Path(value)
+
+
+def file_or_none(value: object) -> Path | None:
+    """Parse the absolute path of a file, or "" for none."""
+    if value == "":
+        return None
+    path = absolute_path(value, 'write the absolute path of a file, or "" for none')
+    if path.name in {"", ".."}:
+        raise Unfit(f"{shown(str(path))} names no file", "write the absolute path of a file")
+    return path
 
 
 def socket_path(value: object) -> Path:

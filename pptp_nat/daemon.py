@@ -15,7 +15,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from pptp_nat import __version__, log
 from pptp_nat import config as configuration
@@ -42,6 +42,10 @@ from pptp_nat.signals import Signals
 from pptp_nat.sockets import Access
 from pptp_nat.upkeep import Upkeep
 from pptp_nat.views import headline
+
+if TYPE_CHECKING:
+    from pptp_nat.exporter import Exporter
+    from pptp_nat.meter import Meter
 
 _T = TypeVar("_T")
 _log: Final = logging.getLogger(__name__)
@@ -90,6 +94,9 @@ class Daemon:
         self._closers: list[Callable[[], None]] = []
         self._handler = log.configure(config.log.level, config.log.rate)
         self._news = News(lambda _about, _make: None, lambda: False, self._handler.admits)
+        self.api: ControlServer | None = None
+        self.exporter: Exporter | None = None
+        self._meter: Meter | None = None  #: the exporter's
         self._service = Service(os.environ, self._headline)
         self._closers.append(self._service.close)
 
@@ -112,6 +119,7 @@ class Daemon:
             self.conntrack.locate, draws(), settings_of(config),
             preserve=config.call_ids.allocation == "preserve",
         )  # fmt: skip
+        self._measure()
         self._adopt()
         self._follow()
         self._bind_queues()
@@ -193,9 +201,26 @@ class Daemon:
             api.socket, Access(api.mode, api.owner, api.group), Answers(self), self.selector
         )
         self._closers.append(server.close)
+        self.api = server
         self._clockwork.append(server)
         server.on_subscribers = lambda: self.translator.observe(wanted=server.hears("message"))
         self._news = News(server.publish, lambda: bool(server.subscribers), self._handler.admits)
+        if self.exporter is not None:
+            self.exporter.begin()
+
+    def _measure(self) -> None:
+        """Count what happens, if anybody may ask for it: before anything happens."""
+        config = self.config.metrics
+        if config.listen is None and config.textfile is None:
+            return
+        # Who wants no metrics need not have the memory for them.
+        from pptp_nat.exporter import Exporter  # noqa: PLC0415  see above
+
+        self.exporter = Exporter(self, config)
+        self._meter = self.exporter.meter
+        self.carrier.ledger = self.exporter.totals
+        self._clockwork.append(self.exporter)
+        self._closers.append(self.exporter.close)
 
     def _apply_rules(self) -> None:
         rules = self.config.rules
@@ -219,10 +244,14 @@ class Daemon:
         while not self._stopping:
             due = self._next_due()
             patience = None if due is None else max(0.0, due - time.monotonic())
-            for key, mask in self.selector.select(patience):
+            ready = self.selector.select(patience)
+            began = time.monotonic()
+            for key, mask in ready:
                 self._guarded(key.data, mask)
             if due is not None and due <= time.monotonic():
                 self._guarded(self._tick, time.monotonic())
+            if self._meter is not None:
+                self._meter.turn_seconds.add(time.monotonic() - began)
 
     def _guarded(self, work: Callable[[_T], None], argument: _T) -> None:
         """Do *work*; what it raises ends that work, never the daemon."""
@@ -286,6 +315,8 @@ class Daemon:
         if outcome.events:
             ended = self.carrier.after(outcome.events, queue.flush)
             self._news.tell(outcome.events, self.wall, ended)
+        if self._meter is not None:
+            self._meter.judged(outcome, now)
 
     def carry_out(self, outcome: Outcome, now: float) -> None:
         """Carry out what no packet in hand has caused."""
@@ -295,6 +326,8 @@ class Daemon:
         ended = self.carrier.after(outcome.events, self.control_queue.flush)
         self.control_queue.flush()
         self._news.tell(outcome.events, self.wall, ended)
+        if self._meter is not None:
+            self._meter.tell(outcome.events, now)
 
     def _on_fault(self, error: BaseException) -> None:
         if isinstance(error, PptpNatError):
@@ -326,9 +359,15 @@ class Daemon:
     def _read_again(self) -> None:
         try:
             fresh = configuration.load(self._config_path, self._overrides)
+            if self.exporter is not None:
+                self.exporter.reload()
         except ConfigError as error:
+            if self._meter is not None:
+                self._meter.reloading(good=False)
             log.event(_log, logging.ERROR, "reload-refused", reason=str(error))
             return
+        if self._meter is not None:
+            self._meter.reloading(good=True)
         live, later = configuration.changes(self.config, fresh)
         self.config = configuration.with_live(self.config, fresh)
         self.translator.configure(

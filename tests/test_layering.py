@@ -44,6 +44,11 @@ FORBIDDEN = {
     },
     "service.py": {"core", "linux", "daemon", "config", "control", "lab"},
     "completion.py": {"core", "linux", "daemon", "config", "control", "lab"},
+    "http1.py": {"linux", "daemon", "config", "core", "lab"},
+    "web.py": {"linux", "daemon", "config", "core", "lab"},
+    "metrics.py": {"linux", "daemon", "config", "control", "lab"},
+    "meter.py": {"linux", "daemon", "config", "control", "lab"},
+    "totals.py": {"daemon", "config", "control", "lab"},
     "lab": {"daemon", "linux", "config", "control"},
 }
 

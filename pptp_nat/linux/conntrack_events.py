@@ -22,6 +22,7 @@ from pptp_nat.linux.conntrack_wire import (
     TUPLE,
     TUPLE_HEADER,
     Entry,
+    Status,
     read_entry,
 )
 from pptp_nat.linux.datapath import Tally
@@ -41,11 +42,18 @@ class Change(enum.Enum):
 GROUPS: Final = {Change.NEW: 1, Change.UPDATE: 2, Change.DESTROY: 4}
 
 
-class CtEvent(NamedTuple):
-    """A change to a control connection's entry, or to one of our GRE entries.
+class Stray(enum.Enum):
+    """Which way GRE of no call went."""
 
-    Of ``placement`` and ``leg`` one is set, none in an overrun.  ``tally`` holds
-    a leg's last counts, zeros where the kernel does not count.
+    INWARD = "inward"  #: to this router, or past it
+    OUTWARD = "outward"  #: from a host that this router hides
+
+
+class CtEvent(NamedTuple):
+    """A change to a control connection's entry or to a GRE entry of ours; the end of a stray's.
+
+    Of ``placement``, ``leg`` and ``stray`` one is set, none in an overrun.  ``tally``
+    holds the last counts of GRE, zeros where the kernel does not count.
     """
 
     change: Change
@@ -53,6 +61,7 @@ class CtEvent(NamedTuple):
     leg: Leg | None = None
     mark: int = 0
     tally: Tally = Tally(0, 0)
+    stray: Stray | None = None  #: GRE with a call ID that was not ours
 
 
 class Events:
@@ -106,11 +115,27 @@ class Events:
             if entry is None:
                 continue
             if is_ours(entry, self._entry_mark):
-                tally = entry.carried or Tally(0, 0)
+                tally = _carried(entry)
                 events.append(CtEvent(change, leg=entry.leg, mark=entry.mark, tally=tally))
             elif is_control(entry, self._ports):
                 events.append(CtEvent(change, placement=entry.placement, mark=entry.mark))
+            elif change is Change.DESTROY and _is_stray(entry):
+                events.append(CtEvent(change, stray=_way(entry), tally=_carried(entry)))
         return events
+
+
+def _carried(entry: Entry) -> Tally:
+    return entry.carried or Tally(0, 0)
+
+
+def _is_stray(entry: Entry) -> bool:
+    # Without a call ID it is plain GRE; call ID 0, which is rare, passes for that too.
+    return entry.original.protocol == GRE and bool(entry.original.destination_key)
+
+
+def _way(entry: Entry) -> Stray:
+    """Say where GRE of no call went: what leaves for the outside is masqueraded."""
+    return Stray.OUTWARD if entry.status & Status.SRC_NAT else Stray.INWARD
 
 
 def is_ours(entry: Entry, entry_mark: int) -> bool:
