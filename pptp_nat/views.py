@@ -135,7 +135,7 @@ def connection_row(connection: Connection, now: float) -> ConnectionRow:
 def _end(connection: Connection, party: Party) -> End:
     ends = connection.flow
     address, port = ends[2:] if party else ends[:2]
-    said = connection.introductions and connection.introductions[party]
+    said = connection.introductions[party]
     if said is None:
         return End(inet_ntoa(address), port)
     return End(

@@ -139,7 +139,7 @@ class Book:
         self.ends[call.end] += 1
         del self.calls[call.id]
         for party in Party:
-            if call.own[party] != NOBODY:
+            if call.own_of(party) != NOBODY:
                 self._withdraw(call, party, now)
         self.retired.append((now + self.settings.quarantine, call))
 
@@ -148,12 +148,12 @@ class Book:
         connection = call.connection
         if (leg := call.leg(party)) is not None:
             self.events.append(LegDown(call, party, leg))
-        if connection.chooses(party) or connection.claims(party):
-            self.bindings.release(connection.pair(party), call.seen[party], now)
+        if connection.seen_as[party] is not None or connection.claims(party):
+            self.bindings.release(connection.pair(party), call.seen_of(party), now)
 
     def number(self, call: Call, party: Party, own: int, seen: int, now: float) -> None:
         """Note *party*'s number and have its GRE carried; a number that it had before goes."""
-        if call.own[party] != NOBODY:
+        if call.own_of(party) != NOBODY:
             self._withdraw(call, party, now)
         call.connection.renumber(call, party, own, seen)
         # The other party's number does not matter for this leg: it is complete.
@@ -162,7 +162,7 @@ class Book:
 
     def hand_over(self, holder: Call, call: Call, party: Party, now: float) -> None:
         """Make *party*'s number of *holder* that of *call*; *holder* is over."""
-        own, seen = holder.own[party], holder.seen[party]
+        own, seen = holder.own_of(party), holder.seen_of(party)
         if (leg := holder.leg(party)) is not None:
             self.events.append(LegDown(holder, party, leg))
         holder.connection.renumber(holder, party, NOBODY, NOBODY)

@@ -17,20 +17,25 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final, NamedTuple
 
 from pptp_nat.core.bindings import Pair
-from pptp_nat.core.messages import text, unpack
+from pptp_nat.core.messages import text
 from pptp_nat.core.states import CallState, ControlState, End
 from pptp_nat.core.stream import Stream
 from pptp_nat.core.tuples import Address, Flow, Leg, Party, Placement, Seat
 
 NOBODY: Final = -1  #: in place of a call ID that is not known yet
-_NUMBERS: Final = struct.Struct("=4i")
-_NO_NUMBERS: Final = _NUMBERS.pack(NOBODY, NOBODY, NOBODY, NOBODY)
+# A call's numbers lie in one int, each one higher than it is, so that 0 is `NOBODY`:
+# own of the originator, own of the responder, seen of the one, seen of the other.
+_BITS: Final = 17
+_MASK: Final = (1 << _BITS) - 1
+_SEEN: Final = 2 * _BITS
 _FEW: Final = 4  #: calls that are found by looking at each
 #: Who asks with which identifier since when (NaN: nobody); when and after how long who answered.
 _ECHO: Final = struct.Struct("=B4sddfB")
 _NEVER: Final = float("nan")
-#: Fields of both Start-Control-Connection messages, in the order of `Introduction`.
-_CAPABILITIES: Final = ("version", "framing", "bearer", "maximum_channels", "firmware")
+_NOTHING: Final = (None, None)
+_BETWEEN: Final = bytes(2)
+#: Both Start-Control-Connection messages from their version on, without what differs.
+_INTRODUCTION: Final = struct.Struct("!H2xIIHH64s64s")
 
 
 class Introduction(NamedTuple):
@@ -76,25 +81,33 @@ class Call:
         self.end: End | None = None
         #: (message type, result, error, cause) of the message that refused or ended it
         self.codes: tuple[int, int, int, int] | None = None
-        self._numbers = _NO_NUMBERS  # own, own, seen, seen; packed, they take a quarter
+        self._numbers = 0
 
     @property
     def own(self) -> tuple[int, int]:
         """The parties' own numbers, by party."""
-        first, second, _, _ = _NUMBERS.unpack(self._numbers)
-        return first, second
+        numbers = self._numbers
+        return (numbers & _MASK) - 1, (numbers >> _BITS & _MASK) - 1
 
     @property
     def seen(self) -> tuple[int, int]:
         """What the other party knows them as, by party."""
-        _, _, first, second = _NUMBERS.unpack(self._numbers)
-        return first, second
+        numbers = self._numbers >> _SEEN
+        return (numbers & _MASK) - 1, (numbers >> _BITS) - 1
+
+    def own_of(self, party: Party) -> int:
+        """Return *party*'s own number; half the price of `own`."""
+        return (self._numbers >> _BITS * party & _MASK) - 1
+
+    def seen_of(self, party: Party) -> int:
+        """Return what the other party knows *party*'s number as."""
+        return (self._numbers >> _SEEN + _BITS * party & _MASK) - 1
 
     def give(self, party: Party, own: int, seen: int) -> None:
         """Note the number of *party* and what the other party knows it as."""
-        numbers = list(_NUMBERS.unpack(self._numbers))
-        numbers[party], numbers[2 + party] = own, seen
-        self._numbers = _NUMBERS.pack(*numbers)
+        at = _BITS * party
+        others = self._numbers & (_MASK << _SEEN | _MASK) << _BITS - at
+        self._numbers = others | own + 1 << at | seen + 1 << _SEEN + at
 
     def leg(self, party: Party) -> Leg | None:
         """Return the leg that carries GRE towards *party*.
@@ -102,14 +115,16 @@ class Call:
         None while its number is unknown, and for a call of this router itself, whose
         GRE does not travel through.
         """
-        numbers = _NUMBERS.unpack(self._numbers)
-        if numbers[party] == NOBODY or not self.connection.travels:
+        own = self.own_of(party)
+        connection = self.connection
+        if own == NOBODY or (connection.is_local and not connection.travels):
             return None
-        to_own, to_seen_as = self.connection.seat(party)
-        from_own, from_seen_as = self.connection.seat(party.other)
+        key, seen_as = connection.key, connection.seen_as
+        to_own, from_own = (key[4:8], key[:4]) if party else (key[:4], key[4:8])
         return Leg(
-            from_own, to_seen_as, numbers[2 + party], from_seen_as, to_own, numbers[party]
-        )
+            from_own, seen_as[party] or to_own, self.seen_of(party),
+            seen_as[not party] or from_own, to_own, own,
+        )  # fmt: skip
 
 
 class _Index:
@@ -127,8 +142,8 @@ class _Index:
         """Make *call* findable by the numbers it has now."""
         self.calls[call.id] = call
         for party in Party:
-            if call.own[party] != NOBODY:
-                self.blocks[party, call.own[party] >> 8] = call.seen[party] >> 8
+            if (own := call.own_of(party)) != NOBODY:
+                self.blocks[party, own >> 8] = call.seen_of(party) >> 8
         for key in _index_keys(call):
             self.by_number[key] = call
 
@@ -144,15 +159,15 @@ class Connection:
     """One control connection: its place, its two streams and its calls."""
 
     __slots__ = (
-        "_echo", "_few", "_many", "_originators", "_responders", "_seen_as", "created", "fresh",
-        "id", "introductions", "is_local", "key", "last_message", "mark", "passive", "state",
+        "_echo", "_few", "_many", "_originators", "_responders", "_said", "created", "fresh", "id",
+        "is_local", "key", "last_message", "mark", "passive", "seen_as", "state",
     )  # fmt: skip
 
     def __init__(self, number: int, placement: Placement, now: float, *, is_local: bool) -> None:
         self.id = number
         self.key = flow_key(placement.flow)
         #: by party, what it is seen as; None: as its own address
-        self._seen_as: tuple[Address | None, ...] = tuple(
+        self.seen_as: tuple[Address | None, ...] = tuple(
             seat.seen_as if seat.inside else None
             for seat in (placement.originator, placement.responder)
         )
@@ -167,29 +182,29 @@ class Connection:
         self._many: _Index | None = None
         #: numbers chosen for a message that is not complete yet: (party, own) -> seen
         self.fresh: dict[tuple[Party, int], int] | None = None
-        #: what Start-Control-Connection said of each party
-        self.introductions: tuple[Introduction | None, Introduction | None] | None = None
+        self._said: tuple[bytes | None, bytes | None] = _NOTHING  # of themselves, by party
         self._echo: bytes | None = None  # packed, there are many
         self.created = now
         self.last_message = now
 
     def share(self, one_for_all: Callable[[tuple[Address | None, ...]], Any]) -> None:
         """Keep one copy of what thousands of connections have in common."""
-        self._seen_as = one_for_all(self._seen_as)
+        self.seen_as = one_for_all(self.seen_as)
 
     def introduce(
         self, party: Party, octets: bytes, one_for_all: Callable[[Any], Any]
     ) -> None:
         """Note what *party* says of itself in a Start-Control-Connection message."""
-        values = unpack(octets)[1]
-        both = list(self.introductions or (None, None))
-        both[party] = one_for_all(
-            Introduction(
-                text(values["host"]), text(values["vendor"]),
-                *(int(values[name]) for name in _CAPABILITIES),
-            )
-        )  # fmt: skip
-        self.introductions = one_for_all((both[0], both[1]))
+        # Read when somebody asks.  Most clients of a kind say the same, so it is kept once.
+        said = octets[12:14] + _BETWEEN + octets[16:156]
+        was = self._said
+        self._said = one_for_all((was[0], said) if party else (said, was[1]))
+
+    @property
+    def introductions(self) -> tuple[Introduction | None, Introduction | None]:
+        """What Start-Control-Connection said of each party."""
+        originator, responder = self._said
+        return _introduction(originator), _introduction(responder)
 
     def echo_asked(self, party: Party, identifier: bytes, now: float) -> None:
         """Note an Echo-Request of *party*."""
@@ -217,6 +232,10 @@ class Connection:
         """The octets of each party, by sender."""
         return self._originators, self._responders
 
+    def stream(self, sender: Party) -> Stream:
+        """Return the octets of *sender*."""
+        return self._responders if sender else self._originators
+
     @property
     def calls(self) -> Collection[Call]:
         """Its calls, also those that are gone and still translated."""
@@ -233,7 +252,7 @@ class Connection:
     def seat(self, party: Party) -> Seat:
         """Return where *party* sits."""
         own = self.key[4:8] if party else self.key[:4]
-        return Seat(own, self._seen_as[party] or own)
+        return Seat(own, self.seen_as[party] or own)
 
     @property
     def placement(self) -> Placement:
@@ -246,11 +265,11 @@ class Connection:
         """Return what the numbers of *party* must be unique within."""
         key = self.key
         own, remote = (key[4:8], key[:4]) if party else (key[:4], key[4:8])
-        return Pair(self._seen_as[party] or own, remote)
+        return Pair(self.seen_as[party] or own, remote)
 
     def chooses(self, party: Party) -> bool:
         """Whether we choose the number that the other party sees."""
-        return self._seen_as[party] is not None
+        return self.seen_as[party] is not None
 
     def claims(self, party: Party) -> bool:
         """Whether *party* is this router itself, whose own numbers nobody else may be given."""
@@ -261,7 +280,7 @@ class Connection:
     @property
     def travels(self) -> bool:
         """Whether the GRE of its calls travels through this router."""
-        return not self.is_local or any(self.chooses(party) for party in Party)
+        return not self.is_local or any(self.seen_as)
 
     def add(self, call: Call) -> None:
         """Take *call* in."""
@@ -298,8 +317,9 @@ class Connection:
         if self._many is not None:
             return self._many.by_number.get(_index_key(party, number, seen=seen))
         late = None
+        at, wanted = _BITS * party + (_SEEN if seen else 0), number + 1
         for call in reversed(self._few):
-            if (call.seen if seen else call.own)[party] == number:
+            if call._numbers >> at & _MASK == wanted:  # noqa: SLF001 - its keeper
                 if call.state is not CallState.GONE:
                     return call
                 late = late or call
@@ -313,8 +333,15 @@ class Connection:
                     yield own, seen
             return
         for call in self._few:
-            if call.own[party] != NOBODY:
-                yield call.own[party] >> 8, call.seen[party] >> 8
+            if (own := call.own_of(party)) != NOBODY:
+                yield own >> 8, call.seen_of(party) >> 8
+
+
+def _introduction(said: bytes | None) -> Introduction | None:
+    if said is None:
+        return None
+    version, framing, bearer, channels, firmware, host, vendor = _INTRODUCTION.unpack(said)
+    return Introduction(text(host), text(vendor), version, framing, bearer, channels, firmware)
 
 
 def flow_key(flow: Flow) -> bytes:
@@ -336,7 +363,7 @@ def _index_key(party: int, number: int, *, seen: bool) -> int:
 
 
 def _index_keys(call: Call) -> Iterator[int]:
-    for party in (0, 1):
-        if call.own[party] != NOBODY:
-            yield _index_key(party, call.own[party], seen=False)
-            yield _index_key(party, call.seen[party], seen=True)
+    for party, own, seen in zip((0, 1), call.own, call.seen, strict=True):
+        if own != NOBODY:
+            yield _index_key(party, own, seen=False)
+            yield _index_key(party, seen, seen=True)

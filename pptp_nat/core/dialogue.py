@@ -30,9 +30,16 @@ from typing import Final
 from pptp_nat.core.book import LIVE, Book
 from pptp_nat.core.calls import NOBODY, Call, Connection
 from pptp_nat.core.events import MessageSeen, OddityMet, Released
-from pptp_nat.core.messages import LAYOUTS, Frame, MessageType, says_yes
+from pptp_nat.core.messages import LAYOUTS, REPLIES, Frame, MessageType, says_yes
 from pptp_nat.core.packet import Edit, Segment, edited
-from pptp_nat.core.states import Answer, CallState, End, after_message
+from pptp_nat.core.states import (
+    IMPLIES_OPEN,
+    Answer,
+    CallState,
+    ControlState,
+    End,
+    after_message,
+)  # fmt: skip
 from pptp_nat.core.stream import FirstOctet
 from pptp_nat.core.tuples import Party
 from pptp_nat.errors import ExhaustedError
@@ -128,13 +135,14 @@ class Dialogue:
 
     def _restored(self, seen: int) -> int:
         """Return the receiver's own number for the one that the sender knows it by."""
-        call = self._connection.find(self._sender.other, seen, seen=True)
-        return seen if call is None else call.own[self._sender.other]
+        receiver = self._sender.other
+        call = self._connection.find(receiver, seen, seen=True)
+        return seen if call is None else call.own_of(receiver)
 
     def _seen_as(self, own: int) -> int:
         """Return what the receiver knows the sender's number as."""
         call = self._connection.find(self._sender, own, seen=False)
-        return own if call is None else call.seen[self._sender]
+        return own if call is None else call.seen_of(self._sender)
 
     def _introduced(self, kind: MessageType, own: int, sent: int | None) -> int:
         """Return what the number that the sender introduces is seen as; choose it if it is new."""
@@ -143,7 +151,7 @@ class Dialogue:
         # A request whose number is being cleared begins anew; any other repeat is the same call.
         ends = (CallState.CLEARING, CallState.GONE) if kind in _REQUESTS else (CallState.GONE,)
         if call is not None and call.state not in ends:
-            return call.seen[sender]
+            return call.seen_of(sender)
         if kind in _REQUESTS:
             self._check_room()
         if connection.chooses(sender):
@@ -218,16 +226,23 @@ class Dialogue:
     def _disconnected(self, value: int) -> tuple[int, Call | None, str | None]:
         """Return (what a Call-Disconnect-Notify's number becomes, the call it ends, the quirk)."""
         find, sender = self._connection.find, self._sender
+        senders = find(sender, value, seen=False)
+        if senders is not None and senders.state is not CallState.GONE:
+            return senders.seen_of(sender), senders, None  # what the RFC says
         fallback: tuple[int, Call | None, str | None] = (value, None, None)
         for call, quirk in (
-            (find(sender, value, seen=False), None),
+            (senders, None),
             (find(sender.other, value, seen=True), _PNS_NUMBER),
             (find(sender.other, _swapped(value), seen=True), _SWAPPED_PNS_NUMBER),
         ):
             if call is None or (quirk and call.pns is sender):
                 continue
-            own = call.own[sender.other]
-            became = {None: call.seen[sender], _PNS_NUMBER: own}.get(quirk, _swapped(own))
+            if quirk is None:
+                became = call.seen_of(sender)
+            elif quirk is _PNS_NUMBER:
+                became = call.own_of(sender.other)
+            else:
+                became = _swapped(call.own_of(sender.other))
             if call.state is not CallState.GONE:
                 return became, call, quirk
             if fallback[1] is None:
@@ -261,7 +276,7 @@ class Dialogue:
     def message(self, head: Frame, octets: bytes) -> None:
         """Take note of a whole message: the effect of its type on calls and connection."""
         book, connection, kind = self._book, self._connection, head.type
-        book.messages[kind, connection.chooses(self._sender)] += 1
+        book.messages[kind, connection.seen_as[self._sender] is not None] += 1
         connection.last_message = self._now
         if self.observed:
             book.events.append(MessageSeen(connection, self._sender, kind, octets))
@@ -271,7 +286,8 @@ class Dialogue:
             return
         if int.from_bytes(octets[: LAYOUTS[kind].length], "big") & _RESERVED[kind]:
             self.oddity("reserved_not_zero")
-        book.move_connection(connection, kind, self._now, _answer(kind, octets))
+        if connection.state is not ControlState.OPEN or kind not in IMPLIES_OPEN:
+            book.move_connection(connection, kind, self._now, _answer(kind, octets))
         effect = self._effects.get(kind)
         if effect is not None:
             effect(kind, octets)
@@ -312,7 +328,7 @@ class Dialogue:
         by now.  None: its quarantine is over as well.
         """
         connection, sender, book = self._connection, self._sender, self._book
-        if not (connection.chooses(sender) or connection.claims(sender)):
+        if connection.seen_as[sender] is None and not connection.claims(sender):
             return own
         fresh = book.take_fresh(connection, sender, own)
         if fresh is not None:
@@ -320,7 +336,7 @@ class Dialogue:
         earlier = connection.find(sender, own, seen=False)
         if earlier is None:
             return None
-        seen = earlier.seen[sender]
+        seen = earlier.seen_of(sender)
         return seen if book.bindings.keep(connection.pair(sender), seen) else None
 
     def _reply(self, kind: MessageType, octets: bytes) -> None:
@@ -332,9 +348,9 @@ class Dialogue:
             self._book.drop_fresh(connection, sender, own)
             self.oddity("unknown_peer_call_id")
             return
-        agreed = says_yes(kind, octets)
-        state = after_message(call.state, kind, _answer(kind, octets))
-        if state is not None and agreed and call.own[sender] != own:
+        answer = _answer(kind, octets)
+        state = after_message(call.state, kind, answer)
+        if state is not None and answer is Answer.YES and call.own_of(sender) != own:
             holder = connection.find(sender, own, seen=False)
             if holder is not None and holder.state is not CallState.GONE:
                 # The sender tells its calls apart by this number: it is this call's from now on.
@@ -394,7 +410,7 @@ def _swapped(number: int) -> int:
 
 
 def _answer(kind: MessageType, octets: bytes) -> Answer:
-    return Answer.YES if says_yes(kind, octets) else Answer.NO
+    return Answer.YES if kind not in REPLIES or says_yes(kind, octets) else Answer.NO
 
 
 def _codes(kind: MessageType, octets: bytes) -> tuple[int, int, int, int]:

@@ -26,6 +26,7 @@ PORT: Final = 1723
 HEADER: Final = struct.Struct("!HHIHH")  #: length, message type, magic, control type, reserved0
 
 # Implementation constants.
+PREFIX: Final = 10  #: octets of the header that say all: its reserved ones come last
 LONGEST: Final = 1024  #: octets; the RFC's longest is 220, some peers append to theirs
 
 
@@ -224,6 +225,11 @@ def frame(octets: bytes, at: int = 0) -> Frame:
 
 _LENGTHS: Final = {int(kind): layout.length for kind, layout in LAYOUTS.items()}
 _FRAMES: Final = {(int(k), lay.length): Frame(k, lay.length) for k, lay in LAYOUTS.items()}
+#: The frames of messages as the RFC has them, by the `PREFIX` octets that each begins with.
+REGULAR: Final[Mapping[bytes, Frame]] = MappingProxyType({
+    HEADER.pack(head.length, CONTROL, MAGIC, kind, 0)[:PREFIX]: head
+    for (kind, _), head in _FRAMES.items()
+})  # fmt: skip
 
 
 def is_boundary(octets: bytes, at: int = 0) -> bool:

@@ -28,6 +28,8 @@ MORE_FRAGMENTS_OR_OFFSET: Final = 0x3FFF
 SEQUENCE_MASK: Final = 0xFFFFFFFF
 
 _IP: Final = struct.Struct("!BxHxxHxBxx4s4s")
+_IP_AND_TCP: Final = struct.Struct("!xxHxxHxBxx4s4sHHIIBB")
+_PLAIN_IP: Final = 0x45  # version 4, no options
 _TCP: Final = struct.Struct("!HHIIBBxxHxx")
 _GRE: Final = struct.Struct("!BBHHH")
 _U16: Final = struct.Struct("!H")
@@ -55,8 +57,25 @@ def segment(packet: bytes) -> Segment | None:
     None means: not IPv4, not TCP, a fragment, or lengths that contradict each
     other.  Such a packet is none of our business and travels on untouched.
     """
-    if len(packet) < IP_HEADER_SIZE + TCP_HEADER_SIZE:
+    size = len(packet)
+    if size < IP_HEADER_SIZE + TCP_HEADER_SIZE:
         return None
+    if packet[0] == _PLAIN_IP:  # nearly every packet: one look at both headers
+        (
+            total, fragment, protocol, source, destination,
+            sport, dport, sequence, acknowledgement, offset, flags,
+        ) = _IP_AND_TCP.unpack_from(packet)  # fmt: skip
+        payload_at = IP_HEADER_SIZE + (offset >> 2 & 0x3C)
+        if (
+            protocol != TCP
+            or fragment & MORE_FRAGMENTS_OR_OFFSET
+            or not IP_HEADER_SIZE + TCP_HEADER_SIZE <= payload_at <= total <= size
+        ):
+            return None
+        return tuple.__new__(Segment, (
+            source, destination, sport, dport, sequence, acknowledgement, flags,
+            IP_HEADER_SIZE, payload_at, total,
+        ))  # fmt: skip
     first, total, fragment, protocol, source, destination = _IP.unpack_from(packet)
     tcp_at = (first & 0x0F) * 4
     if (
@@ -64,7 +83,7 @@ def segment(packet: bytes) -> Segment | None:
         or protocol != TCP
         or fragment & MORE_FRAGMENTS_OR_OFFSET
         or tcp_at < IP_HEADER_SIZE
-        or total > len(packet)
+        or total > size
         or total < tcp_at + TCP_HEADER_SIZE
     ):
         return None
@@ -92,13 +111,14 @@ def edited(packet: bytes, view: Segment, edits: list[Edit]) -> bytes:
     Every other octet stays, link padding included.
     """
     out = bytearray(packet)
-    (check,) = _U16.unpack_from(packet, view.tcp_at + 16)
+    tcp_at, payload_at = view.tcp_at, view.payload_at
+    (check,) = _U16.unpack_from(packet, tcp_at + 16)
     for at, octets in edits:
-        start = view.payload_at + at
+        start = payload_at + at
         end = start + len(octets)
-        check = patch(check, bytes(out[start:end]), octets, at=start - view.tcp_at)
+        check = patch(check, bytes(out[start:end]), octets, at=start - tcp_at)
         out[start:end] = octets
-    _U16.pack_into(out, view.tcp_at + 16, check)
+    _U16.pack_into(out, tcp_at + 16, check)
     return bytes(out)
 
 

@@ -35,15 +35,25 @@ import enum
 import struct
 from typing import Final, NamedTuple, Protocol
 
-from pptp_nat.core.messages import HEADER, LAYOUTS, Frame, MessageType, find_boundary, frame
+from pptp_nat.core.messages import (
+    HEADER,
+    LAYOUTS,
+    PREFIX,
+    REGULAR,
+    Frame,
+    MessageType,
+    find_boundary,
+    frame,
+)  # fmt: skip
 from pptp_nat.core.packet import SEQUENCE_MASK, Edit
 from pptp_nat.errors import ExhaustedError, WireError
 
 #: Overlays kept while unacknowledged, 6 octets each: a window of 64 KiB full of the shortest
 #: messages.  What is older is dropped if it comes again, since it cannot be translated.
 _OVERLAYS: Final = 4096
-_OVERLAYS_ACKNOWLEDGED: Final = 8  #: kept after that, for a retransmission nobody needed
 _OVERLAY: Final = struct.Struct("!IH")  #: sequence number of a field, its value
+#: Octets of overlays kept after that, eight of them, for a retransmission nobody needed.
+_KEPT: Final = 8 * _OVERLAY.size
 _FIELDS: Final = {kind: layout.fields for kind, layout in LAYOUTS.items()}
 _NO_EDITS: Final[list[Edit]] = []
 
@@ -141,6 +151,10 @@ class Stream:
         Raises:
             ExhaustedError: no call ID is left for a new call; drop the segment.
         """
+        if sequence == self.next and self.synced and not self.head:
+            head = REGULAR.get(octets[:PREFIX])
+            if head is not None and head.length == len(octets):
+                return Progress.PASS, self._whole(head, octets, reader, limit)
         if self.next is None:
             self.next = sequence
         ahead = _ahead(self.next, sequence)
@@ -163,6 +177,23 @@ class Stream:
         elif self.held is not None and ahead + old == 0:
             return Progress.DROP, _NO_EDITS  # its first copy is held and will be let go
         return progress, self._repeated(sequence, octets[:old], reader) + edits
+
+    def _whole(self, head: Frame, octets: bytes, reader: Reader, limit: int) -> list[Edit]:
+        """Read a segment that is one message: what `_advance` does, for nearly all segments."""
+        assert self.next is not None
+        assert head.type is not None
+        edits = _NO_EDITS
+        overlays = self.overlays
+        for place, own in _FIELDS[head.type]:
+            value = octets[place] << 8 | octets[place + 1]
+            became = reader.number(head.type, value, own=own, sent=None)
+            if became != value:
+                overlays += _OVERLAY.pack(self.next + place & SEQUENCE_MASK, became)
+                edits = [*edits, Edit(place, became.to_bytes(2, "big"))]
+        self.overlays = overlays
+        reader.message(head, octets)
+        self._commit(octets, b"", limit)
+        return edits
 
     def _skip(self, sequence: int, reader: Reader) -> None:
         """Go on at *sequence*: what comes before it went another way."""
@@ -301,7 +332,7 @@ class Stream:
         self.next = (self.next + len(new)) & SEQUENCE_MASK
         self.head = head
         if self.synced:
-            self.history = (self.history + new)[-limit:]
+            self.history = (self.history + new)[-limit:] if self.history else new[-limit:]
         else:
             self.history = b""
         excess = len(self.overlays) - _OVERLAYS * _OVERLAY.size
@@ -311,6 +342,10 @@ class Stream:
 
     def acknowledge(self, number: int) -> None:
         """Note that the receiver has everything before *number*."""
+        if number == self.next and len(self.overlays) <= _KEPT and self.floor is None:
+            self.history = b""  # the usual case
+            self.beyond = None
+            return
         if self.next is None:
             return
         unacknowledged = _ahead(number, self.next)
@@ -323,7 +358,7 @@ class Stream:
             self.history = self.history[len(self.history) - unacknowledged :]
         if self.floor is not None and _ahead(self.floor, number) >= 0:
             self.floor = None
-        most = len(self.overlays) - _OVERLAYS_ACKNOWLEDGED * _OVERLAY.size
+        most = len(self.overlays) - _KEPT
         if most > 0:
             self.overlays = self.overlays[min(self._overlay(number), most) :]
 

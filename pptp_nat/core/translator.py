@@ -102,21 +102,25 @@ class Translator:
         """
         outcome = Outcome()
         view = segment(packet)
+        book = self.book
         if view is None:
-            self.book.counts["not_a_segment"] += 1
+            book.counts["not_a_segment"] += 1
             return outcome
-        self.book.events = outcome.events
+        book.events = outcome.events
         self._dialogue.released = outcome.released
         if self._next_sweep is None:
             self._next_sweep = now + _SWEEP_SECONDS
-        key = packet[12:20] + packet[view.tcp_at : view.tcp_at + 4]
-        if view.flags & SYN:
+        flags, at = view.flags, view.tcp_at
+        key = packet[12:20] + packet[at : at + 4]
+        if flags & SYN:
             self._syn(key, view)
             return outcome
-        connection, sender = self._find(key)
+        connection, sender = book.connections.get(key), Party.ORIGINATOR
+        if connection is None:
+            connection, sender = book.connections.get(_reversed(key)), Party.RESPONDER
         has_octets = view.payload_at < view.end
         old = None
-        if connection is not None and has_octets and self._half_open.get(key) == view.sequence:
+        if has_octets and self._half_open and self._half_open.get(key) == view.sequence:
             old, connection = connection, None
         if connection is None:
             if not has_octets:
@@ -127,12 +131,12 @@ class Translator:
                 return outcome
             sender = Party.ORIGINATOR if connection.key == key else Party.RESPONDER
             if old is not None:
-                self.book.move_connection(old, TcpEnd.REPLACED, now, end=End.REPLACED)
+                book.move_connection(old, TcpEnd.REPLACED, now, end=End.REPLACED)
         if connection.passive is not None:
-            self.book.counts[connection.passive] += 1
+            book.counts[connection.passive] += 1
         else:
             self._translate(connection, sender, packet, view, now, packet_id, outcome)
-        if view.flags & (FIN | RST) and outcome.verdict is not Verdict.DROP:
+        if flags & (FIN | RST) and outcome.verdict is not Verdict.DROP:
             self._close(connection, sender, view, now)
         return outcome
 
@@ -153,7 +157,7 @@ class Translator:
         start = (view.sequence + 1) & SEQUENCE_MASK
         connection, sender = self._find(key)
         if connection is not None:
-            expected = connection.streams[sender].next
+            expected = connection.stream(sender).next
             if expected is not None and (expected - start) & SEQUENCE_MASK < _WINDOW:
                 return  # of this connection, late
         self._half_open.pop(key, None)
@@ -204,23 +208,24 @@ class Translator:
         self, connection: Connection, sender: Party, packet: bytes, view: Segment, now: float,
         packet_id: int, outcome: Outcome,
     ) -> None:  # fmt: skip
-        stream = connection.streams[sender]
+        stream = connection.stream(sender)
         if view.flags & ACK:
-            connection.streams[sender.other].acknowledge(view.acknowledgement)
+            connection.stream(sender.other).acknowledge(view.acknowledgement)
         if view.payload_at < view.end:
+            dialogue = self._dialogue
             octets = packet[view.payload_at : view.end]
-            self._dialogue.attend(connection, sender, now)
+            dialogue.attend(connection, sender, now)
             try:
                 progress, edits = stream.push(
-                    view.sequence, octets, self._dialogue, limit=self.settings.history
+                    view.sequence, octets, dialogue, limit=self.book.settings.history
                 )
             except ExhaustedError as refusal:
                 self.book.counts[f"refused_{refusal.reason}"] += 1
                 outcome.events.append(CallRefused(connection, sender, refusal.reason))
                 outcome.verdict = Verdict.DROP
                 return
-            if self._dialogue.echoed:
-                self._dialogue.echoed = False
+            if dialogue.echoed:
+                dialogue.echoed = False
                 self._look_at_mark(connection, outcome)
             if edits:
                 outcome.packet = edited(packet, view, edits)
@@ -235,7 +240,7 @@ class Translator:
 
     def _close(self, connection: Connection, sender: Party, view: Segment, now: float) -> None:
         """FIN or RST: grace for late messages, then the end."""
-        expected = connection.streams[sender].next
+        expected = connection.stream(sender).next
         if expected is not None:
             distance = (view.sequence - expected + _WINDOW) & SEQUENCE_MASK
             if distance > 2 * _WINDOW:

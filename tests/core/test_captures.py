@@ -166,7 +166,6 @@ def test_windows_nt_with_call_id_zero(inside: bool) -> None:  # noqa: FBT001 (a 
 
     assert CallState.UP in states
     (connection,) = translator.book.connections.values()
-    assert connection.introductions is not None
     client, server = connection.introductions
     assert client is not None
     assert server is not None
