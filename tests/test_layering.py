@@ -28,7 +28,7 @@ HOMES = {
 #: What the core's files may import of the core, each at most those before it.
 ORDER = [
     "tuples", "checksum", "packet", "messages", "causes", "states", "stream", "bindings", "calls",
-    "events", "book", "dialogue", "translator",
+    "events", "held", "book", "dialogue", "translator",
 ]  # fmt: skip
 
 #: Folders and files of `pptp_nat`, and the parts of it that they must not know.

@@ -30,8 +30,8 @@ from typing import Final
 from pptp_nat.core.book import LIVE, Book
 from pptp_nat.core.calls import NOBODY, Call, Connection
 from pptp_nat.core.events import MessageSeen, OddityMet, Released
+from pptp_nat.core.held import Held
 from pptp_nat.core.messages import LAYOUTS, REPLIES, Frame, MessageType, says_yes
-from pptp_nat.core.packet import Edit, Segment, edited
 from pptp_nat.core.states import (
     IMPLIES_OPEN,
     Answer,
@@ -59,26 +59,6 @@ _RESERVED: Final = {
 _IDENTIFIER: Final = slice(12, 16)  #: the same in both echo messages
 _PNS_NUMBER: Final = "disconnect_notify_with_pns_number"
 _SWAPPED_PNS_NUMBER: Final = "disconnect_notify_with_swapped_pns_number"
-
-
-class Held:
-    """A packet that waits for the second octet of a cut call-ID field."""
-
-    __slots__ = ("connection", "packet", "packet_id", "sender", "view")
-
-    def __init__(
-        self, connection: Connection, sender: Party, packet_id: int, packet: bytes, view: Segment
-    ) -> None:
-        self.connection = connection
-        self.sender = sender
-        self.packet_id = packet_id
-        self.packet = packet
-        self.view = view
-
-    def release(self, octet: int) -> Released:
-        """Return the packet with *octet* as the last of its payload."""
-        last = Edit(self.view.end - self.view.payload_at - 1, bytes((octet,)))
-        return Released(self.packet_id, edited(self.packet, self.view, [last]))
 
 
 class Dialogue:

@@ -22,8 +22,9 @@ from typing import Final
 from pptp_nat.core.bindings import Bindings, Pair
 from pptp_nat.core.book import Book, Settings
 from pptp_nat.core.calls import Call, Connection, external_addresses, flow_key
-from pptp_nat.core.dialogue import Dialogue, Held
+from pptp_nat.core.dialogue import Dialogue
 from pptp_nat.core.events import CallRefused, LegMarked, Outcome, Verdict
+from pptp_nat.core.held import Held
 from pptp_nat.core.packet import (
     ACK,
     FIN,
