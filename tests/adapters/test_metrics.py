@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import math
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from pptp_nat.core.events import CallChanged, Outcome, Verdict
 from pptp_nat.core.messages import RESULTS, MessageType
 from pptp_nat.core.states import CallState, End
 from pptp_nat.core.tuples import Flow, Party, Placement, Seat
+from pptp_nat.lab.prometheus import tool
 from pptp_nat.meter import FAILURES, VERDICT_BOUNDS, Histogram, Meter, failure
 from pptp_nat.metrics import (
     FAMILIES,
@@ -59,11 +59,11 @@ def test_the_manual_lists_every_family_with_its_help() -> None:
     ] == rows
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool: apt install prometheus")
+@pytest.mark.skipif(tool("promtool") is None, reason="promtool is not here: run make venv")
 def test_promtool_finds_nothing_to_object_to() -> None:
     """Names, units, help: Prometheus' own rules."""
     checked = subprocess.run(
-        ["promtool", "check", "metrics"], input=text(EVERYTHING), text=True,
+        [tool("promtool"), "check", "metrics"], input=text(EVERYTHING), text=True,
         capture_output=True, check=False,
     )  # fmt: skip
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from pptp_nat.lab.prometheus import tool
 from pptp_nat.metrics import FAMILIES, PREFIX
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -30,7 +30,7 @@ PROCESS = {"process_cpu_seconds_total", "process_resident_memory_bytes",
 UNITS = {"none", "ops", "s", "bps", "pps", "bytes", "percentunit", "bool_yes_no"}  # Grafana's
 
 needs_promtool = pytest.mark.skipif(
-    shutil.which("promtool") is None, reason="promtool: apt install prometheus"
+    tool("promtool") is None, reason="promtool is not here: run make venv"
 )
 
 
@@ -50,7 +50,7 @@ def used(text):
 
 def promtool(*argv):
     done = subprocess.run(
-        ["promtool", *map(str, argv)], capture_output=True, text=True, check=False, cwd=PROMETHEUS
+        [tool("promtool"), *map(str, argv)], capture_output=True, text=True, check=False, cwd=PROMETHEUS
     )
     return done.returncode, done.stdout + done.stderr
 
