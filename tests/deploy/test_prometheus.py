@@ -49,9 +49,8 @@ def used(text):
 
 
 def promtool(*argv):
-    done = subprocess.run(
-        [tool("promtool"), *map(str, argv)], capture_output=True, text=True, check=False, cwd=PROMETHEUS
-    )
+    command = [tool("promtool"), *map(str, argv)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PROMETHEUS)
     return done.returncode, done.stdout + done.stderr
 
 
