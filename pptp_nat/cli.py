@@ -25,6 +25,11 @@ FAILED: Final = 1
 MISUSED: Final = 2
 INTERRUPTED: Final = 130  #: 128 and SIGINT
 
+#: parts that a small router may be without, and how to have them
+APART: Final = {
+    "pptp_nat.analysis": "on OpenWrt it is in the package pptp-nat-tools",
+    "pptp_nat.lab": "OpenWrt has no package of it; look at it on another machine",
+}
 #: in the order of ``--help``
 COMMANDS: Final = (
     router.run, tables.status, tables.list_, tables.connections, tables.events, tables.clear,
@@ -51,9 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PptpNatError as error:
         return _say(f"pptp-nat: {error}", FAILED)
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("pptp_nat"):
+        if (error.name or "").startswith("pptp_nat") and error.name not in APART:
             raise
-        return _say(f"pptp-nat: Python package {error.name} is missing: install it", FAILED)
+        mend = APART.get(error.name or "", "install it")
+        return _say(f"pptp-nat: Python package {error.name} is missing: {mend}", FAILED)
     except OSError as error:
         if error.filename is None:
             _let_go_of_stdout()
