@@ -1,10 +1,10 @@
-# make venv | demo | test | check | bench | deb: each does all its own set-up on Debian 12, as root.
+# make venv | demo | test | check | bench | deb | openwrt | dist: each does all its own set-up on Debian 12, as root.
 # Debian's own Python where there is one: apt's python3-dev and python3-venv are for it.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 BIN := .venv/bin
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: venv demo test check unit bench deb clean
+.PHONY: venv demo test check unit bench deb openwrt dist clean
 
 venv: .venv/ready
 
@@ -31,6 +31,9 @@ bench: venv
 
 deb: venv
 	$(BIN)/python -m deploy.packages deb
+
+openwrt: venv
+	$(BIN)/python -m deploy.packages ipk
 
 clean:
 	rm -rf .venv build dist *.egg-info

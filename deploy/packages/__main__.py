@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from deploy.packages import debian, manual
+from deploy.packages import debian, keys, manual, openwrt
 from deploy.packages.tree import ROOT
 
 
@@ -22,6 +22,8 @@ def pages(target: Path) -> list[Path]:
 
 KINDS: Final[dict[str, Callable[[Path], list[Path]]]] = {
     "deb": lambda target: [debian.build(target)],
+    "ipk": openwrt.build,
+    "keys": lambda _target: [keys.write()],
     "man": pages,
 }
 

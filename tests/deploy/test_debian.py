@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import itertools
 import re
 import shutil
 import subprocess
@@ -17,8 +15,9 @@ import pytest
 from deploy.packages import debian
 from pptp_nat import __version__
 from pptp_nat.lab.network import Lab, missing
-from pptp_nat.lab.peers import Call, Loop, Station, converse
+from pptp_nat.lab.peers import Loop
 
+from .clients import Clients
 from .machine import Machine, booted
 
 NEEDED = [tool for tool in ("dpkg-deb", "strip", "md5sum") if shutil.which(tool) is None]
@@ -131,43 +130,6 @@ def machine(lab: Lab, tmp_path: Path, package: Path) -> Iterator[Machine]:
         yield machine
 
 
-class Peers:
-    """The clients and their server, which know nothing of the machine between them."""
-
-    def __init__(self, lab: Lab, loop: Loop) -> None:
-        self.loop = loop
-        self.stations = {
-            host.name: Station(host.name, loop, functools.partial(lab.open_socket, host))
-            for host in (*lab.outside, *lab.inside)
-        }
-        self.server = lab.outside[0]
-        self.clients = [self.stations[host.name] for host in lab.inside]
-        self.stations[self.server.name].listen()
-        self.numbers = itertools.count(7)
-
-    def dial(self) -> list[Call]:
-        """Have all clients call the server, with one and the same call ID; return both ends."""
-        number = next(self.numbers)
-        connections = [client.dial(self.server.address) for client in self.clients]
-        assert self.loop.run_until(lambda: all(each.established for each in connections))
-        calls = [each.call(number) for each in connections]
-        assert self.loop.run_until(lambda: all(call.up for call in calls))
-        both = [
-            end
-            for call in calls
-            for end in (call, self.stations[call.connection.peer_name].named(call.label))
-        ]
-        assert self.loop.run_until(lambda: all(call.up for call in both))
-        return both
-
-    def all_hear(self, calls: list[Call]) -> None:
-        """Have every call send, and hear what is for it and only that."""
-        before = [call.right for call in calls]
-        assert converse(self.loop, calls, count=5)
-        assert [5] * len(calls) == [c.right - b for c, b in zip(calls, before, strict=True)]
-        assert [] == [wrong for call in calls for wrong in call.wrong]
-
-
 def newer(package: Path, target: Path) -> None:
     """Write a package that differs in its version alone."""
     root = target.with_suffix(".d")
@@ -203,16 +165,16 @@ def test_the_package_lives_and_goes_on_a_debian_machine(
     assert "" == machine.said("journalctl", "-u", "pptp-nat", "-p", "warning", "-q", "-o", "cat")
 
     with contextlib.closing(Loop()) as loop:
-        peers = Peers(lab, loop)
-        calls = peers.dial()
-        peers.all_hear(calls)
+        clients = Clients(lab, loop)
+        calls = clients.dial()
+        clients.all_hear(calls)
         machine.run("systemctl", "reload", "pptp-nat")
         newer(package, machine.root / "newer.deb")
         machine.run("dpkg", "-i", "/newer.deb")
         machine.run("pptp-nat", "status")
         assert pid != machine.said("systemctl", "show", "-P", "MainPID", "pptp-nat")
-        peers.all_hear(calls)
-        peers.all_hear(peers.dial())
+        clients.all_hear(calls)
+        clients.all_hear(clients.dial())
 
     assert "PPTP_NAT" in machine.said("iptables-save")
     machine.run("systemctl", "restart", "pptp-nat")
@@ -227,5 +189,3 @@ def test_the_package_lives_and_goes_on_a_debian_machine(
                         "-xdev", "-path", "*pptp-nat*")  # fmt: skip
     assert "" == left
     assert "not-found" == machine.said("systemctl", "show", "-P", "LoadState", "pptp-nat")
-
-
