@@ -39,7 +39,8 @@ class Columns:
     """Ordinary packets of one direction of a call, in the order of capture.
 
     Ordinary is: no fragment, no IP options, K set, at least one of S and A set, all other
-    flags clear, the header captured whole, and the payload as long as the header claims.
+    flags clear, S set if there is payload, the header captured whole, and the payload as long
+    as the header claims.
     Equal indices belong to one packet; treat all columns as read-only.
     """
 
@@ -133,9 +134,9 @@ class PppReader(Protocol):
     def feed(self, packet: GrePacket) -> None:
         """Read a packet that may be PPP control, in the order of capture.
 
-        Every packet comes here but those whose payload certainly is data: protocol
-        0x00FD (compressed or encrypted), and 0x0021 and 0x0057 (IP, IPv6) beyond the
-        first 32 of each sender.
+        Every packet with payload comes here but those that certainly are data: protocol
+        0x00FD (compressed or encrypted), and of the others below 0x0100 (IP, IPv6) all
+        beyond the first 32 of each sender.
         """
 
     def feed_data(self, sender: Role, packets: Columns) -> None:

@@ -1,0 +1,346 @@
+"""Ordinary GRE by the thousand: what is alike is read by the column.
+
+Theory of operation
+-------------------
+Most of a large capture is GRE of a few flows in frames of one shape.  A walk over the
+records costs one `struct` call each: it takes the record's length and the octets by which
+a flow is known, and notes the record with its flow.  Then, flow by flow, the headers are
+joined to one string with a fixed distance from packet to packet, so that a slice with that
+step is a column, and a column is compared, counted or turned into integers by the
+interpreter's own loops.  A flow of which any packet is not as expected is sorted one packet
+at a time (`pptp_nat.analysis.sorting`), so nothing rests on luck.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from array import array
+from itertools import compress, islice, repeat
+from operator import lt, mul, rshift, sub
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from pptp_nat.analysis import links
+from pptp_nat.analysis.formats import ENHANCED, LONGEST, Form
+from pptp_nat.analysis.packets import Columns
+from pptp_nat.analysis.sorting import (
+    CONTROL,
+    DATA,
+    ENCRYPTED,
+    PLAIN_KEPT,
+    FlowKey,
+    Sorter,
+    kind_of_payload,
+)  # fmt: skip
+from pptp_nat.core.packet import GRE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+FEWEST: Final = 16  #: packets of a flow that make columns worth their while
+MARGIN: Final = LONGEST + 256  #: octets that must lie behind the last record to be walked over
+
+_IP_AND_GRE: Final = 40  #: octets: IP, GRE with both numbers, 4 of payload
+#: Octets of IP and GRE header by how many of S and A are set; none is not ordinary.
+_SIZES: Final = bytes((0, 32, 36)) + bytes(253)
+_BIT_4: Final = bytes(octet >> 4 & 1 for octet in range(256))
+_BIT_7: Final = bytes(octet >> 7 for octet in range(256))
+_NOT: Final = b"\1" + bytes(255)
+_MASKS: Final = (0, 0xFF000000, 0xFFFF0000, 0xFFFFFF00)  #: of a head, by octets of payload
+_ADDRESS_CONTROL: Final = 0xFF03
+_LITTLE: Final = int(sys.byteorder == "little")
+_U32: Final = "I" if array("I").itemsize == 4 else "L"
+
+
+class Frames(NamedTuple):
+    """The shape of the frames that are read by the column."""
+
+    ip_at: int  #: octets of the frame before IP
+    same: tuple[tuple[int, int], ...]  #: octets before it: where they stand, what they are
+
+
+_BARE: Final = (Frames(0, ()),)
+#: By link type; where there are several, a capture's first packets show which is meant.
+SHAPES: Final = {
+    links.ETHERNET: (
+        Frames(14, ((12, 0x08), (13, 0x00))),
+        Frames(18, ((12, 0x81), (13, 0x00), (16, 0x08), (17, 0x00))),
+        Frames(22, ((12, 0x88), (13, 0xA8), (16, 0x81), (17, 0x00), (20, 0x08), (21, 0x00))),
+        Frames(22, ((12, 0x88), (13, 0x64), (14, 0x11), (15, 0x00), (20, 0x00), (21, 0x21))),
+    ),
+    0: (Frames(4, ()),), 108: (Frames(4, ()),),
+    9: (Frames(4, ((0, 0xFF), (1, 0x03), (2, 0x00), (3, 0x21))), Frames(2, ((0, 0), (1, 0x21)))),
+    12: _BARE, 14: _BARE, links.RAW: _BARE, 228: _BARE,
+    113: (Frames(16, ((14, 0x08), (15, 0x00))),),
+    links.LINUX_SLL2: (Frames(20, ((0, 0x08), (1, 0x00))),),
+}  # fmt: skip
+
+
+class Main(NamedTuple):
+    """What most packets of interest in a capture have in common."""
+
+    interface: int
+    frames: Frames
+
+
+def shape_of(link: int, frame: bytes) -> Frames | None:
+    """Return the shape of a frame that holds GRE; None if it has none of `SHAPES`."""
+    for each in SHAPES.get(link, ()):
+        if (
+            len(frame) > each.ip_at + 20
+            and frame[each.ip_at] == 0x45
+            and frame[each.ip_at + 9] == GRE
+            and all(frame[at] == octet for at, octet in each.same)
+        ):
+            return each
+    return None
+
+
+class Walk(NamedTuple):
+    """Records of a buffer: where each begins, and which may be GRE of which flow."""
+
+    starts: list[int]  #: offsets of the packets' records, in order
+    groups: dict[bytes, dict[bytes, list[int]]]  #: addresses: key: indices into `starts`
+    rest: list[int]  #: indices of all others
+    stop: int  #: offset of the first octet that was not walked over
+    stuck: bool  #: what stands at `stop` is no record that can be walked over
+
+
+def walk(buffer: bytes, at: int, stop: int, form: Form, ip_at: int) -> Walk:
+    """Go from record to record, from *at* to the first that begins at or behind *stop*.
+
+    `MARGIN` octets must lie behind *stop*.
+    """
+    inner = form.header + ip_at + 9
+    if form.kind == "pcap":
+        return _walk_pcap(buffer, at, stop, form.header, f"{form.order}8xI{inner - 12}xB2x8s6x2s")
+    return _walk_pcapng(buffer, at, stop, f"{form.order}II{inner - 8}xB2x8s6x2s")
+
+
+def _walk_pcap(buffer: bytes, at: int, stop: int, header: int, layout: str) -> Walk:
+    read, index, stuck = struct.Struct(layout).unpack_from, 0, False
+    found = Walk([], {}, [], 0, stuck=False)
+    note, rest, groups = found.starts.append, found.rest, found.groups
+    while at < stop:
+        length, protocol, pair, key = read(buffer, at)
+        if length > LONGEST:
+            stuck = True
+            break
+        note(at)
+        if protocol == GRE:
+            try:
+                groups[pair][key].append(index)
+            except KeyError:
+                groups.setdefault(pair, {})[key] = [index]
+        else:
+            rest.append(index)
+        at += header + length
+        index += 1
+    return found._replace(stop=at, stuck=stuck)
+
+
+def _walk_pcapng(buffer: bytes, at: int, stop: int, layout: str) -> Walk:
+    read, index, stuck = struct.Struct(layout).unpack_from, 0, False
+    found = Walk([], {}, [], 0, stuck=False)
+    note, rest, groups = found.starts.append, found.rest, found.groups
+    while at < stop:
+        kind, length, protocol, pair, key = read(buffer, at)
+        if kind != ENHANCED or not 32 <= length <= LONGEST or length & 3:
+            stuck = True
+            break
+        note(at)
+        if protocol == GRE:
+            try:
+                groups[pair][key].append(index)
+            except KeyError:
+                groups.setdefault(pair, {})[key] = [index]
+        else:
+            rest.append(index)
+        at += length
+        index += 1
+    return found._replace(stop=at, stuck=stuck)
+
+
+class Bulk:
+    """Turns the groups of a `Walk` into columns."""
+
+    def __init__(self, form: Form, main: Main, sorter: Sorter) -> None:
+        frames = main.frames
+        self._form, self._sorter = form, sorter
+        self._interface = form.interfaces[main.interface]
+        self._prefix = main.interface.to_bytes(4, "big") if main.interface else b""
+        self._ip = form.header + frames.ip_at  # offset of IP in a record
+        self._step = self._ip + _IP_AND_GRE
+        self._before = frames.ip_at
+        self._taps = [
+            slice(form.header + each.start, form.header + each.stop)
+            for each in links.TAPS.get(self._interface.link, ())
+        ]
+        self._same = [
+            *((form.header + at, octet) for at, octet in frames.same),
+            (self._ip, 0x45), (self._ip + 7, 0), (self._ip + 22, 0x88), (self._ip + 23, 0x0B),
+        ]  # fmt: skip
+        if form.kind == "pcapng":
+            number = struct.pack(form.order + "I", main.interface)
+            self._same += [(8 + at, octet) for at, octet in enumerate(number)]
+        self._lengths_at = (8, 12) if form.kind == "pcap" else (20, 24)  # captured, on the wire
+
+    def take(
+        self, buffer: bytes, places: Sequence[int], numbers: Sequence[int], pair: bytes, key: bytes
+    ) -> bool:
+        """Sort the packets of one flow whose records begin at *places*, by the column.
+
+        Return False, with nothing done, if they are not alike.
+        """
+        step, ip, count = self._step, self._ip, len(places)
+        joined = b"".join([buffer[at : at + step] for at in places])
+        if not self._alike(joined):
+            return False
+        sequenced = joined[ip + 20 :: step].translate(_BIT_4)
+        acknowledged = joined[ip + 21 :: step].translate(_BIT_7)
+        sizes = _sum(sequenced, acknowledged).translate(_SIZES)
+        lengths, totals = self._shorts(joined, ip + 24), self._shorts(joined, ip + 2)
+        captured = self._native(joined, self._lengths_at[0])
+        if b"\0" in sizes or not _agree(totals, lengths, sizes):
+            return False
+        before = self._before
+        if min(map(sub, captured, totals)) < before and not all(
+            there >= before + size + min(length, 4)
+            for there, size, length in zip(captured, sizes, lengths, strict=True)
+        ):
+            return False
+        third, fourth = self._longs(joined, ip + 28), self._longs(joined, ip + 32)
+        if any(compress(lengths, sequenced.translate(_NOT))):
+            return False  # payload without a sequence number
+        heads = self._heads(joined, sequenced, acknowledged, fourth, lengths)
+        columns = Columns(
+            self._times(joined), numbers, lengths, sequenced, third,
+            acknowledged, _chosen(sequenced, fourth, third), heads,
+        )  # fmt: skip
+        flow: FlowKey = (self._tap(joined), pair, int.from_bytes(key, "big"))
+        wire = self._native(joined, self._lengths_at[1])
+        window = self._sorter.window
+        window.flows[flow] = columns
+        window.counts["gre"] += count
+        window.packets += count
+        window.octets += sum(wire)
+        if captured != wire:
+            window.cut += sum(map(lt, captured, wire))
+        self._sorter.seen(min(columns.times), max(columns.times))
+        self._show(buffer, places, columns, flow, captured)
+        return True
+
+    def _tap(self, joined: bytes) -> bytes:
+        return b"".join([joined[each] for each in self._taps]) + self._prefix
+
+    def _alike(self, joined: bytes) -> bool:
+        """Whether all that must be the same in ordinary packets of one flow is so."""
+        step, ip = self._step, self._ip
+        # strip() leaves nothing where every octet is one of its argument's
+        for at, octet in self._same:
+            if joined[at::step].strip(bytes((octet,))):
+                return False
+        for each in self._taps:
+            for at in range(each.start, each.stop):
+                if joined[at::step].strip(joined[at : at + 1]):
+                    return False
+        return not (
+            joined[ip + 6 :: step].strip(b"\0\x40")
+            or joined[ip + 20 :: step].strip(b"\x20\x30")
+            or joined[ip + 21 :: step].strip(b"\x01\x81")
+        )
+
+    def _shorts(self, joined: bytes, at: int) -> array[int]:
+        """Return the 16-bit column at *at*, which is in network order."""
+        step = self._step
+        octets = bytearray(len(joined) // step * 2)
+        octets[_LITTLE::2], octets[1 - _LITTLE :: 2] = joined[at::step], joined[at + 1 :: step]
+        return array("H", bytes(octets))
+
+    def _longs(self, joined: bytes, at: int, order: str = ">") -> array[int]:
+        """Return the 32-bit column at *at*."""
+        step = self._step
+        octets = bytearray(len(joined) // step * 4)
+        flip = 3 if (order == ">") == bool(_LITTLE) else 0
+        for octet in range(4):
+            octets[octet ^ flip :: 4] = joined[at + octet :: step]
+        return array(_U32, bytes(octets))
+
+    def _native(self, joined: bytes, at: int) -> array[int]:
+        """Return the 32-bit column at *at* of the record's own header."""
+        return self._longs(joined, at, self._form.order)
+
+    def _times(self, joined: bytes) -> list[float]:
+        rate, offset = self._interface.rate, self._interface.offset
+        if self._form.kind == "pcap":
+            seconds, parts = self._native(joined, 0), self._native(joined, 4)
+            return [whole + part / rate for whole, part in zip(seconds, parts, strict=True)]
+        upper, lower = self._native(joined, 12), self._native(joined, 16)
+        return [(u << 32 | v) / rate + offset for u, v in zip(upper, lower, strict=True)]
+
+    def _heads(
+        self, joined: bytes, sequenced: bytes, acknowledged: bytes, fourth: array[int],
+        lengths: array[int],
+    ) -> Sequence[int]:  # fmt: skip
+        """Return the first 4 octets of each payload."""
+        heads = _chosen(acknowledged, self._longs(joined, self._ip + 36), fourth)
+        if 0 in sequenced:
+            heads = list(map(mul, heads, sequenced))
+        if min(compress(lengths, sequenced), default=4) < 4:
+            heads = [
+                head if length > 3 else head & _MASKS[length]
+                for head, length in zip(heads, lengths, strict=True)
+            ]
+        return heads
+
+    def _show(
+        self, buffer: bytes, places: Sequence[int], columns: Columns, flow: FlowKey,
+        captured: Sequence[int],
+    ) -> None:  # fmt: skip
+        """Keep what may be PPP control, and the first data in the clear, for a closer look."""
+        heads, header, sorter = columns.heads, self._form.header, self._sorter
+        tops = list(map(rshift, heads, repeat(16)))
+        kinds = {top: _kind(top) for top in set(tops)}
+        shown = {top for top, kind in kinds.items() if kind != ENCRYPTED}
+        if not shown:
+            return
+        chosen: Iterator[int] = compress(range(len(tops)), map(shown.__contains__, tops))
+        if all(kinds[top] == DATA for top in shown):
+            chosen = islice(chosen, PLAIN_KEPT)
+        for index in chosen:
+            kind = kind_of_payload(heads[index].to_bytes(4, "big"))
+            if kind != ENCRYPTED:
+                at = places[index] + header
+                end = at + captured[index]
+                at += self._before
+                length = int.from_bytes(buffer[at + 2 : at + 4], "big")
+                packet = buffer[at : min(end, at + length)]
+                sorter.show(flow, columns.numbers[index], columns.times[index], packet, kind)
+
+
+def _kind(top: int) -> int:
+    """Tell what a payload is by its first two octets; address and control alone say nothing."""
+    return CONTROL if top == _ADDRESS_CONTROL else kind_of_payload(top.to_bytes(2, "big"))
+
+
+def _sum(one: bytes, other: bytes) -> bytes:
+    """Add two columns of octets, whose sums are octets too."""
+    total = int.from_bytes(one, "little") + int.from_bytes(other, "little")
+    return total.to_bytes(len(one), "little")
+
+
+def _agree(totals: array[int], lengths: array[int], sizes: bytes) -> bool:
+    """Whether IP's length is that of the headers and the payload, for each packet."""
+    try:
+        return bytes(map(sub, totals, lengths)) == sizes
+    except ValueError:  # a difference that is no octet
+        return False
+
+
+def _chosen(which: bytes, one: array[int], other: array[int]) -> Sequence[int]:
+    """Return of each pair the number from *one* where *which* is 1, else that from *other*."""
+    if 0 not in which:
+        return one
+    if 1 not in which:
+        return other
+    return [a if first else b for first, a, b in zip(which, one, other, strict=True)]
