@@ -144,7 +144,7 @@ class TcpTrouble:
     split: int = 0  #: messages that came in more than one segment
     joined: int = 0  #: segments that held more than one message, or parts of two
     zero_windows: int = 0
-    longest_silence: float = 0.0  #: seconds between a message that wants an answer and anything
+    longest_silence: float = 0.0  #: seconds that it left the other's octets unacknowledged
 
 
 @dataclass(slots=True)
@@ -191,6 +191,8 @@ class ControlConnection:
     trouble: tuple[TcpTrouble, TcpTrouble] = field(
         default_factory=lambda: (TcpTrouble(), TcpTrouble())
     )
+    #: initial sequence numbers, which a NAT leaves as they are; by `Party`
+    initial: list[int | None] = field(default_factory=lambda: [None, None])
     echoes: tuple[Echoes, Echoes] = field(default_factory=lambda: (Echoes(), Echoes()))
     oddities: dict[tuple[Party, str], tuple[int, Evidence]] = field(default_factory=dict)
     ends_seen: list[ControlEnd] = field(default_factory=list)  #: in order; the first is why
@@ -322,7 +324,8 @@ class Translation:
 
     inside: Call  #: where the hidden party shows its own address
     outside: Call
-    hidden: Role  #: whose address and call ID the NAT changes
+    #: whose address and call ID the NAT changes; None: neither's, the way is only routed
+    hidden: Role | None
     reasons: tuple[str, ...]  #: what the two have in common, in words
     delay: float | None = None  #: seconds from one side to the other, median, if clocks agree
 
