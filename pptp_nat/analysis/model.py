@@ -23,7 +23,9 @@ from pptp_nat.core.tuples import Party
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pptp_nat.analysis.packets import Evidence, GrePacket, PppReader, QualityReader
+    from pptp_nat.analysis.gre_quality import GreQuality
+    from pptp_nat.analysis.packets import Evidence, GrePacket
+    from pptp_nat.analysis.ppp import Ppp
     from pptp_nat.core.states import End
     from pptp_nat.core.tuples import Address
 
@@ -59,6 +61,7 @@ class CaptureFile:
     first: float | None = None
     last: float | None = None
     damage: Damage | None = None
+    vantage: int = 0  #: files with the same number were captured at the same place
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +258,7 @@ class GreFlow:
     octets: int = 0  #: of IP packets
     call: Call | None = None  #: None: nobody's that we know
     sender: Role | None = None  #: in `call`
-    quality: QualityReader | None = None
+    quality: GreQuality | None = None
     #: the first packets of one that has no call yet, bounded
     kept: list[GrePacket] = field(default_factory=list)
 
@@ -296,7 +299,7 @@ class Call:
     wan_notifies: int = 0
     #: by sender; absent: none was seen
     gre: dict[Role, GreFlow] = field(default_factory=dict)
-    ppp: PppReader | None = None
+    ppp: Ppp | None = None
     roles_guessed: bool = False  #: with `connection` None nobody said who is PNS
 
     def end_of(self, role: Role) -> CallEnd:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ICMP: Final = 1
 _ICMP_ERRORS: Final = frozenset((3, 11, 12))
-_FRAGMENT: Final = 0x3FFF
+FRAGMENT: Final = 0x3FFF  #: More Fragments and the offset
 PLAIN_KEPT: Final = 32  #: packets of unencrypted data of each flow that are shown whole
 _IP: Final = struct.Struct("!BxHxxHxB").unpack_from
 _PORTS: Final = struct.Struct("!HH").unpack_from
@@ -123,7 +123,7 @@ class Sorter:
         tap = links.tap_of(interface.link, frame)
         if record.interface:
             tap += record.interface.to_bytes(4, "big")
-        if fragment & _FRAGMENT:
+        if fragment & FRAGMENT:
             if protocol in (TCP, GRE, ICMP):
                 window.counts["fragments"] += 1
                 window.specials.append(Special(number, time, tap, packet, ordinary=False))
