@@ -180,13 +180,13 @@ class Readings:
             ("loop_turn_duration_seconds", meter.turn_seconds),
         ):
             found[name] = [Sample((), _distribution(histogram))]
-        strays = list(daemon.upkeep.strays)
         if daemon.queue_path is not None:
             counts = daemon.queue_path.counts
-            strays[0] += counts["stray_outbound"]
-            strays[1] += counts["stray_inbound"]
+            strays = [counts["stray_outbound"], counts["stray_inbound"]]
+            found["gre_unmatched_packets_total"] = _directed(strays)
             _add(found, "gre_plain_packets_total", counts["plain_gre"])
-        found["gre_unmatched_packets_total"] = _directed(strays)
+        else:  # what would leave is dropped by a rule, and never seen here
+            _add(found, "gre_unmatched_packets_total", daemon.upkeep.strays, _DIRECTIONS[True])
         _add(found, "gre_entries_restored_total", daemon.upkeep.restored)
         _add(found, "datapath_failures_total", daemon.carrier.failures)
         _add(found, "config_last_reload_successful", meter.reloads_good)

@@ -19,7 +19,7 @@ from pptp_nat.core.states import CallState, ControlState
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Flow, Party
 from pptp_nat.linux.conntrack import Conntrack
-from pptp_nat.linux.conntrack_events import Change, Stray
+from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.datapath import LegOrder
 
 _log: Final = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Upkeep:
         self._carry_out = carry_out
         self._tell = tell_suppressed
         self.restored = 0  #: entries that others had deleted
-        self.strays = [0, 0]  #: packets of GRE of no call that conntrack followed, by "inward"
+        self.strays = 0  #: packets to this router of GRE of no call that conntrack followed
         self._lost: dict[bytes, tuple[Flow, float]] = {}  # connections without entry, until when
         self._due: dict[Callable[[float], None], float] = {
             self._renew: 0.0, self._listen: 0.0, self._tell_suppressed: 0.0,
@@ -77,8 +77,8 @@ class Upkeep:
                 if flow_key(flow) in self._translator.book.connections:
                     self._lost[flow_key(flow)] = flow, now + _LOST_SECONDS
                     self._due.setdefault(self._check_lost, now + _LOST_SECONDS)
-            elif event.stray is not None:
-                self.strays[event.stray is Stray.INWARD] += event.tally.packets
+            elif event.is_stray:
+                self.strays += event.tally.packets
             elif event.change in (Change.DESTROY, Change.OVERRUN):
                 if event.leg is not None:
                     self._carrier.lost(event.leg, event.tally)

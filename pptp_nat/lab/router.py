@@ -30,6 +30,7 @@ class Daemon:
         datapath: ``auto``, ``conntrack`` or ``queue``.
         options: more of the command line.
         config: the text of a configuration file.
+        metrics: where it serves them.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Daemon:
         datapath: str = "auto",
         options: Sequence[str] = (),
         config: str | None = None,
+        metrics: str = "off",
     ) -> None:
         self.socket: Path = lab.directory / "pptp-nat.sock"
         self.state: Path = lab.directory / "state"
@@ -49,7 +51,7 @@ class Daemon:
             "run",
             *("--socket", str(self.socket)),
             *("--state-dir", str(self.state)),
-            *("--metrics", "off"),
+            *("--metrics", metrics),
             *("--datapath", datapath),
             *("--rules", "apply"),
         ]
@@ -130,13 +132,14 @@ def daemon(
     datapath: str = "auto",
     options: Sequence[str] = (),
     config: str | None = None,
+    metrics: str = "off",
 ) -> Iterator[Daemon]:
     """Run our daemon in the router while the ``with`` block lasts.
 
     Raises:
         UsageError: it does not start.
     """
-    running = Daemon(lab, datapath=datapath, options=options, config=config)
+    running = Daemon(lab, datapath=datapath, options=options, config=config, metrics=metrics)
     running.start()
     try:
         yield running

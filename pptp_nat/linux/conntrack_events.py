@@ -22,7 +22,6 @@ from pptp_nat.linux.conntrack_wire import (
     TUPLE,
     TUPLE_HEADER,
     Entry,
-    Status,
     read_entry,
 )
 from pptp_nat.linux.datapath import Tally
@@ -42,17 +41,10 @@ class Change(enum.Enum):
 GROUPS: Final = {Change.NEW: 1, Change.UPDATE: 2, Change.DESTROY: 4}
 
 
-class Stray(enum.Enum):
-    """Which way GRE of no call went."""
-
-    INWARD = "inward"  #: to this router, or past it
-    OUTWARD = "outward"  #: from a host that this router hides
-
-
 class CtEvent(NamedTuple):
     """A change to a control connection's entry or to a GRE entry of ours; the end of a stray's.
 
-    Of ``placement``, ``leg`` and ``stray`` one is set, none in an overrun.  ``tally``
+    Of ``placement``, ``leg`` and ``is_stray`` one is set, none in an overrun.  ``tally``
     holds the last counts of GRE, zeros where the kernel does not count.
     """
 
@@ -61,7 +53,7 @@ class CtEvent(NamedTuple):
     leg: Leg | None = None
     mark: int = 0
     tally: Tally = Tally(0, 0)
-    stray: Stray | None = None  #: GRE with a call ID that was not ours
+    is_stray: bool = False  #: the end of GRE with a call ID that was not ours
 
 
 class Events:
@@ -120,7 +112,7 @@ class Events:
             elif is_control(entry, self._ports):
                 events.append(CtEvent(change, placement=entry.placement, mark=entry.mark))
             elif change is Change.DESTROY and _is_stray(entry):
-                events.append(CtEvent(change, stray=_way(entry), tally=_carried(entry)))
+                events.append(CtEvent(change, is_stray=True, tally=_carried(entry)))
         return events
 
 
@@ -131,11 +123,6 @@ def _carried(entry: Entry) -> Tally:
 def _is_stray(entry: Entry) -> bool:
     # Without a call ID it is plain GRE; call ID 0, which is rare, passes for that too.
     return entry.original.protocol == GRE and bool(entry.original.destination_key)
-
-
-def _way(entry: Entry) -> Stray:
-    """Say where GRE of no call went: what leaves for the outside is masqueraded."""
-    return Stray.OUTWARD if entry.status & Status.SRC_NAT else Stray.INWARD
 
 
 def is_ours(entry: Entry, entry_mark: int) -> bool:

@@ -90,14 +90,18 @@ def world(request: pytest.FixtureRequest) -> Iterator[Callable[..., World]]:
     with contextlib.ExitStack() as stack:
         running: list[Daemon] = []
 
-        def make(by: By, *, config: str | None = None, **plan: Any) -> World:
+        def make(
+            by: By, *, config: str | None = None, metrics: str = "off", **plan: Any
+        ) -> World:
             lab = stack.enter_context(Lab(**plan))
             loop = stack.enter_context(contextlib.closing(Loop()))
             if by == "kernel helper":
                 kernel_helper(lab)
             elif by != "nothing":
                 running.append(
-                    stack.enter_context(daemon(lab, datapath=by, config=config)),
+                    stack.enter_context(
+                        daemon(lab, datapath=by, config=config, metrics=metrics)
+                    ),
                 )
             return World(lab, loop, running[-1] if running else None)
 
