@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from pptp_nat import __version__, views
 from pptp_nat.api import Request
-from pptp_nat.carrier import counts
+from pptp_nat.core.calls import Call
+from pptp_nat.core.tuples import Party
 from pptp_nat.errors import UsageError
+from pptp_nat.linux.datapath import Match, Tally
 from pptp_nat.linux.nfqueue import QUEUES, queue_counters
 from pptp_nat.table import (
     ApiRow,
@@ -25,7 +27,13 @@ from pptp_nat.table import (
 if TYPE_CHECKING:
     from pptp_nat.daemon import Daemon
 
-Answer = Mapping[str, object] | Iterable[Mapping[str, object]]
+Answer = Mapping[str, object] | Iterable[Mapping[str, object] | None]
+_T = TypeVar("_T")
+
+# Calls in one piece of work, each about a millisecond.
+_CHOSEN: Final = 512  #: looked at
+_SHOWN: Final = 64  #: whose counts are asked for one by one
+_MANY: Final = 512  #: from here on the whole table of counts is read
 
 
 class Answers:
@@ -87,14 +95,29 @@ class Answers:
                 )
 
     def _list(self, arguments: Mapping[str, object]) -> Answer:
-        wanted = Filter.of(arguments)
-        daemon = self._daemon
-        tallies, now = daemon.carrier.tallies(), time.monotonic()
-        book, wall = daemon.translator.book, daemon.wall
-        for call in book.calls.values():
-            daemon.translator.heard(call, counts(call, tallies).packets, now)
-        rows = views.call_rows(book, tallies, wall=wall)
-        return (call_item(row) for row in rows if wanted.matches(row))
+        return self._calls(Filter.of(arguments))
+
+    def _calls(self, wanted: Filter) -> Iterator[Mapping[str, object] | None]:
+        """Yield the calls that are *wanted*; None between two pieces of work."""
+        daemon, carrier = self._daemon, self._daemon.carrier
+        book = daemon.translator.book
+        chosen: list[int] = []
+        for some in _slices(list(book.calls), _CHOSEN):
+            chosen += (n for n in some if n in book.calls and views.fits(book.calls[n], wanted))
+            yield None
+        tallies: dict[Match, Tally] = {}
+        if len(chosen) > _MANY:
+            for piece in carrier.path.tally_pieces():
+                tallies.update(piece)
+                yield None
+        for some in _slices(chosen, _SHOWN):
+            calls = [book.calls[number] for number in some if number in book.calls]
+            tallies.update(carrier.tallies_of(call for call in calls if not _known(call, tallies)))
+            now = time.monotonic()
+            for call in calls:
+                counts = carrier.counts(call, tallies)
+                daemon.translator.heard(call, counts.packets, now)
+                yield call_item(views.call_row(call, counts, wall=daemon.wall))
 
     def _connections(self, arguments: Mapping[str, object]) -> Answer:
         _none(arguments)
@@ -106,13 +129,20 @@ class Answers:
         if not arguments:
             raise UsageError("clear: say which calls: call, client, server, state or call_id")
         daemon = self._daemon
-        book = daemon.translator.book
-        chosen = {
-            row.id for row in views.call_rows(book, {}, wall=daemon.wall) if wanted.matches(row)
-        }
-        calls = [call for call in book.calls.values() if call.id in chosen]
+        calls = [c for c in daemon.translator.book.calls.values() if views.fits(c, wanted)]
         daemon.clear(calls)
         return {"cleared": len(calls)}
+
+
+def _slices(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _known(call: Call, tallies: Mapping[Match, Tally]) -> bool:
+    """Whether the counts of all its legs are there."""
+    legs = (call.leg(party) for party in Party)
+    return all(leg is None or Match(*leg[:3]) in tallies for leg in legs)
 
 
 def _none(arguments: Mapping[str, object]) -> None:

@@ -108,11 +108,14 @@ def refused(number: int | None, reason: str) -> bytes:
     return encode({"v": VERSION, "id": number, "ok": False, "error": reason}) + b"\n"
 
 
-def item_lines(number: int, items: Iterable[Mapping[str, object]]) -> Iterator[bytes]:
-    """Yield the lines of a long answer; an error on the way is its last line."""
+def item_lines(number: int, items: Iterable[Mapping[str, object] | None]) -> Iterator[bytes]:
+    """Yield the lines of a long answer, an empty one for None; an error is its last line."""
     count = 0
     try:
         for item in items:
+            if item is None:
+                yield b""
+                continue
             yield b'{"v":%d,"id":%d,"ok":true,"item":%b}\n' % (VERSION, number, encode(item))
             count += 1
     except PptpNatError as error:

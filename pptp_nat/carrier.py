@@ -9,33 +9,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
+from pptp_nat.carried import NO_GRE, Carried, Counts, add
 from pptp_nat.core.calls import Call
 from pptp_nat.core.events import Event, LegDown, LegMarked, LegUp
+from pptp_nat.core.states import CallState
 from pptp_nat.core.tuples import Leg, Party
 from pptp_nat.errors import AdapterError
-from pptp_nat.linux.datapath import DataPath, LegOrder, Match, Tally
+from pptp_nat.linux.datapath import DataPath, Installed, LegOrder, Match, Tally
 from pptp_nat.log import event
 
 _log: Final = logging.getLogger(__name__)
 _RETRY_SECONDS: Final = 0.2
-_NO_GRE: Final = Tally(0, 0)
-
-
-class Counts(NamedTuple):
-    """GRE of one call, by the party that it went to."""
-
-    to_originator: Tally
-    to_responder: Tally
-
-    @property
-    def packets(self) -> int:
-        """Both ways together."""
-        return self.to_originator.packets + self.to_responder.packets
-
-
-NOTHING: Final = Counts(_NO_GRE, _NO_GRE)
 
 
 class Ledger(Protocol):
@@ -55,21 +41,24 @@ class Carrier:
         self.path = path
         self.ledger: Ledger | None = None  #: told of every leg, if there is one
         self.failures = 0
-        self._wanted: dict[Match, LegOrder] = {}  # what could not be installed yet
+        self._carried = Carried()
+        self._wanted: dict[Match, LegUp] = {}  # what could not be installed yet
+        self._unsure: dict[Match, LegOrder] = {}  # what may be there or not
+        self._is_behind = False  # some legs could not be removed yet
         self._retry_at: float | None = None
 
     def before(self, events: Iterable[Event], now: float) -> None:
         """Carry out what must be true before the packet in hand goes on."""
-        orders, marks = [], []
+        ups, marks = [], []
         for each in events:
             if isinstance(each, LegUp):
-                orders.append(LegOrder(each.leg, each.mark))
+                ups.append(each)
                 if self.ledger is not None:
                     self.ledger.begin(each)
             elif isinstance(each, LegMarked):
                 marks.append(LegOrder(each.leg, each.mark))
-        if orders:
-            self._install(orders, now)
+        if ups:
+            self._install(ups, now)
         if marks:
             try:
                 self.path.remark(marks)
@@ -77,47 +66,65 @@ class Carrier:
                 self._complain(error)
 
     def after(
-        self, events: Iterable[Event], flush: Callable[[], None]
+        self, events: Iterable[Event], flush: Callable[[], None], now: float
     ) -> Mapping[int, Counts | None]:
         """Carry out what comes after the packet in hand has gone on, which *flush* sees to.
 
         Returns:
-            What the calls whose legs ended had carried, by their ids; None where the
-            data path refused to say.
+            What the calls that are gone had carried, by their ids, those that had no
+            legs left out; None where the data path refused to say.
         """
         downs = [each for each in events if isinstance(each, LegDown)]
         if not downs:
             return {}
         flush()
-        return self._remove(downs)
+        return self._remove(downs, now)
 
-    def _install(self, orders: Sequence[LegOrder], now: float) -> None:
+    def _install(self, ups: Sequence[LegUp], now: float) -> None:
         try:
-            self.path.install(orders)
+            done = self.path.install([LegOrder(up.leg, up.mark) for up in ups])
         except AdapterError as error:
             self._complain(error)
-            self._wanted.update((Match(*order.leg[:3]), order) for order in orders)
+            self._unsure.update((Match(*up.leg[:3]), LegOrder(up.leg, up.mark)) for up in ups)
+            self._retry_at = now + _RETRY_SECONDS
+            return
+        for up in ups:
+            match = Match(*up.leg[:3])
+            if match in done.shared:
+                self._carried.join(up.call.id, match, done.shared[match])
+        if done.error is not None:
+            self._complain(done.error)
+            refused = {order.leg for order in done.refused}
+            self._wanted.update((Match(*up.leg[:3]), up) for up in ups if up.leg in refused)
             self._retry_at = now + _RETRY_SECONDS
 
-    def _remove(self, downs: Sequence[LegDown]) -> Mapping[int, Counts | None]:
+    def _remove(self, downs: Sequence[LegDown], now: float) -> Mapping[int, Counts | None]:
+        legs = []
         for down in downs:
-            self._wanted.pop(Match(*down.leg[:3]), None)
-        last: dict[int, Counts | None] = {}
-        tallies: Mapping[Match, Tally] = {}
+            match = Match(*down.leg[:3])
+            self._unsure.pop(match, None)
+            if self._wanted.pop(match, None) is None:
+                legs.append(down.leg)
+        tallies: Mapping[Match, Tally] | None = None
         try:
-            tallies = self.path.remove([down.leg for down in downs])
+            tallies = self.path.remove(legs)
         except AdapterError as error:
             self._complain(error)
-            last = dict.fromkeys(down.call.id for down in downs)
-        else:
-            for call, party, leg in downs:
-                so_far = list(last.get(call.id) or NOTHING)
-                so_far[party] = _sum(so_far[party], tallies.get(Match(*leg[:3]), _NO_GRE))
-                last[call.id] = Counts(*so_far)
+            self._is_behind = True
+            self._retry_at = now + _RETRY_SECONDS
         if self.ledger is not None:
             for down in downs:
-                self.ledger.end(down, tallies.get(Match(*down.leg[:3])))
-        return last
+                self.ledger.end(down, (tallies or {}).get(Match(*down.leg[:3])))
+        gone: dict[int, Counts | None] = {}
+        for call, party, leg in downs:
+            match = Match(*leg[:3])
+            tally = (tallies or {}).get(match, NO_GRE)
+            self._carried.keep(call.id, party, self._carried.leave(call.id, match, tally))
+            if call.state is CallState.GONE:
+                gone[call.id] = None if tallies is None else self._carried.former(call.id)
+        for number in gone:
+            self._carried.forget(number)
+        return gone
 
     def _complain(self, error: AdapterError) -> None:
         self.failures += 1
@@ -129,10 +136,18 @@ class Carrier:
 
     def tick(self, now: float) -> None:
         """Try again what was refused."""
-        if self._retry_at is not None and self._retry_at <= now:
-            orders, self._wanted, self._retry_at = list(self._wanted.values()), {}, None
-            for order in orders:
-                self._install([order], now)
+        if self._retry_at is None or self._retry_at > now:
+            return
+        wanted, self._wanted = list(self._wanted.values()), {}
+        unsure, self._unsure = list(self._unsure.values()), {}
+        self._retry_at = None
+        for up in wanted:
+            self._install([up], now)
+        if unsure:
+            self.restore(unsure, now)
+        if self._is_behind:
+            self._is_behind = False
+            self._remove([], now)
 
     def restore(self, legs: Iterable[LegOrder], now: float) -> int:
         """Install what is wanted and no longer there; return how many legs that were."""
@@ -144,16 +159,26 @@ class Carrier:
         missing = list({
             match: order for order in legs if (match := Match(*order.leg[:3])) not in present
         }.values())  # fmt: skip
-        if missing:
-            self._install(missing, now)
-        return len(missing)
+        if not missing:
+            return 0
+        try:
+            done = self.path.restore(missing)
+        except AdapterError as error:
+            done = Installed({}, missing, error)
+        if done.error is not None:
+            self._complain(done.error)
+            self._unsure.update((Match(*order.leg[:3]), order) for order in done.refused)
+            self._retry_at = now + _RETRY_SECONDS
+        return len(missing) - len(done.refused)
 
-    def renew(self, now: float) -> None:
-        """Do what keeps legs alive."""
+    def renew(self, now: float) -> bool:
+        """Do what keeps legs alive; whether all of it could be done."""
         try:
             self.path.renew(now)
         except AdapterError as error:
             self._complain(error)
+            return False
+        return True
 
     def lost(self, leg: Leg, tally: Tally) -> None:
         """Take note that others deleted *leg* after it had carried so much."""
@@ -167,15 +192,20 @@ class Carrier:
             self._complain(error)
             return {}
 
+    def tallies_of(self, calls: Iterable[Call]) -> Mapping[Match, Tally]:
+        """Return the counts of the legs of these *calls*.  Raises `AdapterError`."""
+        legs = (call.leg(party) for call in calls for party in Party)
+        return self.path.tallies_of([leg for leg in legs if leg is not None])
 
-def counts(call: Call, tallies: Mapping[Match, Tally]) -> Counts:
-    """Return what *call* has carried, out of the tallies of all legs."""
-    return Counts(*(_tally(call.leg(party), tallies) for party in Party))
+    def counts(self, call: Call, tallies: Mapping[Match, Tally]) -> Counts:
+        """Return what *call* has carried, out of the tallies of all legs."""
+        former = self._carried.former(call.id)
+        return Counts(*(
+            add(former[party], self._part(call, call.leg(party), tallies)) for party in Party
+        ))  # fmt: skip
 
-
-def _tally(leg: Leg | None, tallies: Mapping[Match, Tally]) -> Tally:
-    return _NO_GRE if leg is None else tallies.get(Match(*leg[:3]), _NO_GRE)
-
-
-def _sum(a: Tally, b: Tally) -> Tally:
-    return Tally(a.packets + b.packets, a.octets + b.octets)
+    def _part(self, call: Call, leg: Leg | None, tallies: Mapping[Match, Tally]) -> Tally:
+        if leg is None:
+            return NO_GRE
+        match = Match(*leg[:3])
+        return self._carried.part(call.id, match, tallies.get(match, NO_GRE))

@@ -61,9 +61,10 @@ _READ: Final = selectors.EVENT_READ
 _WRITE: Final = selectors.EVENT_WRITE
 _CREDENTIALS: Final = struct.Struct("3i")  # unix(7), struct ucred: pid, uid, gid
 
-#: A mapping is answered in one line, an iterable of mappings in one line per item.
+#: A mapping is answered in one line, an iterable of mappings in one line per item;
+#: None among them says that the rest can wait for the loop's next turn.
 #: A `PptpNatError` that it raises, also while it is iterated, is told to the client.
-Answer = Callable[[Request], Mapping[str, object] | Iterable[Mapping[str, object]]]
+Answer = Callable[[Request], Mapping[str, object] | Iterable[Mapping[str, object] | None]]
 
 
 class ControlServer:
@@ -283,6 +284,8 @@ class Client:
             line = next(self._items, None)
             if line is None:
                 self._items = None
+            elif not line:
+                break
             else:
                 self._outbox += line
 

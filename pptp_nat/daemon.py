@@ -35,6 +35,7 @@ from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.nfqueue import LOCAL_HOOKS, Packet, Queue
 from pptp_nat.linux.queue_path import QueuePath
+from pptp_nat.listening import Listening
 from pptp_nat.news import News
 from pptp_nat.service import Service
 from pptp_nat.settings import draws, settings_of
@@ -175,8 +176,12 @@ class Daemon:
             self.translator, self.carrier, self.conntrack, self.carry_out,
             self._handler.tell_suppressed,
         )  # fmt: skip
+        if isinstance(self.carrier.path, ConntrackPath):
+            self.carrier.path.catch_up = lambda: self.upkeep.on_events(0)
         self._watch(self.conntrack, self.upkeep.on_events)
-        self._clockwork += [self.carrier, self.upkeep]
+        self._clockwork += [
+            self.carrier, self.upkeep, Listening(self.translator, self.carrier),
+        ]  # fmt: skip
 
     def _bind_queues(self) -> None:
         control, gre = self.config.control, self.config.gre
@@ -313,7 +318,7 @@ class Daemon:
         else:
             queue.drop(packet)
         if outcome.events:
-            ended = self.carrier.after(outcome.events, queue.flush)
+            ended = self.carrier.after(outcome.events, queue.flush, now)
             self._news.tell(outcome.events, self.wall, ended)
         if self._meter is not None:
             self._meter.judged(outcome, now)
@@ -323,7 +328,7 @@ class Daemon:
         self.carrier.before(outcome.events, now)
         for released in outcome.released:
             self.control_queue.release(released.packet_id, released.packet)
-        ended = self.carrier.after(outcome.events, self.control_queue.flush)
+        ended = self.carrier.after(outcome.events, self.control_queue.flush, now)
         self.control_queue.flush()
         self._news.tell(outcome.events, self.wall, ended)
         if self._meter is not None:

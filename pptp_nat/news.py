@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from socket import inet_ntoa
 from typing import Final
 
-from pptp_nat.carrier import NOTHING, Counts
+from pptp_nat.carried import NOTHING, Counts
 from pptp_nat.core.calls import NOBODY, Call, Connection
 from pptp_nat.core.events import (
     CallChanged,

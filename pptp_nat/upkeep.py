@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Final
 
 from pptp_nat import log
-from pptp_nat.carrier import Carrier, counts
+from pptp_nat.carrier import Carrier
 from pptp_nat.core.calls import flow_key
 from pptp_nat.core.events import Outcome
-from pptp_nat.core.states import CallState, ControlState
+from pptp_nat.core.states import ControlState
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Flow, Party
 from pptp_nat.linux.conntrack import Conntrack
@@ -24,7 +24,6 @@ from pptp_nat.linux.datapath import LegOrder
 
 _log: Final = logging.getLogger(__name__)
 _RENEW_SECONDS: Final = 60.0
-_ACTIVITY_SECONDS: Final = 300.0  #: between two looks at which calls carry GRE
 _SUPPRESSED_SECONDS: Final = 10.0
 _RECONCILE_SECONDS: Final = 0.2  #: after entries of ours were deleted by others
 _LOST_SECONDS: Final = 90.0  #: the entry of a live connection is back by its next echo, 60 s
@@ -55,7 +54,7 @@ class Upkeep:
         self.strays = 0  #: packets to this router of GRE of no call that conntrack followed
         self._lost: dict[bytes, tuple[Flow, float]] = {}  # connections without entry, until when
         self._due: dict[Callable[[float], None], float] = {
-            self._renew: 0.0, self._listen: 0.0, self._tell_suppressed: 0.0,
+            self._renew: 0.0, self._tell_suppressed: 0.0,
         }  # fmt: skip
 
     def next_timer(self) -> float | None:
@@ -117,15 +116,5 @@ class Upkeep:
 
     def _renew(self, now: float) -> None:
         self._due[self._renew] = now + _RENEW_SECONDS
-        self._carrier.renew(now)
-
-    def _listen(self, now: float) -> None:
-        """Note which calls carry GRE: one that is idle both ways for long ends."""
-        self._due[self._listen] = now + _ACTIVITY_SECONDS
-        calls = self._translator.book.calls
-        if not calls or not self._translator.settings.gre_idle:
-            return
-        tallies = self._carrier.tallies()
-        for call in calls.values():
-            if call.state is CallState.UP:
-                self._translator.heard(call, counts(call, tallies).packets, now)
+        if not self._carrier.renew(now):
+            self._due.setdefault(self._reconcile, now + _RECONCILE_SECONDS)

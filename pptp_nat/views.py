@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from socket import inet_ntoa
 from typing import Any, Final, Literal
 
-from pptp_nat.carrier import Counts, counts
+from pptp_nat.carried import Counts
 from pptp_nat.core.book import Book
 from pptp_nat.core.calls import NOBODY, Call, Connection
 from pptp_nat.core.causes import CAUSES
@@ -16,7 +16,6 @@ from pptp_nat.core.messages import GENERAL_ERRORS, RESULTS, MessageType, text, u
 from pptp_nat.core.states import CallState
 from pptp_nat.core.tuples import Party
 from pptp_nat.errors import WireError
-from pptp_nat.linux.datapath import Match, Tally
 from pptp_nat.table import (
     CallRow,
     Code,
@@ -25,6 +24,7 @@ from pptp_nat.table import (
     Count,
     Direction,
     End,
+    Filter,
     Inside,
     Result,
     Role,
@@ -104,12 +104,19 @@ def call_row(call: Call, carried: Counts, *, wall: float) -> CallRow:
     )
 
 
-def call_rows(book: Book, tallies: Mapping[Match, Tally], *, wall: float) -> Iterator[CallRow]:
-    """Yield the rows of all calls; a call that ends meanwhile is left out."""
-    for number in list(book.calls):
-        call = book.calls.get(number)
-        if call is not None:
-            yield call_row(call, counts(call, tallies), wall=wall)
+def fits(call: Call, wanted: Filter) -> bool:
+    """Whether *call* is meant; as `Filter.matches` of its row, without making one."""
+    if wanted.call not in (None, call.id) or wanted.state not in (None, call.state.value):
+        return False
+    if wanted.client is None and wanted.server is None and wanted.call_id is None:
+        return True
+    inside, connection = inside_party(call), call.connection
+    if wanted.client not in (None, inet_ntoa(connection.seat(inside).own)):
+        return False
+    if wanted.server not in (None, inet_ntoa(connection.seat(inside.other).own)):
+        return False
+    numbers = (call.own[inside], call.seen[inside], call.own[inside.other])
+    return wanted.call_id is None or wanted.call_id in numbers
 
 
 def connection_row(connection: Connection, now: float) -> ConnectionRow:

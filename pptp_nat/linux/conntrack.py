@@ -31,6 +31,7 @@ from pptp_nat.core.tuples import Flow, Leg, Placement
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.accounting import accounting, turn_on_accounting
 from pptp_nat.linux.conntrack_events import Change, CtEvent, Events, is_control, is_ours
+from pptp_nat.linux.conntrack_refusals import check, described, failed
 from pptp_nat.linux.conntrack_wire import (
     BY_DESTINATION_PORT,
     BY_PROTOCOL,
@@ -65,32 +66,20 @@ ENTRY_MARK: Final = 0x20000000  # of CTA_MARK; says that an entry is ours
 LIFETIME: Final = 2_000_000  # seconds, 23 days: INT_MAX jiffies at HZ=1000 are 24.8 days
 ATTEMPTS: Final = 60  # per leg; each either removes an obstacle or passes over a spare key
 
-MENDS: Final = {
-    errno.EPERM: "run it as root, with CAP_NET_ADMIN over this network namespace",
-    errno.EINVAL: "load the module nf_conntrack_netlink",
-    errno.EOPNOTSUPP: "load the modules nf_nat and nf_conntrack_netlink",
-    errno.ENOMEM: "raise net.netfilter.nf_conntrack_max if the table is full",
-    errno.ENOSPC: "raise net.netfilter.nf_conntrack_buckets",
-}
+class Met(NamedTuple):
+    """An entry of ours that had the match of a leg already."""
 
-
-def _failed(doing: str, code: int) -> AdapterError:
-    return AdapterError(doing, code, mend=MENDS.get(code, ""))
-
-
-def _dotted(address: bytes) -> str:
-    return ".".join(map(str, address))
-
-
-def _described(leg: Leg) -> str:
-    return f"from {_dotted(leg.source)} to {_dotted(leg.destination)} with call ID {leg.key}"
+    order: LegOrder  #: what it carried
+    carried: Tally
+    stays: bool  #: it carries the new leg as well, so its counts go on
 
 
 class Inserted(NamedTuple):
     """What `Conntrack.insert` met."""
 
     counted: dict[Leg, Tally]  #: by entries of ours that had to be made anew
-    met: dict[Leg, LegOrder]  #: whose match an entry of ours had already, and what that was
+    met: dict[Leg, Met]
+    refused: list[tuple[LegOrder, AdapterError]]
 
 
 class Conntrack:
@@ -193,32 +182,40 @@ class Conntrack:
         the track of a packet that came too early.
 
         Returns:
-            What our entries had counted that had to be made anew, and the legs
-            whose match an entry of ours had already; mostly nothing.
+            What our entries had counted that had to be made anew, the legs whose
+            match an entry of ours had already, and what the kernel refused; mostly
+            nothing.
+
+        Raises:
+            AdapterError: what has become of them is not known.
         """
-        done = Inserted({}, {})
+        done = Inserted({}, {}, [])
         for batch in _batches(orders, MOST_PER_SEND):
             errnos = self._netlink.request([self._new(order, 0) for order in batch])
             for order, code in zip(batch, errnos, strict=True):
-                if code == errno.EEXIST:
-                    done.counted.update(self._make_room(order, done.met))
-                elif code:
-                    raise _failed(f"inserting the conntrack entry {_described(order.leg)}", code)
+                try:
+                    if code == errno.EEXIST:
+                        done.counted.update(self._make_room(order, done.met))
+                    elif code:
+                        raise failed(f"inserting the conntrack entry {described(order.leg)}", code)
+                except AdapterError as error:
+                    done.refused.append((order, error))
         return done
 
     def _new(self, order: LegOrder, spare_key: int) -> Message:
         return new_message(order.leg, order.mark | self.entry_mark, spare_key, self.lifetime)
 
-    def _make_room(self, order: LegOrder, met: dict[Leg, LegOrder]) -> dict[Leg, Tally]:
+    def _make_room(self, order: LegOrder, met: dict[Leg, Met]) -> dict[Leg, Tally]:
         """Insert *order* although something is in the way of it; note in *met* if it is ours."""
         counted: dict[Leg, Tally] = {}
         pending = [(order, spare_keys(order.leg))]
         for _ in range(ATTEMPTS):
             (leg, _), spare = pending[-1]
-            doing = f"making room for the conntrack entry {_described(leg)}"
+            doing = f"making room for the conntrack entry {described(leg)}"
             holder = self._entry(Tuple.of_match(leg), doing)
             if holder is not None and leg not in met and _is_twin(holder, leg, self.entry_mark):
-                met[leg] = LegOrder(holder.leg, holder.mark & ~self.entry_mark)
+                was = LegOrder(holder.leg, holder.mark & ~self.entry_mark)
+                met[leg] = Met(was, holder.carried or Tally(0, 0), stays=True)
             if holder is None or not self._carries(holder, pending[-1][0]):
                 crossed = holder is not None and holder.original != Tuple.of_match(leg)
                 if crossed and len(spare) > 1:
@@ -230,16 +227,19 @@ class Conntrack:
                 if holder is not None and crossed and self._is_mine(holder):
                     pending.insert(0, (LegOrder(holder.leg, holder.mark), spare_keys(holder.leg)))
                     counted |= _counted([holder], received)
+                elif holder is not None and leg in met and holder.leg == met[leg].order.leg:
+                    last = _counted([holder], received)[holder.leg]
+                    met[leg] = met[leg]._replace(carried=last, stays=False)
                 if errnos[-1] == errno.EEXIST:
                     if holder is None and len(spare) > 1:
                         spare.pop(0)  # nobody holds the original tuple: the reply is taken
                     continue
                 if errnos[-1]:
-                    raise _failed(doing, errnos[-1])
+                    raise failed(doing, errnos[-1])
             pending.pop()
             if not pending:
                 return counted
-        raise _failed(doing, errno.EEXIST)
+        raise failed(doing, errno.EEXIST)
 
     def find(self, legs: Sequence[Leg]) -> list[Entry]:
         """Return our entries that carry exactly these *legs*, as many as there are."""
@@ -247,7 +247,7 @@ class Conntrack:
         for batch in _batches(legs, MOST_PER_SEND):
             asked = [get_message(Tuple.of_match(leg)) for leg in batch]
             errnos, received = self._netlink.exchange(asked)
-            _check(errnos, "looking up our conntrack entries")
+            check(errnos, "looking up our conntrack entries")
             for answer in received:
                 entry = read_entry(answer.body)
                 if entry and self._is_mine(entry) and entry.leg == batch[answer.asked]:
@@ -263,7 +263,7 @@ class Conntrack:
         tallies: dict[Match, Tally] = {}
         for batch in _batches(self.find(legs), MOST_PER_SEND):
             errnos, received = self._netlink.exchange([delete_message(entry) for entry in batch])
-            _check(errnos, "deleting our conntrack entries")
+            check(errnos, "deleting our conntrack entries")
             for leg, tally in _counted(batch, received).items():
                 tallies[Match(*leg[:3])] = tally
         return tallies
@@ -272,7 +272,7 @@ class Conntrack:
         """Give the entries of these legs other marks; one that is not there is passed over."""
         for batch in _batches(orders, MOST_PER_SEND):
             asked = [remark_message(leg, mark | self.entry_mark) for leg, mark in batch]
-            _check(self._netlink.request(asked), "changing the mark of our conntrack entries")
+            check(self._netlink.request(asked), "changing the mark of our conntrack entries")
 
     def entry(self, match: Match) -> Entry | None:
         """Return the entry of arriving GRE that *match* names, ours or not."""
@@ -300,16 +300,21 @@ class Conntrack:
             for bodies in reading.pieces(dump_message(by_mark(self.entry_mark))):
                 yield dict(filter(None, map(read_count, bodies)))
 
-    def renew(self, entries: Sequence[Entry]) -> dict[Leg, Tally]:
+    def renew(self, entries: Sequence[Entry]) -> tuple[dict[Leg, Tally], AdapterError | None]:
         """Give our GRE *entries* their whole lifetime again.
 
         The kernel refuses to prolong a fixed timeout (EPERM), so each is deleted
         and made anew in one send.
 
         Returns:
-            What they had counted; their counters start at zero again.
+            What they had counted, since their counters start at zero again, and why
+            not all of them are there again, if so.
+
+        Raises:
+            AdapterError: what has become of them is not known.
         """
         counted: dict[Leg, Tally] = {}
+        failure: AdapterError | None = None
         for batch in _batches(entries, MOST_PER_SEND // 2):
             orders = [LegOrder(entry.leg, entry.mark) for entry in batch]
             messages = []
@@ -319,11 +324,14 @@ class Conntrack:
             errnos, received = self._netlink.exchange(messages)
             counted |= _counted(batch, received)
             for order, code in zip(orders, errnos[1::2], strict=True):
-                if code == errno.EEXIST:  # a packet came between the two
-                    counted |= self._make_room(order, {})
-                elif code:
-                    raise _failed(f"renewing the conntrack entry {_described(order.leg)}", code)
-        return counted
+                try:
+                    if code == errno.EEXIST:  # a packet came between the two
+                        counted |= self._make_room(order, {})
+                    elif code:
+                        raise failed(f"renewing the conntrack entry {described(order.leg)}", code)
+                except AdapterError as error:
+                    failure = failure or error
+        return counted, failure
 
     def _is_mine(self, entry: Entry) -> bool:
         return is_ours(entry, self.entry_mark)
@@ -340,7 +348,7 @@ class Conntrack:
     def _entry(self, wanted: Tuple, doing: str) -> Entry | None:
         """Return the entry that has *wanted* as one of its two tuples."""
         code, body = self._netlink.get(get_message(wanted))
-        _check((code,), doing)
+        check((code,), doing)
         return read_entry(body) if code == 0 else None
 
     def _dump(self, criteria: bytes, doing: str) -> Iterator[Entry]:
@@ -350,7 +358,7 @@ class Conntrack:
         try:
             return self._netlink.dump(dump_message(criteria))
         except AdapterError as error:
-            raise _failed(doing, error.errno) from error
+            raise failed(doing, error.errno) from error
 
     # Events.
 
@@ -405,13 +413,6 @@ def _counted(entries: Iterable[Entry], received: Iterable[Received]) -> dict[Leg
         leg = entry.leg
         counted[leg] = ended.get(Match(*leg[:3])) or entry.carried or Tally(0, 0)
     return counted
-
-
-def _check(errnos: Iterable[int], doing: str) -> None:
-    """Raise the first errno that says more than "there is none"."""
-    for code in errnos:
-        if code not in {0, errno.ENOENT}:
-            raise _failed(doing, code)
 
 
 def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from pptp_nat.core.tuples import Leg
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.conntrack import Conntrack
 from pptp_nat.linux.conntrack_wire import CARRYING, Entry, Status
-from pptp_nat.linux.datapath import LegOrder, Match, Tally
-from pptp_nat.linux.shares import Shares
+from pptp_nat.linux.datapath import Installed, LegOrder, Match, Tally
+from pptp_nat.linux.shares import Left, Shares
 
 LONGEST_UNSEEN: Final = 86400.0  # seconds between two looks at what is left of lifetimes
+_RENEWED: Final = 64  # entries at a time, so that the counts of those are known that were
 PROBE_LIFETIME: Final = 5  # seconds, should we die before we clean up
 
 # TEST-NET-1 (RFC 5737): no packet carries these addresses.
@@ -40,8 +42,11 @@ class ConntrackPath:
         self._conntrack = conntrack
         self._shares = Shares()
         self._earlier_runs: dict[Match, Leg] = {}  # entries that were there at the start
-        #: counts of entries that were made anew, and of which leg they are
-        self._earlier: dict[Match, tuple[Leg, Tally]] = {}
+        self._unremoved: dict[Match, Leg] = {}  # the kernel refused; nobody's any more
+        self._earlier: dict[Match, Tally] = {}  # counts of entries that are made anew, or will be
+        self._absent: set[Match] = set()  # of these, whose entries were not there last time
+        #: reads the events that are waiting, for what others have deleted just now
+        self.catch_up: Callable[[], None] = _nothing
         self._due = -math.inf  # when the next entry has half of its lifetime left
         #: of each reading in pieces under way, the legs whose entries have ended since it began:
         #: what the kernel wrote of them may still lie in the socket
@@ -56,7 +61,9 @@ class ConntrackPath:
         """
         try:
             with Conntrack(lifetime=PROBE_LIFETIME) as conntrack:
-                conntrack.insert([LegOrder(leg, 0) for leg in PROBES])
+                done = conntrack.insert([LegOrder(leg, 0) for leg in PROBES])
+                if done.refused:
+                    return str(done.refused[0][1])
                 try:
                     flaws = (_flaw(leg, conntrack.entry(_match(leg))) for leg in PROBES)
                     return next(filter(None, flaws), None)
@@ -65,58 +72,76 @@ class ConntrackPath:
         except AdapterError as error:
             return str(error)
 
-    def install(self, orders: Sequence[LegOrder]) -> None:
+    def install(self, orders: Sequence[LegOrder]) -> Installed:
         """Have the kernel carry the legs; see `Conntrack.insert`."""
-        met = self._insert(orders)
+        done = self._conntrack.insert(orders)
+        refused = [order for order, _ in done.refused]
+        shared = {}
         for order in orders:
-            match = _match(order.leg)
+            match, met = _match(order.leg), done.met.get(order.leg)
+            if order in refused:
+                continue
             if match in self._shares:
                 self._shares.join(match, order)
-            elif order.leg in met and self._earlier_runs.pop(match, None) is None:
-                self._shares.join(match, order, met[order.leg])
+            elif met is not None and not self._is_nobodys(match):
+                self._shares.join(match, order, met.order)
+            else:
+                if self._earlier.pop(match, None) is not None:
+                    self._distrust(match)
+                continue
+            shared[match] = _sum(self._earlier.get(match), met and met.carried)
+            if met is not None and not met.stays:
+                self._remember(match, met.carried)
+        self._remember_all(done.counted)
+        return Installed(shared, refused, done.refused[0][1] if refused else None)
 
-    def _insert(self, orders: Sequence[LegOrder]) -> Mapping[Leg, LegOrder]:
-        """Insert, keep the counts of what was made anew, return what was met of ours."""
+    def _is_nobodys(self, match: Match) -> bool:
+        """Whether the entry of *match* has no owner, whom nobody is now."""
+        unremoved = match in self._unremoved
+        self._unremoved.pop(match, None)
+        return self._earlier_runs.pop(match, None) is not None or unremoved
+
+    def restore(self, orders: Sequence[LegOrder]) -> Installed:
+        """Have the kernel carry legs whose entries others have deleted; their counts go on."""
         done = self._conntrack.insert(orders)
-        if self._earlier:
-            for leg, _ in orders:
-                if self._earlier.get(_match(leg), (leg,))[0] != leg:
-                    del self._earlier[_match(leg)]
-                    self._distrust(_match(leg))
-        self._remember(done.counted)
-        return done.met
+        self._remember_all(done.counted)
+        refused = [order for order, _ in done.refused]
+        return Installed({}, refused, done.refused[0][1] if refused else None)
 
     def remove(self, legs: Sequence[Leg]) -> Mapping[Match, Tally]:
         """Delete the entries whose last owner this was; return the counts of all of them."""
-        ending: list[Leg] = []
-        staying: list[Leg] = []
-        replacing: list[LegOrder] = []
-        marking: list[LegOrder] = []
+        shared: dict[Match, Left] = {}
         for leg in legs:
-            left = self._shares.leave(leg)
-            if left is None:
-                ending.append(leg)
-                continue
-            staying.append(left.was.leg)
-            if left.now.leg != left.was.leg:
-                replacing.append(left.now)
-            elif left.now != left.was:
-                marking.append(left.now)
-        last = {_match(e.leg): e.carried for e in self._conntrack.find(staying)}
+            match, left = _match(leg), self._shares.leave(leg)
+            if left is not None:
+                was = shared[match].was if match in shared else left.was
+                shared[match] = Left(was, left.now)
+            else:
+                before = shared.pop(match, None)
+                self._unremoved[match] = leg if before is None else before.was.leg
+        ending = list(self._unremoved.values())
+        last = {_match(e.leg): e.carried for e in self._conntrack.find(
+            [left.was.leg for left in shared.values()])}  # fmt: skip
         last.update(self._conntrack.delete(ending))
+        asked = {*shared, *self._unremoved}
+        self._unremoved.clear()
+        if not asked <= last.keys():
+            self.catch_up()  # others were faster; what they counted stands in an event
         tallies = {}
-        for leg in (*staying, *ending):
-            match = _match(leg)
-            earlier = self._earlier.get(match)
-            if match in last or earlier is not None:
-                tallies[match] = _sum(earlier and earlier[1], last.get(match))
-        for leg in (*ending, *(order.leg for order in replacing)):
+        for match in asked:
+            if match in last or match in self._earlier:
+                tallies[match] = _sum(self._earlier.get(match), last.get(match))
+        for leg in ending:
             self._distrust(_match(leg))
             self._earlier.pop(_match(leg), None)
             self._earlier_runs.pop(_match(leg), None)
+        changed = [left for left in shared.values() if left.now != left.was]
+        replacing = [left.now for left in changed if left.now.leg != left.was.leg]
         if replacing:
-            self._conntrack.insert(replacing)  # what is replaced has told its counts above
-        self._conntrack.remark(marking)
+            done = self._conntrack.insert(replacing)
+            for met in done.met.values():
+                self._remember(_match(met.order.leg), met.carried)
+        self._conntrack.remark([left.now for left in changed if left.now.leg == left.was.leg])
         return tallies
 
     def remark(self, orders: Sequence[LegOrder]) -> None:
@@ -125,21 +150,34 @@ class ConntrackPath:
 
     def lost(self, leg: Leg, tally: Tally) -> None:
         """Keep the counts of a leg that others deleted; it may be installed again."""
-        self._remember({leg: tally})
+        self._remember(_match(leg), tally)
 
     def tallies(self) -> Mapping[Match, Tally]:
         """Return the counts, also those of entries that were made anew; one dump."""
-        tallies = self._conntrack.counts()
-        for match, (_, earlier) in self._earlier.items():
-            if match in tallies:
-                tallies[match] = _sum(earlier, tallies[match])
+        with self._reading() as ended:
+            self.catch_up()
+            ended.clear()
+            tallies = self._conntrack.counts()
+            self.catch_up()
+            for match in ended:  # counted in the dump, and since then in an event
+                tallies.pop(match, None)
+        for match, earlier in self._earlier.items():
+            tallies[match] = _sum(earlier, tallies.get(match))
         return tallies
+
+    def tallies_of(self, legs: Sequence[Leg]) -> Mapping[Match, Tally]:
+        """Return the counts of these *legs* alone."""
+        found = {_match(entry.leg): entry.carried for entry in self._conntrack.find(legs)}
+        if len(found) < len(legs):
+            self.catch_up()
+        return {
+            match: _sum(self._earlier.get(match), found.get(match))
+            for match in map(_match, legs) if match in found or match in self._earlier
+        }  # fmt: skip
 
     def tally_pieces(self) -> Iterator[Mapping[Match, Tally]]:
         """Yield the counts in pieces; see `DataPath`."""
-        ended: set[Match] = set()
-        self._readings[id(ended)] = ended
-        try:
+        with self._reading() as ended:
             for piece in self._conntrack.count_pieces():
                 if self._earlier or ended:
                     yield {
@@ -148,12 +186,20 @@ class ConntrackPath:
                     }  # fmt: skip
                 else:
                     yield piece
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[set[Match]]:
+        """Give a set that is told the matches whose entries end meanwhile."""
+        ended: set[Match] = set()
+        self._readings[id(ended)] = ended
+        try:
+            yield ended
         finally:
             del self._readings[id(ended)]
 
     def _whole(self, match: Match, tally: Tally) -> Tally:
         earlier = self._earlier.get(match)
-        return tally if earlier is None else _sum(earlier[1], tally)
+        return tally if earlier is None else _sum(earlier, tally)
 
     def _distrust(self, match: Match) -> None:
         for ended in self._readings.values():
@@ -181,14 +227,24 @@ class ConntrackPath:
         Most calls do nothing: a look is due when the oldest entry can be that
         old, and once a day.
         """
+        if self._unremoved:
+            self.remove([])
         if now < self._due:
             return
         half = self._conntrack.lifetime // 2
         entries = list(self._conntrack.entries())
         present = {_match(entry.leg) for entry in entries}
-        self._earlier = {match: kept for match, kept in self._earlier.items() if match in present}
+        absent = {match for match in self._earlier if match not in present}
+        for match in absent & self._absent:  # nobody has put it back: it has no owner
+            del self._earlier[match]
+        self._absent = absent
         aged = [entry for entry in entries if entry.seconds_left < half]
-        self._remember(self._conntrack.renew(aged))
+        self._due = now  # once more if the kernel refuses
+        for start in range(0, len(aged), _RENEWED):
+            counted, error = self._conntrack.renew(aged[start : start + _RENEWED])
+            self._remember_all(counted)
+            if error is not None:
+                raise error
         left = [entry.seconds_left - half for entry in entries if entry.seconds_left >= half]
         self._due = now + min([LONGEST_UNSEEN, half, *left])
 
@@ -196,12 +252,13 @@ class ConntrackPath:
         """Let go of the sockets; the entries stay and go on carrying."""
         self._conntrack.close()
 
-    def _remember(self, counted: Mapping[Leg, Tally]) -> None:
+    def _remember_all(self, counted: Mapping[Leg, Tally]) -> None:
         for leg, tally in counted.items():
-            before = self._earlier.get(_match(leg))
-            known = before[1] if before is not None and before[0] == leg else None
-            self._earlier[_match(leg)] = leg, _sum(known, tally)
-            self._distrust(_match(leg))
+            self._remember(_match(leg), tally)
+
+    def _remember(self, match: Match, tally: Tally) -> None:
+        self._earlier[match] = _sum(self._earlier.get(match), tally)
+        self._distrust(match)
 
 
 def _match(leg: Leg) -> Match:
@@ -211,6 +268,10 @@ def _match(leg: Leg) -> Match:
 def _sum(*tallies: Tally | None) -> Tally:
     known = [tally for tally in tallies if tally is not None]
     return Tally(sum(tally.packets for tally in known), sum(tally.octets for tally in known))
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _flaw(leg: Leg, entry: Entry | None) -> str | None:

@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 
 from pptp_nat.core.tuples import Address
 from pptp_nat.errors import AdapterError
-from pptp_nat.linux.conntrack import MENDS
 from pptp_nat.linux.conntrack_events import GROUPS, Change, change_of, event_filter
+from pptp_nat.linux.conntrack_refusals import MENDS
 from pptp_nat.linux.conntrack_wire import (
     BY_DESTINATION_PORT,
     BY_PROTOCOL,

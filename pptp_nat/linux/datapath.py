@@ -7,7 +7,8 @@ is named by what arrives (source, destination, key), its *match*.
 Two calls may have one leg in common: a client that dials again while its old
 connection is half open, and a server that gives both calls the same number.
 Installing a match that is there already replaces what leaves, and it takes as
-many removals as there were installations to end it.
+many removals as there were installations to end it.  The counts of a match go on
+through all of that; whose they are is its owners' business (`pptp_nat.carried`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from pptp_nat.core.tuples import Address, Leg
+from pptp_nat.errors import AdapterError
 
 
 class Match(NamedTuple):
@@ -40,16 +42,32 @@ class LegOrder(NamedTuple):
     mark: int
 
 
+class Installed(NamedTuple):
+    """What became of an installation."""
+
+    #: matches that others have as well, and what had been carried under each until now
+    shared: Mapping[Match, Tally]
+    refused: Sequence[LegOrder] = ()  #: what is not carried
+    error: AdapterError | None = None  #: why, of the first
+
+
 class DataPath(Protocol):
     """Carries GRE for legs.  All methods are synchronous and raise `AdapterError`."""
 
     name: str
 
-    def install(self, orders: Sequence[LegOrder]) -> None:
+    def install(self, orders: Sequence[LegOrder]) -> Installed:
         """Have the legs carry packets by the time this returns."""
 
+    def restore(self, orders: Sequence[LegOrder]) -> Installed:
+        """Have legs carry packets that may do so already; nobody becomes an owner by that."""
+
     def remove(self, legs: Sequence[Leg]) -> Mapping[Match, Tally]:
-        """Stop carrying the legs whose last owner this was; return the last counts of each."""
+        """Stop carrying the legs whose last owner this was; return the last counts of each.
+
+        What could not be removed is tried again with the next removal, also with one of
+        no leg.
+        """
 
     def remark(self, orders: Sequence[LegOrder]) -> None:
         """Give the packets of legs that are installed another mark."""
@@ -59,6 +77,9 @@ class DataPath(Protocol):
 
     def tallies(self) -> Mapping[Match, Tally]:
         """Return the counts of all legs."""
+
+    def tallies_of(self, legs: Sequence[Leg]) -> Mapping[Match, Tally]:
+        """Return the counts of these *legs* alone."""
 
     def tally_pieces(self) -> Iterator[Mapping[Match, Tally]]:
         """Yield the counts of all legs in pieces, between which other work may be done.

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 from pptp_nat.core.packet import is_enhanced_gre
 from pptp_nat.core.tuples import Leg
-from pptp_nat.linux.datapath import LegOrder, Match, Tally
+from pptp_nat.linux.datapath import Installed, LegOrder, Match, Tally
 from pptp_nat.linux.shares import Shares
 
 if TYPE_CHECKING:
@@ -82,25 +82,39 @@ class QueuePath:
         self.counts: Counter[str] = Counter()  #: strays by reason
         self.judge = self._make_judge()
 
-    def install(self, orders: Sequence[LegOrder]) -> None:
+    def install(self, orders: Sequence[LegOrder]) -> Installed:
         """Have the legs carry packets."""
+        shared = {}
         for order in orders:
+            match = Match(*order.leg[:3])
             before = self._order(_name(order.leg))
             if before is not None:
-                self._shares.join(Match(*order.leg[:3]), order, before)
+                self._shares.join(match, order, before)
+                shared[match] = self._tally(_name(order.leg))
             self._carry(order)
+        return Installed(shared)
+
+    def restore(self, orders: Sequence[LegOrder]) -> Installed:
+        """Have legs carry packets that do not."""
+        for order in orders:
+            if _name(order.leg) not in self._legs:
+                self._carry(order)
+        return Installed({})
 
     def _carry(self, order: LegOrder) -> None:
         first, second = _stages(order.leg)
         carried = _Carried(first, order.mark, again=second is not None)
         if (before := self._legs.get(_name(first))) is not None:
-            if (before.addresses, before.key) == (carried.addresses, carried.key):
-                carried.packets, carried.octets = before.packets, before.octets
+            carried.packets, carried.octets = before.packets, before.octets
             self._drop(_name(first))
         self._legs[_name(first)] = carried
         if second is not None:
             self._second[_name(second)] = _Carried(second, order.mark)
             self._firsts[_name(second)] += 1
+
+    def _tally(self, name: bytes) -> Tally:
+        carried = self._legs[name]
+        return Tally(carried.packets, carried.octets)
 
     def _order(self, name: bytes) -> LegOrder | None:
         """Return what is carried under *name*."""
@@ -128,9 +142,9 @@ class QueuePath:
                 continue
             tallies[Match(*leg[:3])] = Tally(carried.packets, carried.octets)
             left = self._shares.leave(leg)
-            if left is None or left.now.leg != left.was.leg:
+            if left is None:
                 self._drop(_name(leg))
-            if left is not None:
+            else:
                 self._carry(left.now)
         return tallies
 
@@ -151,6 +165,12 @@ class QueuePath:
         return {
             _match(name): Tally(carried.packets, carried.octets)
             for name, carried in self._legs.items()
+        }
+
+    def tallies_of(self, legs: Sequence[Leg]) -> Mapping[Match, Tally]:
+        """Return the counts of these *legs* alone."""
+        return {
+            Match(*leg[:3]): self._tally(_name(leg)) for leg in legs if _name(leg) in self._legs
         }
 
     def tally_pieces(self) -> Iterator[Mapping[Match, Tally]]:

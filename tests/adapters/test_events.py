@@ -13,7 +13,7 @@ import time
 import pytest
 
 from pptp_nat import cli, log
-from pptp_nat.carrier import Counts
+from pptp_nat.carried import Counts
 from pptp_nat.control import ControlServer
 from pptp_nat.core.book import Settings
 from pptp_nat.core.events import CallChanged

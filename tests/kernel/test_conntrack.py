@@ -480,10 +480,10 @@ def test_the_leg_that_another_has_replaced_carries_again_when_that_ends(
     path.install(orders(second, mark=3))
     assert [Gre(SECOND_EXTERNAL, SERVER, 500)] == lab.out(Gre(CLIENT, SERVER, 500))
 
-    assert {match(second): (1, 35)} == path.remove([second])
+    assert {match(second): (2, 70)} == path.remove([second])
     assert [Gre(EXTERNAL, SERVER, 500)] == lab.out(Gre(CLIENT, SERVER, 500))
-    assert {match(first): (1, 35)} == path.tallies()
-    assert {match(first): (1, 35)} == path.remove([first])
+    assert {match(first): (3, 105)} == path.tallies() == path.tallies_of([first])
+    assert {match(first): (3, 105)} == path.remove([first])
     assert [] == path.matches()
 
 
@@ -554,7 +554,8 @@ def test_a_leg_that_was_flushed_and_put_back_keeps_its_counts(
 
     path.lost(event.leg, event.tally)
     assert path.matches() == []
-    path.install(orders(inbound(1000, 7), mark=4))
+    assert {match(inbound(1000, 7)): (1, 35)} == path.tallies()
+    path.restore(orders(inbound(1000, 7), mark=4))
 
     assert [Gre(SERVER, CLIENT, 7)] == lab.back(Gre(SERVER, EXTERNAL, 1000))
     assert {match(inbound(1000, 7)): (2, 70)} == path.tallies()
@@ -578,19 +579,156 @@ def test_counts_of_a_leg_of_nobody_are_not_kept_for_ever(path: ConntrackPath) ->
     """Nobody would ever ask for them."""
     path.lost(inbound(1000, 7), Tally(3, 105))
     path.renew(0.0)
+    path.renew(adapter.LIFETIME)
 
     assert {} == path.remove([inbound(1000, 7)])
 
 
-def test_another_leg_with_the_same_match_starts_at_zero(
+def test_a_match_counts_on_when_another_leg_takes_it(
     lab: ConntrackLab, path: ConntrackPath
 ) -> None:
+    """Whose the counts are is told apart by what there was when each owner came."""
     path.install(orders(inbound(1000, 7)))
-    path.lost(inbound(1000, 7), Tally(3, 105))
-    path.install(orders(inbound(1000, 9, OTHER)))
+    lab.back(Gre(SERVER, EXTERNAL, 1000))
+    done = path.install(orders(inbound(1000, 9, OTHER)))
+    lab.back(Gre(SERVER, EXTERNAL, 1000))
+    again = path.install(orders(inbound(1000, 9, OTHER)))
     lab.back(Gre(SERVER, EXTERNAL, 1000))
 
-    assert {match(inbound(1000, 9, OTHER)): (1, 35)} == path.tallies()
+    name = match(inbound(1000, 7))
+    assert ({name: (1, 35)}, {name: (2, 70)}) == (done.shared, again.shared)
+    assert {name: (3, 105)} == path.tallies()
+
+
+def test_a_leg_that_is_installed_after_its_match_was_free_starts_at_zero(
+    lab: ConntrackLab, path: ConntrackPath
+) -> None:
+    """A server may give the number of a call that is gone to the next one at once."""
+    path.install(orders(outbound(500)))
+    lab.out(Gre(CLIENT, SERVER, 500))
+    path.remove([outbound(500)])
+    path.install(orders(outbound(500)))
+    lab.out(Gre(CLIENT, SERVER, 500))
+
+    assert {match(outbound(500)): (1, 35)} == path.tallies()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_owners_of_replaced_legs_that_leave_together_leave_nothing(
+    path: ConntrackPath, first: int
+) -> None:
+    """A control connection closes, and all of its calls end at once."""
+    old, new = inbound(1000, 7), inbound(1000, 9, OTHER)
+    path.install(orders(old))
+    path.install(orders(new))
+    path.remove([old, new][first:] + [old, new][:first])
+
+    assert [] == path.matches()
+
+
+@pytest.mark.parametrize("asks", ["tallies", "tallies_of", "remove"])
+def test_what_was_counted_until_somebody_deleted_it_is_told_to_who_asks_first(
+    lab: ConntrackLab, conntrack: Conntrack, path: ConntrackPath, asks: str
+) -> None:
+    """`conntrack -F` and the end of the call may come between two looks at events."""
+    follow(lab, conntrack)
+    heard(conntrack, path)
+    path.install(orders(inbound(1000, 7), outbound(500)))
+    lab.back(Gre(SERVER, EXTERNAL, 1000))
+    lab.out(Gre(CLIENT, SERVER, 500))
+    lab.out(Gre(CLIENT, SERVER, 500))
+    lab.router.run("conntrack", "-F")
+    legs = [] if asks == "tallies" else [[inbound(1000, 7), outbound(500)]]
+
+    assert {match(inbound(1000, 7)): (1, 35), match(outbound(500)): (2, 70)} == (
+        getattr(path, asks)(*legs)
+    )
+    path.remove([inbound(1000, 7), outbound(500)])
+    assert {} == path.tallies()
+
+
+def test_counts_go_on_through_everything_at_once(
+    lab: ConntrackLab, conntrack: Conntrack, path: ConntrackPath
+) -> None:
+    """Renewals, other marks, deletions by others, entries put back; they never fall."""
+    follow(lab, conntrack)
+    heard(conntrack, path)
+    mine = inbound(1000, 7)
+    path.install(orders(mine))
+
+    def flush() -> None:
+        lab.router.run("conntrack", "-D", "-p", "gre")
+        conntrack_events_and_restore(path, mine)
+
+    def renew() -> None:
+        counted, error = conntrack.renew(list(conntrack.entries()))
+        assert error is None
+        path._remember_all(counted)
+
+    for number, change in enumerate(
+        [flush, renew, lambda: path.remark(orders(mine, mark=5)), renew, flush, renew], 1
+    ):
+        lab.back(Gre(SERVER, EXTERNAL, 1000))
+        change()
+        assert {match(mine): (number, 35 * number)} == path.tallies()
+        assert {match(mine): (number, 35 * number)} == path.tallies_of([mine])
+    assert {match(mine): (6, 210)} == path.remove([mine])
+
+
+def heard(conntrack: Conntrack, path: ConntrackPath) -> None:
+    """Have *path* hear of what others delete, as the daemon does."""
+
+    def catch_up() -> None:
+        for event in conntrack.read_events():
+            if event.leg is not None:
+                path.lost(event.leg, event.tally)
+
+    path.catch_up = catch_up
+
+
+def conntrack_events_and_restore(path: ConntrackPath, mine: Leg) -> None:
+    path.catch_up()
+    assert [] == path.matches()
+    path.restore(orders(mine))
+    assert [match(mine)] == path.matches()
+
+
+def test_a_removal_that_the_kernel_refuses_is_made_up_for(
+    conntrack: Conntrack, path: ConntrackPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the leg would carry GRE of nobody for 23 days."""
+    path.install(orders(inbound(1000, 7), outbound(500)))
+    with monkeypatch.context() as patched:
+        patched.setattr(conntrack, "delete", refuse)
+        with pytest.raises(AdapterError):
+            path.remove([inbound(1000, 7), outbound(500)])
+    path.install(orders(outbound(500)))  # a new call has taken this one over
+
+    path.remove([])
+    assert [match(outbound(500))] == path.matches()
+
+
+def refuse(*_: object) -> None:
+    raise AdapterError("trying", 12)
+
+
+def test_what_can_be_installed_is_when_something_else_is_refused(
+    conntrack: Conntrack, path: ConntrackPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full table has room for one more and not for two."""
+    request = conntrack._netlink.request
+    monkeypatch.setattr(
+        conntrack._netlink, "request", lambda asked: [*request(asked[:1]), *[12] * len(asked[1:])]
+    )
+    done = path.install(orders(inbound(1000, 7), outbound(500)))
+    monkeypatch.undo()
+
+    assert orders(outbound(500)) == done.refused
+    assert "conntrack_max" in str(done.error)
+    assert [match(inbound(1000, 7))] == path.matches()
+    assert {} == path.install(done.refused).shared
+    path.remove([inbound(1000, 7), outbound(500)])
+    assert [] == path.matches()
 
 
 def test_accounting_is_turned_on(lab: ConntrackLab) -> None:
@@ -608,8 +746,10 @@ def test_an_entry_that_cannot_be_made_says_what_was_being_done(
     """One line for the log: what, where, what to do."""
     monkeypatch.setattr(conntrack._netlink, "request", lambda asked: [12] * len(asked))
 
-    with pytest.raises(AdapterError, match=r"from 203\.0\.113\.9 to .* ID 1000: .*conntrack_max"):
-        conntrack.insert(orders(inbound(1000, 7)))
+    ((order, error),) = conntrack.insert(orders(inbound(1000, 7))).refused
+
+    assert order.leg == inbound(1000, 7)
+    assert re.search(r"from 203\.0\.113\.9 to .* ID 1000: .*conntrack_max", str(error))
 
 
 # A long table in pieces.

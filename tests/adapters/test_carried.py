@@ -1,0 +1,186 @@
+"""What a call has carried is its own: shared legs, other numbers, ends in any order."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from pptp_nat.carried import Counts
+from pptp_nat.carrier import Carrier
+from pptp_nat.core.calls import Call, Connection
+from pptp_nat.core.events import LegDown, LegUp
+from pptp_nat.core.states import CallState
+from pptp_nat.core.tuples import Flow, Party, Placement, Seat
+from pptp_nat.errors import AdapterError
+from pptp_nat.linux.datapath import LegOrder, Match, Tally
+from pptp_nat.linux.queue_path import QueuePath
+
+CLIENT, SERVER = bytes((192, 168, 77, 10)), bytes((198, 18, 7, 2))
+EXTERNALS = bytes((198, 18, 7, 1)), bytes((198, 18, 7, 9))
+SIZE = 100  #: octets of each packet
+
+
+def call(number: int, external: bytes, servers: int) -> Call:
+    """Return a call of the one client; *servers* is the number that the server gave it."""
+    seats = Seat(CLIENT, external), Seat(SERVER, SERVER)
+    placement = Placement(Flow(CLIENT, 40000 + number, SERVER, 1723), *seats, 0)
+    made = Call(
+        number, Connection(number, placement, 0.0, is_local=False),
+        Party.ORIGINATOR, Party.ORIGINATOR, 0.0,
+    )  # fmt: skip
+    made.give(Party.ORIGINATOR, 7, number)
+    made.give(Party.RESPONDER, servers, servers)
+    return made
+
+
+def name(made: Call, party: Party) -> Match:
+    leg = made.leg(party)
+    assert leg is not None
+    return Match(*leg[:3])
+
+
+def up(made: Call, *parties: Party) -> list[LegUp]:
+    return [LegUp(made, party, leg, 0) for party in parties if (leg := made.leg(party))]
+
+
+def down(made: Call, *parties: Party) -> list[LegDown]:
+    return [LegDown(made, party, leg) for party in parties if (leg := made.leg(party))]
+
+
+class Owners(RuleBasedStateMachine):
+    """Calls that have the outward leg in common; each packet is the latest owner's."""
+
+    @initialize()
+    def build(self) -> None:
+        self.path = QueuePath()
+        self.carrier = Carrier(self.path)
+        self.live: dict[int, Call] = {}
+        self.owners: dict[Match, list[int]] = {}  # by installation
+        self.sent: Counter[tuple[int, Party]] = Counter()
+        self.last = 0
+
+    def expected(self, number: int) -> Counts:
+        return Counts(*(
+            Tally(self.sent[number, party], self.sent[number, party] * SIZE) for party in Party
+        ))  # fmt: skip
+
+    @rule(external=st.sampled_from(EXTERNALS), servers=st.integers(100, 101))
+    def comes_up(self, external: bytes, servers: int) -> None:
+        self.last += 1
+        made = self.live[self.last] = call(self.last, external, servers)
+        for party in Party:
+            self.owners.setdefault(name(made, party), []).append(self.last)
+        self.carrier.before(up(made, *Party), 0.0)
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 9), servers=st.integers(100, 101))
+    def gets_another_number(self, which: int, servers: int) -> None:
+        """Have the server answer once more, with another number."""
+        number = sorted(self.live)[which % len(self.live)]
+        made = self.live[number]
+        if made.own[Party.RESPONDER] == servers:
+            return
+        before = down(made, Party.RESPONDER)
+        self.owners[name(made, Party.RESPONDER)].remove(number)
+        made.give(Party.RESPONDER, servers, servers)
+        self.owners.setdefault(name(made, Party.RESPONDER), []).append(number)
+        self.carrier.before(up(made, Party.RESPONDER), 0.0)
+        assert {} == self.carrier.after(before, lambda: None, 0.0)
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True))
+    def end(self, which: list[int]) -> None:
+        """One call ends, or several with their control connection."""
+        numbers = sorted({sorted(self.live)[each % len(self.live)] for each in which})
+        downs = []
+        for number in numbers:
+            made = self.live.pop(number)
+            made.state = CallState.GONE
+            downs += down(made, *Party)
+            for party in Party:
+                self.owners[name(made, party)].remove(number)
+        counts = self.carrier.after(downs, lambda: None, 0.0)
+        assert {number: self.expected(number) for number in numbers} == counts
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 9), party=st.sampled_from(Party), count=st.integers(1, 3))
+    def sends(self, which: int, party: Party, count: int) -> None:
+        match = name(self.live[sorted(self.live)[which % len(self.live)]], party)
+        carried = self.path._legs[match.source + match.destination + match.key.to_bytes(2)]
+        carried.packets += count
+        carried.octets += count * SIZE
+        self.sent[self.owners[match][-1], party] += count
+
+    @rule()
+    def somebody_looks(self) -> None:
+        tallies = self.carrier.tallies()
+        for number, made in self.live.items():
+            assert self.expected(number) == self.carrier.counts(made, tallies)
+
+    def teardown(self) -> None:
+        if self.live:
+            self.end(list(range(len(self.live))))
+        assert {} == self.carrier._carried._shares
+        assert {} == self.carrier._carried._former
+        assert [] == list(self.path.matches())
+
+
+TestOwners = Owners.TestCase
+TestOwners.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+
+
+class Refusing(QueuePath):
+    """A data path that refuses as long as it is told to."""
+
+    refuses = True
+
+    def remove(self, legs):
+        if self.refuses:
+            raise AdapterError("removing", 12)
+        return super().remove(legs or [LEG])
+
+    def install(self, orders):
+        if self.refuses:
+            raise AdapterError("installing", 12)
+        return super().install(orders)
+
+
+LEG = call(1, EXTERNALS[0], 100).leg(Party.RESPONDER)
+
+
+def test_what_a_data_path_would_not_say_is_not_taken_for_zero() -> None:
+    """The end of a call is told all the same, and removing is tried again."""
+    path = Refusing()
+    carrier = Carrier(path)
+    made = call(1, EXTERNALS[0], 100)
+    path.refuses = False
+    carrier.before(up(made, Party.RESPONDER), 0.0)
+    path.refuses = True
+    made.state = CallState.GONE
+
+    assert {1: None} == carrier.after(down(made, Party.RESPONDER), lambda: None, 0.0)
+    assert carrier.failures == 1
+    path.refuses = False
+    due = carrier.next_timer()
+    assert due is not None
+    carrier.tick(due)
+    assert [] == list(path.matches())
+    assert carrier.next_timer() is None
+
+
+def test_what_may_have_been_installed_has_no_second_owner_when_it_is_tried_again() -> None:
+    """Otherwise its end would leave it there."""
+    path = Refusing()
+    carrier = Carrier(path)
+    made = call(1, EXTERNALS[0], 100)
+    leg = made.leg(Party.RESPONDER)
+    carrier.before(up(made, Party.RESPONDER), 0.0)
+    QueuePath.install(path, [LegOrder(leg, 0)])  # the kernel did it, and its answer was lost
+    path.refuses = False
+    carrier.tick(1.0)
+    carrier.after(down(made, Party.RESPONDER), lambda: None, 1.0)
+
+    assert [] == list(path.matches())
