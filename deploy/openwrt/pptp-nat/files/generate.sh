@@ -81,7 +81,6 @@ pptp_nat_option() {
 			return 0
 			;;
 		metrics.interface) PPTP_NAT_INTERFACE=$2; return 0 ;;
-		metrics.textfile) PPTP_NAT_TEXTFILE=$2; return 0 ;;
 		metrics.port | state.copy_minutes)
 			case "$2" in
 				'' | *[!0-9]* | 0*)
@@ -93,6 +92,7 @@ pptp_nat_option() {
 		state.copy) PPTP_NAT_COPY=$2; return 0 ;;
 		# These are told to others besides the daemon.
 		metrics.listen) PPTP_NAT_LISTEN=$2; return 0 ;;
+		metrics.textfile) PPTP_NAT_TEXTFILE=$2 ;;
 		state.directory) PPTP_NAT_DIRECTORY=$2 ;;
 		rules.backend) PPTP_NAT_BACKEND=$2 ;;
 		rules.manage) pptp_nat_complain \
