@@ -25,6 +25,7 @@ KINDS: Final[dict[str, Callable[[Path], list[Path]]]] = {
     "ipk": openwrt.build,
     "keys": lambda _target: [keys.write()],
     "man": pages,
+    "pot": lambda _target: [openwrt.write_translations()],
 }
 
 

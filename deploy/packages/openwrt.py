@@ -7,6 +7,7 @@ which no version of Python's is part of; the same package serves every release.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -176,6 +177,26 @@ def _control(package: Package) -> Iterator[File]:
     if package.has_service:
         for name, script in SCRIPTS.items():
             yield File(name, script.encode(), 0o755)
+
+
+def translations() -> str:
+    """Return the template of translations: the texts of the views and the menu, in order."""
+    found: dict[str, None] = {}
+    for view in sorted((LUCI / "htdocs").rglob("*.js")):
+        for text in re.findall(r"\b_\('((?:[^'\\]|\\.)*)'\)", view.read_text(encoding="utf-8")):
+            found[text.replace("\\'", "'")] = None
+    for menu in sorted((LUCI / "root").rglob("menu.d/*.json")):
+        for entry in json.loads(menu.read_text(encoding="utf-8")).values():
+            found[entry["title"]] = None
+    head = 'msgid ""\nmsgstr "Content-Type: text/plain; charset=UTF-8"\n'
+    return head + "".join(f'\nmsgid {json.dumps(text)}\nmsgstr ""\n' for text in found)
+
+
+def write_translations() -> Path:
+    """Write the template of translations."""
+    path = LUCI / "po" / "templates" / "pptp-nat.pot"
+    path.write_text(translations(), encoding="utf-8")
+    return path
 
 
 def installed_size(files: Iterable[File]) -> int:
