@@ -28,8 +28,10 @@ class Silence(NamedTuple):
 
     since: Evidence | None  #: the last packet of this direction before it; None: none came yet
     begin: float  #: when that was; without one, when the other direction began
+    rest: float  #: seconds of the longest part in which the other did not speak either
+    began: float  #: when the other direction spoke after that
     until: float
-    heard: int  #: packets of the other direction in it
+    heard: int  #: packets of the other direction from then on
 
     @property
     def seconds(self) -> float:

@@ -79,6 +79,8 @@ class GreQuality:
         self.silence: Silence | None = None  #: the longest that ended, if it was a second or more
         self.longest_gap = 0.0  #: seconds between two packets of this direction
         self.lengths: Counter[int] = Counter()  #: payload lengths and how often, bounded
+        self.largest = 0  #: octets of the largest payload
+        self.largest_at: list[Evidence] = []  #: the latest packets of that size
         self.fragmented = 0  #: packets that came in IP fragments
         self.lies = 0  #: payload lengths that IP does not carry
         self.oddities: dict[str, tuple[int, Evidence]] = {}  #: slug: how often, first seen
@@ -90,8 +92,7 @@ class GreQuality:
         self._missing: dict[int, None] = {}  # numbers passed over, oldest first
         self._sent: dict[int, float] = {}  # number: sending time
         self._data_time = -math.inf  # when the last packet with a number came
-        self._heard = 0  # packets of the other direction since the last of this one
-        self._heard_from = self._heard_until = 0.0
+        self._heard: Silence | None = None  # since the last packet of this direction
         #: an acknowledgement in a pause: when it came, how many it found waiting
         self._ack_after: tuple[float, int] | None = None
 
@@ -133,7 +134,7 @@ class GreQuality:
                 numbers = tuple(compress(numbers, sent.sequenced))
                 sequences = tuple(compress(sequences, sent.sequenced))
         elif len(heard):
-            self._hear(len(heard), heard.times[0], heard.times[-1])
+            self._hear(heard.times)
         highest = self._expected - 1
         if times:
             if self._ack_after is not None:  # the batch before has left it open
@@ -153,6 +154,12 @@ class GreQuality:
             self.lengths.update(lengths)
         if self.first is None:
             self.first = Evidence(self.file, sent.numbers[0], times[0])
+        largest = max(lengths)
+        if largest >= self.largest:
+            places = zip(sent.numbers, times, map(largest.__eq__, lengths), strict=True)
+            found = [Evidence(self.file, number, time) for number, time, is_it in places if is_it]
+            before = self.largest_at if largest == self.largest else []
+            self.largest, self.largest_at = largest, [*before, *found][-_KEPT:]
         begin = 0
         while begin < len(sent):
             each, bin_end = self.timeline.at(times[begin])
@@ -168,8 +175,8 @@ class GreQuality:
         at, last = 0, self.last
         if not last or times[0] - last.time > _SILENCE:
             at = bisect_right(heard, times[0])
-            self._hear(at, *(heard[0], heard[at - 1]) if at else (0.0, 0.0))
-            self._end_silence(last, times[0], self._heard)
+            self._hear(heard[:at])
+            self._end_silence(times[0])
         if last:
             self.longest_gap = max(self.longest_gap, times[0] - last.time)
         gaps = list(map(sub, times[1:], times))
@@ -180,26 +187,34 @@ class GreQuality:
                 if gap > _SILENCE:
                     begin = bisect_right(heard, times[index], at)
                     at = bisect_right(heard, times[index + 1], begin)
-                    since = Evidence(self.file, numbers[index], times[index])
-                    self._end_silence(since, times[index + 1], at - begin)
+                    self._heard = None
+                    self.last = Evidence(self.file, numbers[index], times[index])
+                    self._hear(heard[begin:at])
+                    self._end_silence(times[index + 1])
+        self._heard = None
         self.last = Evidence(self.file, numbers[-1], times[-1])
-        self._heard = 0
-        at = bisect_right(heard, times[-1], at)
-        if at < len(heard):
-            self._hear(len(heard) - at, heard[at], heard[-1])
+        self._hear(heard[bisect_right(heard, times[-1], at) :])
 
-    def _hear(self, count: int, begin: float, until: float) -> None:
-        """Note *count* packets of the other direction behind the last of this one."""
-        if count:
-            if not self._heard:
-                self._heard_from = begin
-            self._heard += count
-            self._heard_until = until
+    def _hear(self, times: Sequence[float]) -> None:
+        """Note packets of the other direction behind the last of this one."""
+        if not times:
+            return
+        heard = self._heard
+        if heard is None:
+            begin = self.last.time if self.last else times[0]
+            heard = Silence(self.last, begin, 0.0, begin, begin, 0)
+        pauses = list(map(sub, times, chain((heard.until,), times)))
+        longest = max(pauses)
+        if longest > max(heard.rest, _SILENCE):
+            at = pauses.index(longest)
+            heard = heard._replace(rest=longest, began=times[at], heard=-at)
+        self._heard = heard._replace(until=times[-1], heard=heard.heard + len(times))
 
-    def _end_silence(self, since: Evidence | None, until: float, heard: int) -> None:
-        """Note that this direction speaks again, after *heard* packets of the other."""
-        if heard > 2:
-            silence = Silence(since, since.time if since else self._heard_from, until, heard)
+    def _end_silence(self, until: float) -> None:
+        """Note that this direction speaks again; the other may have spoken meanwhile."""
+        silence = self._heard
+        if silence is not None and silence.heard > 2:
+            silence = silence._replace(until=until)
             if self.silence is None or silence.seconds > self.silence.seconds:
                 self.silence = silence
 
@@ -374,10 +389,7 @@ class GreQuality:
     @property
     def unanswered(self) -> Silence | None:
         """The silence of this direction that lasts to the end, if the other one spoke in it."""
-        if not self._heard:
-            return None
-        begin = self.last.time if self.last else self._heard_from
-        return Silence(self.last, begin, self._heard_until, self._heard)
+        return self._heard
 
     @property
     def loss(self) -> float:

@@ -45,7 +45,8 @@ class Negotiation:
         self.last = evidence
         self.asked = _options(protocol, packet.data)
         if self.agreed is not None:
-            if self.has_agreed_to(packet):
+            # The identifier of a repeat may be a new one (section 5.1).
+            if self._agreed_request is not None and self._agreed_request[1] == packet.data:
                 self.repeated_after_ack += 1
             else:
                 self.agreed = self.agreed_at = None

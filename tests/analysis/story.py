@@ -113,14 +113,15 @@ class Story:
                 window=window, speed=100_000_000)  # fmt: skip
         return Call(self, tcp, client, server, call_id, answers)
 
-    def pcap(self, path: Path) -> Path:
-        """Write what passed as a classic pcap of raw IP packets."""
+    def pcap(self, path: Path, *, wire: int = 0) -> Path:
+        """Write what passed as a classic pcap of raw IP packets, each at least *wire* octets."""
         with path.open("wb") as file:
             file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 101))
             for time, packet in self.packets:
                 seconds = int(time)
                 micros = round((time - seconds) * 1_000_000)
-                file.write(struct.pack("<IIII", seconds, micros, len(packet), len(packet)))
+                size = max(len(packet), wire)
+                file.write(struct.pack("<IIII", seconds, micros, len(packet), size))
                 file.write(packet)
         return path
 
