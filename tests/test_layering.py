@@ -14,7 +14,7 @@ LONGEST = 420  #: lines; a longer file is two
 
 #: What the core may use of the standard library: nothing that waits, reads or writes.
 PURE = {
-    "__future__", "collections", "dataclasses", "enum", "struct", "types", "typing",
+    "__future__", "collections", "dataclasses", "enum", "operator", "struct", "types", "typing",
 }  # fmt: skip
 
 #: The only homes of packages that are not ours.
@@ -28,7 +28,7 @@ HOMES = {
 #: What the core's files may import of the core, each at most those before it.
 ORDER = [
     "tuples", "checksum", "packet", "messages", "causes", "states", "stream", "bindings", "calls",
-    "events", "held", "book", "dialogue", "translator",
+    "events", "held", "book", "snapshot", "dialogue", "translator",
 ]  # fmt: skip
 
 #: Folders and files of `pptp_nat`, and the parts of it that they must not know.
@@ -36,6 +36,10 @@ FORBIDDEN = {
     "core": {"linux", "lab", "daemon", "config", "log", "control", "table", "commands", "cli"},
     "linux": {"lab", "daemon", "config", "log", "control", "table", "commands", "cli"},
     "table.py": {"linux", "daemon", "config", "control", "lab"},
+    "records.py": {"linux", "daemon", "config", "control", "lab", "log"},
+    "recorder.py": {"linux", "daemon", "config", "control", "lab"},
+    "statefile.py": {"linux", "daemon", "config", "control", "lab", "core"},
+    "store.py": {"linux", "daemon", "config", "control", "lab", "core"},
     "rendering.py": {"linux", "daemon", "config", "control", "lab"},
     "api.py": {"linux", "daemon", "config", "core", "lab"},
     "control.py": {"linux", "daemon", "config", "core", "lab"},

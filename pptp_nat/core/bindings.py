@@ -98,7 +98,9 @@ class Bindings:
         quarantine: seconds that a released number is kept back.
     """
 
-    __slots__ = ("_draw", "_pools", "_shares", "_waiting", "preserve", "quarantine")
+    __slots__ = (
+        "_draw", "_pools", "_shares", "_waiting", "preserve", "quarantine", "released",
+    )  # fmt: skip
 
     def __init__(
         self, draw: Callable[[], int], *, preserve: bool = False, quarantine: float = 60.0
@@ -109,6 +111,8 @@ class Bindings:
         self._shares: Counter[tuple[Pair, int]] = Counter()  # owners of each shared number
         self.preserve = preserve
         self.quarantine = quarantine
+        #: (until, pair, number) of what was put into quarantine since somebody looked, if he wants
+        self.released: list[tuple[float, Pair, int]] | None = None
 
     def choose_block(self, pair: Pair, high: int, *, like: int | None, unlike: set[int]) -> int:
         """Choose the high octet of the number for an inside number that begins with *high*.
@@ -217,6 +221,13 @@ class Bindings:
         if self._is_shared(pair, number):
             return
         self._waiting.append((now + self.quarantine, pair, number))
+        if self.released is not None:
+            self.released.append(self._waiting[-1])
+
+    def keep_back(self, pair: Pair, number: int, until: float) -> None:
+        """Have *number* in quarantine as an earlier run has left it; *until* never falls."""
+        if self.claim(pair, number):
+            self._waiting.append((until, pair, number))
 
     def drop(self, pair: Pair, number: int) -> None:
         """Free *number* at once: no GRE can have used it."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import enum
 from collections import Counter, OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final, TypeVar
 
 from pptp_nat.core.bindings import Bindings
@@ -88,13 +89,13 @@ class Book:
         self.messages: Counter[tuple[MessageType | None, bool]] = Counter()  #: (type, from inside)
         self.ends: Counter[End] = Counter()
         self.events: list[Event] = []  #: of the packet or tick under way
-        self._last_id = 0
+        self.last_id = 0  #: the highest identity given
         self._shared: dict[Any, Any] = {}
 
     def next_id(self) -> int:
         """Return a new identity for a call or connection."""
-        self._last_id += 1
-        return self._last_id
+        self.last_id += 1
+        return self.last_id
 
     def one_for_all(self, value: _T) -> _T:
         """Return the one copy of *value*, of which thousands of connections have a handful."""
@@ -226,6 +227,38 @@ class Book:
     def set_deadline(self, kind: Deadline, subject: Call | Connection, now: float) -> None:
         """Start the time of *kind* for *subject*."""
         self.deadlines[kind][subject] = now + float(getattr(self.settings, kind.value))
+
+    def due(self, subject: Call | Connection) -> float | None:
+        """Return when the time of *subject* runs out, None if it has none."""
+        for queue in self.deadlines.values():
+            if (due := queue.get(subject)) is not None:
+                return due
+        return None
+
+    def put_back(
+        self,
+        connections: Iterable[tuple[Connection, ControlState, float | None]],
+        calls: Iterable[tuple[Call, CallState, float | None]],
+    ) -> None:
+        """Take in what an earlier run has left, each in its state and due when it was due."""
+        dues: list[tuple[float, Deadline, Call | Connection]] = []
+        for connection, control_state, due in connections:
+            connection.share(self.one_for_all)
+            connection.state = control_state
+            self.connections[connection.key] = connection
+            if due is not None:
+                dues.append((due, Deadline.CLOSING, connection))
+        for call, state, due in calls:
+            call.state = state
+            if state is CallState.GONE:
+                self.retired.append((due or 0.0, call))
+                continue
+            self.calls[call.id] = call
+            if due is not None:
+                dues.append((due, _CALL_DEADLINE[state], call))
+        for until, kind, subject in sorted(dues, key=itemgetter(0)):
+            self.deadlines[kind][subject] = until
+        self.retired = deque(sorted(self.retired, key=itemgetter(0)))
 
     def next_timer(self) -> float | None:
         """Return when something runs out next, None if nothing can."""

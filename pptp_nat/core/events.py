@@ -119,3 +119,4 @@ class Outcome:
     packet: bytes | None = None  #: the packet as it must travel on; None: as it came
     events: list[Event] = field(default_factory=list)
     released: list[Released] = field(default_factory=list)
+    connection: Connection | None = None  #: whose packet it was, if its octets were read

@@ -35,6 +35,7 @@ from pptp_nat.core.packet import (
     edited,
     segment,
 )  # fmt: skip
+from pptp_nat.core.snapshot import CallRecord, Snapshot, restore, snapshot
 from pptp_nat.core.states import CallState, End, TcpEnd
 from pptp_nat.core.stream import Progress
 from pptp_nat.core.tuples import Address, Flow, Party, Placement, Seat
@@ -133,6 +134,7 @@ class Translator:
             sender = Party.ORIGINATOR if connection.key == key else Party.RESPONDER
             if old is not None:
                 book.move_connection(old, TcpEnd.REPLACED, now, end=End.REPLACED)
+        outcome.connection = connection
         if connection.passive is not None:
             book.counts[connection.passive] += 1
         else:
@@ -303,6 +305,22 @@ class Translator:
         for call in calls:
             self.book.finish(call, End.OPERATOR, now)
         return outcome
+
+    # What outlives this process.
+
+    def snapshot(self) -> Snapshot:
+        """Return all that is known, for `restore` in another process of this boot."""
+        return snapshot(self.book, self._half_open)
+
+    def restore(self, taken: Snapshot, now: float) -> list[CallRecord]:
+        """Go on where another translator was; this one has seen nothing yet.
+
+        Returns:
+            The calls that were left out, see `pptp_nat.core.snapshot.restore`.
+        """
+        self._half_open.update(taken.half_open)
+        self._next_sweep = now + _SWEEP_SECONDS
+        return restore(self.book, taken)
 
     def _outcome(self) -> Outcome:
         outcome = Outcome()

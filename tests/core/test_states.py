@@ -119,4 +119,4 @@ def test_only_the_book_writes_states() -> None:
                     and node.attr == "state"
                 }
 
-    assert writers == {"book.py:move", "book.py:move_connection"}
+    assert writers == {"book.py:move", "book.py:move_connection", "book.py:put_back"}

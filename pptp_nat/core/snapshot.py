@@ -1,0 +1,276 @@
+"""What a translator knows, as plain values: for a successor in another process.
+
+Two uses, one form.  A *hand-over* takes all of it at once.  A journal takes the
+records of what a packet has changed, before its verdict: after any crash the
+last record of each connection and call is what the last verdict was based on.
+
+Left out of a record: held packets.  They die with the process that holds them;
+TCP sends them again, and the stream still knows what it made of their last octet.
+Times are the monotonic seconds of this boot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Final, NamedTuple
+
+from pptp_nat.core.bindings import Pair
+from pptp_nat.core.book import Book
+from pptp_nat.core.calls import NOBODY, Call, Connection
+from pptp_nat.core.messages import MessageType
+from pptp_nat.core.states import CallState, ControlState, End
+from pptp_nat.core.stream import Stream
+from pptp_nat.core.tuples import Address, Flow, Party, Placement, Seat
+
+
+class StreamRecord(NamedTuple):
+    """One direction of a control connection; fields are those of `Stream`."""
+
+    next: int | None = None
+    synced: bool = False
+    head: bytes = b""
+    cut: int | None = None
+    floor: int | None = None
+    overlays: bytes = b""
+    history: bytes = b""  #: only in a hand-over: without it, what comes again is not compared
+
+
+class Positions(NamedTuple):
+    """Where a control connection stands in its octets: what nearly every packet changes."""
+
+    connection: int  #: its identity
+    last_message: float = 0.0
+    fresh: tuple[tuple[Party, int, int], ...] = ()  #: party, own, seen
+    streams: tuple[StreamRecord, StreamRecord] = (StreamRecord(), StreamRecord())
+
+
+class ConnectionRecord(NamedTuple):
+    """One control connection without its calls; fields are those of `Connection`."""
+
+    id: int
+    key: bytes
+    seen_as: tuple[Address | None, ...]  #: by party; None: its own address
+    mark: int
+    is_local: bool
+    passive: str | None
+    state: ControlState
+    created: float
+    due: float | None  #: when its grace is over
+    names: tuple[str | None, ...] | None
+    positions: Positions
+
+
+class CallRecord(NamedTuple):
+    """One call; fields are those of `Call`."""
+
+    id: int
+    connection: int
+    requester: Party
+    pns: Party
+    state: CallState
+    numbers: tuple[int, int, int, int]  #: own, own, seen, seen; `NOBODY` where not known
+    created: float
+    up_since: float | None
+    last_gre: float | None
+    packets: int
+    end: End | None
+    codes: tuple[int, int, int, int] | None
+    due: float | None  #: when its state runs out; of one that is gone, when it is forgotten
+
+
+class KeptBack(NamedTuple):
+    """A number in quarantine."""
+
+    until: float
+    pair: Pair
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A translator."""
+
+    last_id: int = 0  #: the highest identity that was ever given
+    connections: Sequence[ConnectionRecord] = ()
+    calls: Sequence[CallRecord] = ()
+    kept_back: Sequence[KeptBack] = ()
+    half_open: Mapping[bytes, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    messages: Mapping[tuple[MessageType | None, bool], int] = field(default_factory=dict)
+    ends: Mapping[End, int] = field(default_factory=dict)
+
+
+_UNKNOWN: Final = StreamRecord()
+
+
+def stream_record(stream: Stream, *, whole: bool = False) -> StreamRecord:
+    """Return what is known of *stream*; with its history if *whole*."""
+    return StreamRecord(
+        stream.next, stream.synced, stream.head, stream.cut, stream.floor, stream.overlays,
+        stream.history if whole else b"",
+    )  # fmt: skip
+
+
+def positions(connection: Connection, *, whole: bool = False) -> Positions:
+    """Return where *connection* stands; *whole* as in `stream_record`."""
+    first, second = connection.streams
+    fresh = connection.fresh
+    return Positions(
+        connection.id, connection.last_message,
+        () if fresh is None else tuple((*key, seen) for key, seen in fresh.items()),
+        (stream_record(first, whole=whole), stream_record(second, whole=whole)),
+    )  # fmt: skip
+
+
+def connection_record(
+    book: Book, connection: Connection, *, whole: bool = False
+) -> ConnectionRecord:
+    """Return what is known of *connection*; *whole* as in `stream_record`."""
+    seats = connection.seat(Party.ORIGINATOR), connection.seat(Party.RESPONDER)
+    return ConnectionRecord(
+        connection.id, connection.key,
+        tuple(seat.seen_as if seat.inside else None for seat in seats),
+        connection.mark, connection.is_local, connection.passive, connection.state,
+        connection.created, book.due(connection), connection.names,
+        positions(connection, whole=whole),
+    )  # fmt: skip
+
+
+def call_record(book: Book, call: Call, gone_until: float) -> CallRecord:
+    """Return what is known of *call*; if it is gone it is remembered until *gone_until*."""
+    due = gone_until if call.state is CallState.GONE else book.due(call)
+    return CallRecord(
+        call.id, call.connection.id, call.requester, call.pns, call.state,
+        (*call.own, *call.seen), call.created, call.up_since, call.last_gre, call.packets,
+        call.end, call.codes, due,
+    )  # fmt: skip
+
+
+def snapshot(book: Book, half_open: Mapping[bytes, int]) -> Snapshot:
+    """Return everything that *book* holds, and the SYNs that are remembered."""
+    return Snapshot(
+        book.last_id,
+        [connection_record(book, each, whole=True) for each in book.connections.values()],
+        [call_record(book, each, 0.0) for each in book.calls.values()]
+        + [call_record(book, each, until) for until, each in book.retired],
+        [KeptBack(*each) for each in book.bindings.quarantined()],
+        dict(half_open), dict(book.counts), dict(book.messages), dict(book.ends),
+    )  # fmt: skip
+
+
+def restore(book: Book, taken: Snapshot) -> list[CallRecord]:
+    """Put what was *taken* into an empty *book*.
+
+    Returns:
+        The calls that were left out: their connection is not there, or another
+        call has their number.  A whole snapshot has none; records that were read
+        from a copy that is older than the last verdict may.
+    """
+    connections = {each.id: _connection(each) for each in taken.connections}
+    left_out: list[CallRecord] = []
+    calls: list[tuple[Call, CallRecord]] = []
+    # What is gone comes first: a number is found in its latest call.
+    for record in sorted(taken.calls, key=_age):
+        connection = connections.get(record.connection)
+        if connection is None or not _take(book, connection, record):
+            left_out.append(record)
+            continue
+        call = _call(record, connection)
+        connection.add(call)
+        calls.append((call, record))
+    for each in taken.connections:
+        _take_fresh(book, connections[each.id], each.positions.fresh)
+    for kept in sorted(taken.kept_back, key=itemgetter(0)):
+        book.bindings.keep_back(kept.pair, kept.number, kept.until)
+    book.put_back(
+        ((connections[each.id], each.state, each.due) for each in taken.connections),
+        ((call, record.state, record.due) for call, record in calls),
+    )
+    given = [taken.last_id, *(each.id for each in taken.connections)]
+    book.last_id = max(given + [each.id for each in taken.calls])
+    book.counts.update(taken.counts)
+    book.messages.update(taken.messages)
+    book.ends.update(taken.ends)
+    return left_out
+
+
+def _age(record: CallRecord) -> int:
+    return 0 if record.state is CallState.GONE else record.id
+
+
+def _connection(record: ConnectionRecord) -> Connection:
+    key = record.key
+    flow = Flow(
+        key[:4], int.from_bytes(key[8:10], "big"), key[4:8], int.from_bytes(key[10:], "big")
+    )
+    first, second = record.seen_as
+    placement = Placement(
+        flow, Seat(flow.source, first or flow.source),
+        Seat(flow.destination, second or flow.destination), record.mark,
+    )  # fmt: skip
+    connection = Connection(record.id, placement, record.created, is_local=record.is_local)
+    connection.passive = record.passive
+    connection.last_message = record.positions.last_message
+    connection.names = record.names
+    for stream, known in zip(connection.streams, record.positions.streams, strict=True):
+        if known != _UNKNOWN:
+            for name, value in known._asdict().items():
+                setattr(stream, name, value)
+    return connection
+
+
+def _call(record: CallRecord, connection: Connection) -> Call:
+    call = Call(record.id, connection, record.requester, record.pns, record.created)
+    call.up_since, call.last_gre, call.packets = record.up_since, record.last_gre, record.packets
+    call.end, call.codes = record.end, record.codes
+    for party in Party:
+        own, seen = record.numbers[party], record.numbers[2 + party]
+        if own != NOBODY:
+            call.give(party, own, seen)
+    return call
+
+
+def _take(book: Book, connection: Connection, record: CallRecord) -> bool:
+    """Take the numbers of a call that is not gone; whether nobody else has them."""
+    if record.state is CallState.GONE:
+        return True
+    taken: list[tuple[Pair, int]] = []
+    for party in Party:
+        if record.numbers[party] == NOBODY:
+            continue
+        if not (connection.chooses(party) or connection.claims(party)):
+            continue
+        pair, number = connection.pair(party), record.numbers[2 + party]
+        if not book.bindings.claim(pair, number, shared=connection.claims(party)):
+            for other in taken:
+                book.bindings.drop(*other)
+            return False
+        taken.append((pair, number))
+    return True
+
+
+def _take_fresh(
+    book: Book, connection: Connection, fresh: Iterable[tuple[Party, int, int]]
+) -> None:
+    for party, own, seen in fresh:
+        shared = connection.claims(party)
+        if book.bindings.claim(connection.pair(party), seen, shared=shared):
+            connection.fresh = {**(connection.fresh or {}), (party, own): seen}
+
+
+def without_positions(taken: Snapshot) -> Snapshot:
+    """Return *taken* as of long ago: octets have gone by that it knows nothing of.
+
+    Each stream begins anew at the next octets that come, and is translated from
+    the next certain message boundary on.
+    """
+    return Snapshot(
+        taken.last_id,
+        [
+            each._replace(positions=Positions(each.id, each.positions.last_message))
+            for each in taken.connections
+        ],
+        taken.calls, taken.kept_back,
+    )  # fmt: skip

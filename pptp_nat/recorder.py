@@ -1,0 +1,144 @@
+"""What a packet has changed, on record before its verdict.
+
+Then no crash can undo what a peer has seen: a call that a verdict lets come up
+is on record, with its numbers; an octet that a verdict lets pass is behind the
+position on record.  What is on record and did not happen is harmless: the
+packet was not let pass, and TCP sends it again, as octets that were seen before.
+
+A store grows with every record.  When it has grown enough it is written anew:
+everything there is, a little per turn, beside the records that come meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from pptp_nat import records
+from pptp_nat.core.calls import Call, Connection
+from pptp_nat.core.events import CallChanged, ConnectionChanged, LegDown, LegMarked, LegUp, Outcome
+from pptp_nat.core.snapshot import call_record, connection_record, positions
+from pptp_nat.core.states import CallState, ControlState
+from pptp_nat.core.translator import Translator
+from pptp_nat.records import Carried
+from pptp_nat.store import Store
+
+_TURN: Final = 128  #: records that are written anew in one turn: less than a millisecond
+_PAUSE: Final = 0.01  #: seconds between two such turns
+
+
+class Recorder:
+    """Writes what *translator* does into *store*.
+
+    Args:
+        carried: what GRE has gone by that the data path's own counters do not know.
+    """
+
+    def __init__(
+        self,
+        translator: Translator,
+        store: Store,
+        carried: Callable[[], Iterable[Carried]] = tuple,
+    ) -> None:
+        self._book = translator.book
+        self._store = store
+        self._carried = carried
+        self._rest: Iterator[bytes] | None = None  # of what is written anew
+        self._due: float | None = None
+        self._book.bindings.released = []
+
+    def begin(self, now: float) -> None:
+        """Write everything there is; what was in the store before may go."""
+        self._renew(now)
+        self._finish()
+
+    def note(self, outcome: Outcome, now: float) -> None:
+        """Write what *outcome* has changed; called before its verdict is given."""
+        parts: list[bytes] = []
+        connection = outcome.connection
+        if outcome.events:
+            connection = self._note_events(outcome, parts, now)
+        lasting = bool(parts)
+        if connection is not None and connection.state is not ControlState.CLOSED:
+            parts.append(records.positions(positions(connection)))
+        released = self._book.bindings.released
+        if released:
+            parts += [records.kept_back(*each) for each in released]
+            released.clear()
+        if parts:
+            self._store.append(b"".join(parts), lasting=lasting)
+            if self._rest is None and self._store.is_full:
+                self._renew(now)
+
+    def _note_events(self, outcome: Outcome, parts: list[bytes], now: float) -> Connection | None:
+        """Add what events say; return the connection whose position is not among it."""
+        calls: dict[Call, None] = {}
+        connections: dict[Connection, None] = {}
+        for each in outcome.events:
+            if isinstance(each, CallChanged | LegUp | LegDown):
+                calls[each.call] = None
+            elif isinstance(each, ConnectionChanged):
+                connections[each.connection] = None
+            elif isinstance(each, LegMarked):
+                connections[each.call.connection] = None
+        for connection in connections:
+            if connection.state is ControlState.CLOSED:
+                parts.append(records.closed(connection.id))
+            else:
+                parts.append(records.connection(connection_record(self._book, connection)))
+        gone_until = now + self._book.settings.quarantine
+        parts += [records.call(call_record(self._book, call, gone_until)) for call in calls]
+        touched = outcome.connection
+        return None if touched is None or touched in connections else touched
+
+    def note_carried(self) -> None:
+        """Write what has been carried that the data path's own counters do not know."""
+        parts = list(map(records.carried, self._carried()))
+        if parts:
+            self._store.append(b"".join(parts), lasting=False)
+
+    # Writing anew.
+
+    def next_timer(self) -> float | None:
+        """Return when `tick` has something to do, in monotonic seconds."""
+        return self._due
+
+    def tick(self, now: float) -> None:
+        """Write a little more of what is written anew."""
+        if self._due is None or self._due > now:
+            return
+        assert self._rest is not None
+        parts = [part for _, part in zip(range(_TURN), self._rest, strict=False)]
+        if parts and not self._store.is_full:
+            self._store.append(b"".join(parts))
+            self._due = now + _PAUSE
+        else:  # it is complete, or it grows faster than it is written anew
+            self._store.append(b"".join(parts))
+            self._finish()
+
+    def _renew(self, now: float) -> None:
+        self._store.renew()
+        self._rest = self._everything()
+        self._due = now
+
+    def _finish(self) -> None:
+        if self._rest is not None:
+            self._store.append(b"".join(self._rest))
+        self._rest = self._due = None
+        self._store.renewed()
+
+    def _everything(self) -> Iterator[bytes]:
+        """Yield the records of all there is, each as it is when it is asked for."""
+        book = self._book
+        yield records.last_id(book.last_id)
+        for connection in list(book.connections.values()):
+            if connection.state is not ControlState.CLOSED:
+                yield records.connection(connection_record(book, connection))
+        for call in list(book.calls.values()):
+            if call.state is not CallState.GONE:
+                yield records.call(call_record(book, call, 0.0))
+        for until, call in list(book.retired):
+            yield records.call(call_record(book, call, until))
+        for each in book.bindings.quarantined():
+            yield records.kept_back(*each)
+        yield from map(records.carried, self._carried())
