@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from pptp_nat.core.bindings import Pair
 from pptp_nat.core.book import Book
-from pptp_nat.core.calls import NOBODY, Call, Connection
+from pptp_nat.core.calls import NOBODY, Call, Connection, Introduction
 from pptp_nat.core.messages import MessageType
 from pptp_nat.core.states import CallState, ControlState, End
 from pptp_nat.core.stream import Stream
@@ -58,7 +58,7 @@ class ConnectionRecord(NamedTuple):
     state: ControlState
     created: float
     due: float | None  #: when its grace is over
-    names: tuple[str | None, ...] | None
+    introductions: tuple[Introduction | None, Introduction | None] | None
     positions: Positions
 
 
@@ -133,7 +133,8 @@ def connection_record(
         connection.id, connection.key,
         tuple(seat.seen_as if seat.inside else None for seat in seats),
         connection.mark, connection.is_local, connection.passive, connection.state,
-        connection.created, book.due(connection), connection.names,
+        connection.created, book.due(connection),
+        connection.introductions,
         positions(connection, whole=whole),
     )  # fmt: skip
 
@@ -161,14 +162,15 @@ def snapshot(book: Book, half_open: Mapping[bytes, int]) -> Snapshot:
 
 
 def restore(book: Book, taken: Snapshot) -> list[CallRecord]:
-    """Put what was *taken* into an empty *book*.
+    """Put what was *taken* into *book*; calls may belong to connections that it has already.
 
     Returns:
         The calls that were left out: their connection is not there, or another
         call has their number.  A whole snapshot has none; records that were read
         from a copy that is older than the last verdict may.
     """
-    connections = {each.id: _connection(each) for each in taken.connections}
+    new = {each.id: _connection(each) for each in taken.connections}
+    connections = {each.id: each for each in book.connections.values()} | new
     left_out: list[CallRecord] = []
     calls: list[tuple[Call, CallRecord]] = []
     # What is gone comes first: a number is found in its latest call.
@@ -181,7 +183,9 @@ def restore(book: Book, taken: Snapshot) -> list[CallRecord]:
         connection.add(call)
         calls.append((call, record))
     for each in taken.connections:
-        _take_fresh(book, connections[each.id], each.positions.fresh)
+        connection = connections[each.id]
+        connection.introductions = book.one_for_all(each.introductions)
+        _take_fresh(book, connection, each.positions.fresh)
     for kept in sorted(taken.kept_back, key=itemgetter(0)):
         book.bindings.keep_back(kept.pair, kept.number, kept.until)
     book.put_back(
@@ -213,7 +217,6 @@ def _connection(record: ConnectionRecord) -> Connection:
     connection = Connection(record.id, placement, record.created, is_local=record.is_local)
     connection.passive = record.passive
     connection.last_message = record.positions.last_message
-    connection.names = record.names
     for stream, known in zip(connection.streams, record.positions.streams, strict=True):
         if known != _UNKNOWN:
             for name, value in known._asdict().items():
