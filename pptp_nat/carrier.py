@@ -8,7 +8,7 @@ control message is not held back for it, since TCP would only repeat it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 from pptp_nat.carried import NO_GRE, Carried, Counts, add
@@ -19,6 +19,7 @@ from pptp_nat.core.tuples import Leg, Party
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.datapath import DataPath, Installed, LegOrder, Match, Tally
 from pptp_nat.log import event
+from pptp_nat.records import LegCount
 
 _log: Final = logging.getLogger(__name__)
 _RETRY_SECONDS: Final = 0.2
@@ -79,6 +80,18 @@ class Carrier:
             return {}
         flush()
         return self._remove(downs, now)
+
+    def adopt(self, ups: Sequence[LegUp], now: float) -> int:
+        """Carry the legs of an earlier run's calls; return how many were not there any more."""
+        if self.ledger is not None:
+            for each in ups:
+                self.ledger.begin(each)
+        orders = [LegOrder(each.leg, each.mark) for each in ups]
+        absent = set(self.path.take_over(orders))
+        missing = [up for up, order in zip(ups, orders, strict=True) if order in absent]
+        if missing:
+            self._install(missing, now)
+        return len(missing)
 
     def _install(self, ups: Sequence[LegUp], now: float) -> None:
         try:
@@ -170,6 +183,11 @@ class Carrier:
             self._unsure.update((Match(*order.leg[:3]), order) for order in done.refused)
             self._retry_at = now + _RETRY_SECONDS
         return len(missing) - len(done.refused)
+
+    def kept(self) -> Iterator[LegCount]:
+        """Yield the counts that would be lost with this process."""
+        for match, tally in self.path.kept().items():
+            yield LegCount(*match, *tally)
 
     def renew(self, now: float) -> bool:
         """Do what keeps legs alive; whether all of it could be done."""

@@ -24,6 +24,7 @@ from pptp_nat.config_values import (
     Endpoint,
     Unfit,
     absolute_path,
+    directory_or_none,
     endpoint_or_off,
     file_or_none,
     group_name,
@@ -48,7 +49,7 @@ LARGEST_FILE: Final = 1 << 20  #: octets; the documented file has a few thousand
 
 DataPathName = Literal["auto", "conntrack", "queue"]
 Allocation = Literal["random", "preserve"]
-RulesCare = Literal["keep", "apply"]
+RulesCare = Literal["keep", "apply", "leave"]
 RulesBackend = Literal["auto", "iptables", "nftables"]
 LogLevel = Literal["error", "warning", "info", "debug"]
 
@@ -119,7 +120,7 @@ class Timers:
 class Rules:
     """The firewall rules that bring packets to the queues."""
 
-    manage: Annotated[RulesCare, one_of("keep", "apply")] = "keep"
+    manage: Annotated[RulesCare, one_of("keep", "apply", "leave")] = "keep"
     backend: Annotated[RulesBackend, one_of("auto", "iptables", "nftables")] = "auto"
 
 
@@ -152,7 +153,10 @@ class Metrics:
 class State:
     """What outlives the daemon."""
 
-    directory: Annotated[Path, absolute_path] = DEFAULT_STATE
+    directory: Annotated[Path, absolute_path] = DEFAULT_STATE  #: copies that outlive a boot
+    #: the journal, in a memory file system; None: beside the socket
+    journal: Annotated[Path | None, directory_or_none] = None
+    sync: Annotated[float, seconds(1, 86400, zero="no copies")] = 300  #: between two copies
 
 
 @dataclass(frozen=True, slots=True)

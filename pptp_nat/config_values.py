@@ -197,6 +197,13 @@ def file_or_none(value: object) -> Path | None:
     return path
 
 
+def directory_or_none(value: object) -> Path | None:
+    """Parse the absolute path of a directory, or "" for none."""
+    if value == "":
+        return None
+    return absolute_path(value, 'write the absolute path of a directory, or ""')
+
+
 def socket_path(value: object) -> Path:
     """Parse an absolute path that fits into a socket's address."""
     path = absolute_path(value)

@@ -37,8 +37,9 @@ from pptp_nat.linux.nfqueue import LOCAL_HOOKS, Packet, Queue
 from pptp_nat.linux.queue_path import QueuePath
 from pptp_nat.listening import Listening
 from pptp_nat.news import News
+from pptp_nat.recorder import Recorder
 from pptp_nat.service import Service
-from pptp_nat.settings import draws, settings_of
+from pptp_nat.settings import draws, open_store, settings_of
 from pptp_nat.signals import Signals
 from pptp_nat.sockets import Access
 from pptp_nat.upkeep import Upkeep
@@ -121,9 +122,9 @@ class Daemon:
             preserve=config.call_ids.allocation == "preserve",
         )  # fmt: skip
         self._measure()
-        self._adopt()
+        self._bind_queues()  # before anything of another run is touched: it may still run
         self._follow()
-        self._bind_queues()
+        self._take_up()
         self._listen()
         self._apply_rules()
         # What is here now stays; and a full collection over the objects of 100,000
@@ -162,13 +163,22 @@ class Daemon:
         if refusals:
             raise PptpNatError("\n".join(refusals))
 
-    def _adopt(self) -> None:
-        path = self.carrier.path
-        if isinstance(path, ConntrackPath):
-            ports = self.config.control.ports
-            adoption = Adoption(path, self.conntrack, self.translator, ports)
-            adoption.begin(time.monotonic())
-            self._clockwork.append(adoption)
+    def _take_up(self) -> None:
+        """Go on where an earlier run was, and have a later one go on where this one is."""
+        store = open_store(self.config)
+        self._closers.append(
+            lambda: store.close(astray=self.config.rules.manage == "apply")
+        )
+        now = time.monotonic()
+        live = self.conntrack.control_connections(self.config.control.ports)
+        adopted = Adoption(self.translator, self.carrier).begin(store.read(), live, now)
+        self.recorder = Recorder(self.translator, store, self.carrier.kept)
+        self.recorder.begin(now)
+        self._closers.append(self.recorder.note_carried)
+        self._clockwork.append(self.recorder)
+        self.upkeep.unseen(adopted.unseen, now)
+        for outcome in adopted.outcomes:
+            self.carry_out(outcome, now)
 
     def _follow(self) -> None:
         self.conntrack.follow(self.config.control.ports, (Change.DESTROY,))
@@ -228,16 +238,18 @@ class Daemon:
         self._closers.append(self.exporter.close)
 
     def _apply_rules(self) -> None:
-        rules = self.config.rules
-        if rules.manage == "apply":
-            backend = backend_of(self.config)
-            ruleset.apply(self.rule_settings, backend)
-            self._closers.append(lambda: ruleset.remove(backend))
-            return
+        care = self.config.rules.manage
+        backend = backend_of(self.config)
         try:
-            problems = ruleset.check(self.rule_settings, backend_of(self.config))
+            problems = ruleset.check(self.rule_settings, backend)
         except AdapterError as error:  # in a sandbox: they are not ours to read, nor to mend
             problems = [f"cannot be checked: {error}"]
+        if care == "apply":
+            self._closers.append(lambda: ruleset.remove(backend))
+        if care != "keep":
+            if problems:  # where they are in place already there is no moment without them
+                ruleset.apply(self.rule_settings, backend)
+            return
         for problem in problems:
             log.event(_log, logging.WARNING, "rules", problem=problem)
 
@@ -307,6 +319,7 @@ class Daemon:
             packet.octets, now,
             packet_id=queue.next_id(), is_local=packet.hook in LOCAL_HOOKS,
         )  # fmt: skip
+        self.recorder.note(outcome, now)
         if outcome.events:
             self.carrier.before(outcome.events, now)
         for released in outcome.released:
@@ -325,6 +338,7 @@ class Daemon:
 
     def carry_out(self, outcome: Outcome, now: float) -> None:
         """Carry out what no packet in hand has caused."""
+        self.recorder.note(outcome, now)
         self.carrier.before(outcome.events, now)
         for released in outcome.released:
             self.control_queue.release(released.packet_id, released.packet)

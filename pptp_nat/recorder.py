@@ -20,10 +20,12 @@ from pptp_nat.core.events import CallChanged, ConnectionChanged, LegDown, LegMar
 from pptp_nat.core.snapshot import call_record, connection_record, positions
 from pptp_nat.core.states import CallState, ControlState
 from pptp_nat.core.translator import Translator
-from pptp_nat.records import Carried
+from pptp_nat.core.tuples import Address
+from pptp_nat.records import LegCount
 from pptp_nat.store import Store
 
 _TURN: Final = 128  #: records that are written anew in one turn: less than a millisecond
+_LOOK_SECONDS: Final = 30.0  #: between two looks at what was carried
 _PAUSE: Final = 0.01  #: seconds between two such turns
 
 
@@ -38,17 +40,20 @@ class Recorder:
         self,
         translator: Translator,
         store: Store,
-        carried: Callable[[], Iterable[Carried]] = tuple,
+        carried: Callable[[], Iterable[LegCount]] = tuple,
     ) -> None:
         self._book = translator.book
         self._store = store
         self._carried = carried
         self._rest: Iterator[bytes] | None = None  # of what is written anew
         self._due: float | None = None
+        self._written: dict[tuple[Address, Address, int], LegCount] = {}
+        self._look_at = 0.0  # when what was carried is written again
         self._book.bindings.released = []
 
     def begin(self, now: float) -> None:
         """Write everything there is; what was in the store before may go."""
+        self._written = {each[:3]: each for each in self._carried()}
         self._renew(now)
         self._finish()
 
@@ -93,7 +98,13 @@ class Recorder:
 
     def note_carried(self) -> None:
         """Write what has been carried that the data path's own counters do not know."""
-        parts = list(map(records.carried, self._carried()))
+        carried = {each[:3]: each for each in self._carried()}
+        parts = [
+            records.carried(each)
+            for match, each in carried.items()
+            if self._written.get(match) != each
+        ]
+        self._written = carried
         if parts:
             self._store.append(b"".join(parts), lasting=False)
 
@@ -101,10 +112,13 @@ class Recorder:
 
     def next_timer(self) -> float | None:
         """Return when `tick` has something to do, in monotonic seconds."""
-        return self._due
+        return self._look_at if self._due is None else self._due
 
     def tick(self, now: float) -> None:
-        """Write a little more of what is written anew."""
+        """Write what was carried, or a little more of what is written anew."""
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_SECONDS
+            self.note_carried()
         if self._due is None or self._due > now:
             return
         assert self._rest is not None
@@ -141,4 +155,4 @@ class Recorder:
             yield records.call(call_record(book, call, until))
         for each in book.bindings.quarantined():
             yield records.kept_back(*each)
-        yield from map(records.carried, self._carried())
+        yield from map(records.carried, self._written.values())

@@ -65,7 +65,7 @@ _LONGEST_TEXT: Final = 0xFF  #: 64 octets, each of which may have become three
 _NO_CODES: Final = (-1, 0, 0, 0)
 
 
-class Carried(NamedTuple):
+class LegCount(NamedTuple):
     """GRE of a leg that nobody else counts: source, destination and key of what arrives."""
 
     source: Address
@@ -84,7 +84,7 @@ class Contents:
     positions: dict[int, Positions] = field(default_factory=dict)
     calls: dict[int, CallRecord] = field(default_factory=dict)
     kept_back: dict[tuple[Pair, int], float] = field(default_factory=dict)
-    carried: dict[tuple[Address, Address, int], Carried] = field(default_factory=dict)
+    carried: dict[tuple[Address, Address, int], LegCount] = field(default_factory=dict)
     half_open: dict[bytes, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     messages: dict[tuple[MessageType | None, bool], int] = field(default_factory=dict)
@@ -181,7 +181,7 @@ def kept_back(until: float, pair: Pair, number: int) -> bytes:
     return record(KEPT_BACK, _KEPT_BACK.pack(until, *pair, number))
 
 
-def carried(known: Carried) -> bytes:
+def carried(known: LegCount) -> bytes:
     """Return the record of what a leg has carried that nobody else counts."""
     return record(TALLY, _TALLY.pack(*known))
 
@@ -191,7 +191,7 @@ def astray() -> bytes:
     return record(ASTRAY, b"")
 
 
-def whole(taken: Snapshot, tallies: Iterable[Carried] = ()) -> Iterator[bytes]:
+def whole(taken: Snapshot, tallies: Iterable[LegCount] = ()) -> Iterator[bytes]:
     """Yield the records of all that was *taken*."""
     yield last_id(taken.last_id)
     yield from map(connection, taken.connections)
@@ -349,7 +349,7 @@ def _read_kept_back(body: bytes, into: Contents) -> None:
 
 
 def _read_carried(body: bytes, into: Contents) -> None:
-    known = Carried(*_TALLY.unpack(body))
+    known = LegCount(*_TALLY.unpack(body))
     into.carried[known[:3]] = known
 
 

@@ -1,4 +1,4 @@
-"""What the core is given: limits and times of the configuration, and a source of numbers."""
+"""What the configuration means to others: limits and times, a source of numbers, a store."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from pptp_nat.config import Config
 from pptp_nat.core.book import Settings
+from pptp_nat.store import Journal, Store
 
 
 def draws() -> Callable[[], int]:
@@ -22,6 +23,17 @@ def draws() -> Callable[[], int]:
         return next(source)
 
     return draw
+
+
+def open_store(config: Config) -> Store:
+    """Return where state is kept.
+
+    Raises:
+        UsageError: another daemon keeps its state there.
+    """
+    state = config.state
+    journal = state.journal or config.api.socket.with_suffix(".journal")
+    return Journal(journal, state.directory if state.sync else None, sync=state.sync)
 
 
 def settings_of(config: Config) -> Settings:

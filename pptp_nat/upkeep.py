@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from pptp_nat import log
@@ -74,14 +74,19 @@ class Upkeep:
             if event.placement is not None:
                 flow = event.placement.flow
                 if flow_key(flow) in self._translator.book.connections:
-                    self._lost[flow_key(flow)] = flow, now + _LOST_SECONDS
-                    self._due.setdefault(self._check_lost, now + _LOST_SECONDS)
+                    self.unseen([flow], now)
             elif event.is_stray:
                 self.strays += event.tally.packets
             elif event.change in (Change.DESTROY, Change.OVERRUN):
                 if event.leg is not None:
                     self._carrier.lost(event.leg, event.tally)
                 self._due.setdefault(self._reconcile, now + _RECONCILE_SECONDS)
+
+    def unseen(self, flows: Iterable[Flow], now: float) -> None:
+        """Give connections that conntrack does not know the time to show that they live."""
+        for flow in flows:
+            self._lost[flow_key(flow)] = flow, now + _LOST_SECONDS
+            self._due.setdefault(self._check_lost, now + _LOST_SECONDS)
 
     def _check_lost(self, now: float) -> None:
         """End connections whose entry is gone and did not come back."""
@@ -94,8 +99,11 @@ class Upkeep:
             connection = book.connections.get(key)
             if connection is None or connection.state is ControlState.CLOSING:
                 continue
-            if self._conntrack.locate(flow) is None:
+            placement = self._conntrack.locate(flow)
+            if placement is None:
                 self._carry_out(self._translator.connection_lost(flow, now), now)
+            elif any(placement.seat(party) != connection.seat(party) for party in Party):
+                self._carry_out(self._translator.moved([connection], now), now)
 
     def _reconcile(self, now: float) -> None:
         """Put back the legs of live calls that others have deleted."""

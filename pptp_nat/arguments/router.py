@@ -29,8 +29,9 @@ def run(commands: Any) -> None:  # noqa: ANN401
     datapath_option(parser, "what carries the data of the calls")
     parser.add_argument(
         "--rules",
-        choices=("apply", "keep"),
-        help="apply: install the firewall rules at start and remove them at a clean stop",
+        choices=("apply", "leave", "keep"),
+        help="apply: install the firewall rules at start and remove them at a clean stop; "
+        "leave: install them and leave them, so that messages wait for the next start",
     )
     parser.add_argument(
         "--check-config", action="store_true", help="check the configuration and end: 0 or 2"

@@ -16,7 +16,7 @@ monotonic seconds from the caller, `locate` and `draw` are the caller's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from pptp_nat.core.bindings import Bindings, Pair
@@ -263,10 +263,21 @@ class Translator:
 
     def address_gone(self, address: Address, now: float) -> Outcome:
         """End the calls behind an external address that is no longer this router's."""
+        connections = self.book.connections.values()
+        return self.moved([c for c in connections if address in external_addresses(c)], now)
+
+    def moved(self, connections: Iterable[Connection], now: float) -> Outcome:
+        """End connections whose inside party is no longer seen as it was, and their calls."""
         outcome = self._outcome()
-        for connection in list(self.book.connections.values()):
-            if address in external_addresses(connection):
-                self.book.move_connection(connection, TcpEnd.REPLACED, now, end=End.ADDRESS)
+        for connection in connections:
+            self.book.move_connection(connection, TcpEnd.REPLACED, now, end=End.ADDRESS)
+        return outcome
+
+    def ended(self, calls: Iterable[Call], now: float) -> Outcome:
+        """End *calls* that are known to have ended while nobody looked."""
+        outcome = self._outcome()
+        for call in calls:
+            self.book.finish(call, End.CLOSED, now)
         return outcome
 
     def _look_at_mark(self, connection: Connection, outcome: Outcome) -> None:

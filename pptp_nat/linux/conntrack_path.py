@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -37,6 +38,7 @@ class ConntrackPath:
     """
 
     name = "conntrack"
+    outlives_us = True
 
     def __init__(self, conntrack: Conntrack) -> None:
         self._conntrack = conntrack
@@ -209,17 +211,38 @@ class ConntrackPath:
         """Return what our entries match, those of an earlier run too; one dump."""
         return list(self._conntrack.counts())
 
-    def adopt(self) -> None:
-        """Note what an earlier run has left, before anything is installed.
+    def take_over(self, orders: Sequence[LegOrder]) -> Sequence[LegOrder]:
+        """Find what an earlier run has left; return those of *orders* that are not among it."""
+        entries = list(self._conntrack.entries())
+        marks = {_match(entry.leg): entry.mark for entry in entries}
+        self._earlier_runs = {_match(entry.leg): entry.leg for entry in entries}
+        owners = Counter(_match(order.leg) for order in orders)
+        missing = []
+        for order in orders:
+            match = _match(order.leg)
+            mark = order.mark | self._conntrack.entry_mark
+            # One that several calls share is installed by each of them, as it once was.
+            if (
+                owners[match] == 1
+                and self._earlier_runs.get(match) == order.leg
+                and marks[match] == mark
+            ):
+                del self._earlier_runs[match]
+            else:
+                missing.append(order)
+        return missing
 
-        It carries on; a call whose leg is among it takes it over.
-        """
-        self._earlier_runs = {_match(entry.leg): entry.leg for entry in self._conntrack.entries()}
-
-    @property
-    def adopted(self) -> list[Leg]:
-        """The legs of an earlier run that no call has taken over and nobody removed."""
+    def left_over(self) -> Sequence[Leg]:
+        """Return the entries of an earlier run that are no call's."""
         return list(self._earlier_runs.values())
+
+    def kept(self) -> Mapping[Match, Tally]:
+        """Return the counts of entries that were made anew."""
+        return dict(self._earlier)
+
+    def credit(self, leg: Leg, tally: Tally) -> None:
+        """Add what entries of *leg* had counted before the one that there is now."""
+        self._remember(_match(leg), tally)
 
     def renew(self, now: float) -> None:
         """Make entries anew that have less than half of their lifetime left.

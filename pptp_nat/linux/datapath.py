@@ -55,6 +55,7 @@ class DataPath(Protocol):
     """Carries GRE for legs.  All methods are synchronous and raise `AdapterError`."""
 
     name: str
+    outlives_us: bool  #: whether legs carry on without this process
 
     def install(self, orders: Sequence[LegOrder]) -> Installed:
         """Have the legs carry packets by the time this returns."""
@@ -71,6 +72,22 @@ class DataPath(Protocol):
 
     def remark(self, orders: Sequence[LegOrder]) -> None:
         """Give the packets of legs that are installed another mark."""
+
+    def take_over(self, orders: Sequence[LegOrder]) -> Sequence[LegOrder]:
+        """Carry the legs of calls of an earlier run; called once, before any `install`.
+
+        Returns:
+            The orders that are still to be installed: nothing carries them.
+        """
+
+    def left_over(self) -> Sequence[Leg]:
+        """Return the legs of an earlier run that nobody has taken over or removed."""
+
+    def kept(self) -> Mapping[Match, Tally]:
+        """Return the counts that would be lost with this process."""
+
+    def credit(self, leg: Leg, tally: Tally) -> None:
+        """Add what *leg*, which is installed, had carried in an earlier run: what `kept` told."""
 
     def lost(self, leg: Leg, tally: Tally) -> None:
         """Keep the counts of a leg that others deleted; it may be installed again."""

@@ -73,6 +73,7 @@ class QueuePath:
     """Carries GRE through a `Queue` whose judge is `judge` (a `DataPath`)."""
 
     name = "queue"
+    outlives_us = False
 
     def __init__(self) -> None:
         self._legs: dict[bytes, _Carried] = {}
@@ -156,6 +157,25 @@ class QueuePath:
         self._firsts[second] -= 1
         if not self._firsts[second]:
             del self._firsts[second], self._second[second]
+
+    def take_over(self, orders: Sequence[LegOrder]) -> Sequence[LegOrder]:
+        """Return all *orders*: nothing here outlives the process."""
+        return orders
+
+    def left_over(self) -> Sequence[Leg]:
+        """Return nothing."""
+        return ()
+
+    def kept(self) -> Mapping[Match, Tally]:
+        """Return all counts."""
+        return self.tallies()
+
+    def credit(self, leg: Leg, tally: Tally) -> None:
+        """Add what *leg* had carried in an earlier process."""
+        carried = self._legs.get(_name(leg))
+        if carried is not None:
+            carried.packets += tally.packets
+            carried.octets += tally.octets
 
     def lost(self, leg: Leg, tally: Tally) -> None:
         """Do nothing: nobody else can delete a leg here."""

@@ -19,7 +19,7 @@ from pptp_nat.core.snapshot import without_positions
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Leg, Party
 from pptp_nat.recorder import Recorder
-from pptp_nat.records import Carried, Contents
+from pptp_nat.records import Contents, LegCount
 
 from .effort import effort
 from .hosts import Round, conversations
@@ -175,7 +175,7 @@ def test_what_is_handed_over_is_all_there_is(
         wire.speak(spoken)
     taken = wire.translator.snapshot()
     into = Contents()
-    tallies = [Carried(bytes(4), b"abcd", 7, 3, 1 << 40)]
+    tallies = [LegCount(bytes(4), b"abcd", 7, 3, 1 << 40)]
     octets = b"".join(records.whole(taken, tallies))
     assert len(octets) == records.read(octets, into)
     heir = Translator(lambda _: None, lambda: 7)

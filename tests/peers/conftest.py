@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -68,6 +68,29 @@ class World:
         assert [] == [b for call in calls for b in call.wrong]
         assert [] == [s for each in self.stations.values() for s in each.strays]
 
+    def all_hear_their_own(self, calls: Iterable[Call], *, count: int = 3) -> None:
+        """Let each of *calls* send *count* packets; each must hear its own.
+
+        Others may come and go meanwhile: what is on its way when a call ends is a stray.
+        """
+        calls = list(calls)
+        before = [call.right for call in calls]
+        converse(self.loop, calls, count=count)
+        heard = [call.right - then for call, then in zip(calls, before, strict=True)]
+        assert [count] * len(calls) == heard
+        assert [] == [b for call in calls for b in call.wrong]
+
+    def entries(self) -> list[str]:
+        """Return conntrack's entries of GRE in the router."""
+        return self.lab.run(
+            self.lab.router, ["conntrack", "-L", "-p", "gre"], check=False
+        ).stdout.splitlines()
+
+    def until_no_entry_is_left(self) -> None:
+        """Wait until the kernel carries nothing any more."""
+        found = self.loop.run_until(lambda: not self.entries(), 20, every=0.1)
+        assert found, self.entries()
+
     def listed(self, count: int, *argv: str) -> list[dict[str, Any]]:
         """Return what the daemon lists once that is *count* calls."""
         assert self.daemon is not None
@@ -91,7 +114,8 @@ def world(request: pytest.FixtureRequest) -> Iterator[Callable[..., World]]:
         running: list[Daemon] = []
 
         def make(
-            by: By, *, config: str | None = None, metrics: str = "off", **plan: Any
+            by: By, *, config: str | None = None, metrics: str = "off",
+            options: Sequence[str] = (), **plan: Any,
         ) -> World:
             lab = stack.enter_context(Lab(**plan))
             loop = stack.enter_context(contextlib.closing(Loop()))
@@ -100,7 +124,9 @@ def world(request: pytest.FixtureRequest) -> Iterator[Callable[..., World]]:
             elif by != "nothing":
                 running.append(
                     stack.enter_context(
-                        daemon(lab, datapath=by, config=config, metrics=metrics)
+                        daemon(
+                            lab, datapath=by, config=config, metrics=metrics, options=options
+                        )
                     ),
                 )
             return World(lab, loop, running[-1] if running else None)

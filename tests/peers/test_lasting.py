@@ -62,7 +62,6 @@ def test_calls_survive_a_new_start_of_the_daemon(
     world: Callable[..., World], by: By, end: str
 ) -> None:
     """An update of the program, or its crash, must not throw people out."""
-    pytest.importorskip("pptp_nat.store", reason="nothing keeps calls on disk yet")
     here = world(by, inside=3)
     assert here.daemon is not None
     here.station(here.lab.outside[0]).listen()
