@@ -278,7 +278,7 @@ def _connection(number: int, placement: Placement, now: float) -> ConnectionReco
         number, flow_key(placement.flow),
         tuple(seat.seen_as if seat.inside else None for seat in seats),
         placement.mark, False, None if placement.helper is None else "kernel_helper",
-        ControlState.OPEN, now, None, None, Positions(number, now),
+        ControlState.OPEN, now, None, (None, None), Positions(number, now),
     )  # fmt: skip
 
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from pptp_nat.core.bindings import Pair
-from pptp_nat.core.calls import Introduction
 from pptp_nat.core.messages import MessageType
 from pptp_nat.core.snapshot import (
     CallRecord,
@@ -50,7 +49,6 @@ _CRC: Final = struct.Struct("!I")
 _HEADER: Final = struct.Struct("!IB")  # length of the body, kind
 _ID: Final = struct.Struct("!Q")
 _CONNECTION: Final = struct.Struct("!Q12s4s4sIBBBdd")
-_SAID: Final = struct.Struct("!HIIHH")
 _POSITIONS: Final = struct.Struct("!QdB")
 _FRESH: Final = struct.Struct("!BHH")
 _STREAM: Final = struct.Struct("!BIBIHHI")
@@ -61,7 +59,6 @@ _HALF_OPEN: Final = struct.Struct("!12sI")
 
 _NONE: Final = math.nan  # a time that is not there
 _NO_ADDRESS: Final = bytes(4)
-_LONGEST_TEXT: Final = 0xFF  #: 64 octets, each of which may have become three
 _NO_CODES: Final = (-1, 0, 0, 0)
 
 
@@ -134,13 +131,12 @@ def connection(known: ConnectionRecord) -> bytes:
     """Return the records of a control connection."""
     first, second = known.seen_as
     flags = known.is_local | (first is not None) << 1 | (second is not None) << 2
-    flags |= (known.introductions is not None) << 3
     body = _CONNECTION.pack(
         known.id, known.key, first or _NO_ADDRESS, second or _NO_ADDRESS, known.mark, flags,
         _PASSIVE.index(known.passive), CONTROL_STATES.index(known.state),
         known.created, _time(known.due),
     )  # fmt: skip
-    body += b"".join(map(_introduction, known.introductions or ()))
+    body += b"".join(map(_said, known.said))
     return record(CONNECTION, body) + positions(known.positions)
 
 
@@ -215,15 +211,8 @@ def _time(moment: float | None) -> float:
     return _NONE if moment is None else moment
 
 
-def _introduction(said: Introduction | None) -> bytes:
-    if said is None:
-        return bytes(1)
-    return b"\1" + _text(said.host) + _text(said.vendor) + _SAID.pack(*said[2:])
-
-
-def _text(text: str) -> bytes:
-    octets = text.encode("utf-8", "replace")[:_LONGEST_TEXT]
-    return bytes((len(octets),)) + octets
+def _said(octets: bytes | None) -> bytes:
+    return bytes(1) if octets is None else bytes((len(octets),)) + octets
 
 
 # Reading.
@@ -273,29 +262,18 @@ def _read_connection(body: bytes, into: Contents) -> None:
     (number, key, first, second, mark, flags, passive, state, created, due) = (
         _CONNECTION.unpack_from(body)
     )
-    said: list[Introduction | None] = []
+    said: list[bytes | None] = []
     at = _CONNECTION.size
-    for _ in range(2 if flags & 8 else 0):
-        if not body[at]:
-            said.append(None)
-            at += 1
-            continue
-        host, at = _read_text(body, at + 1)
-        vendor, at = _read_text(body, at)
-        said.append(Introduction(host, vendor, *_SAID.unpack_from(body, at)))
-        at += _SAID.size
+    for _ in range(2):
+        size = body[at]
+        said.append(body[at + 1 : at + 1 + size] or None)
+        at += 1 + size
     into.connections[number] = ConnectionRecord(
         number, key, (first if flags & 2 else None, second if flags & 4 else None), mark,
         bool(flags & 1), _PASSIVE[passive], CONTROL_STATES[state], created, _moment(due),
-        (said[0], said[1]) if said else None, Positions(number, created),
+        (said[0], said[1]), Positions(number, created),
     )  # fmt: skip
     into.last_id = max(into.last_id, number)
-
-
-def _read_text(body: bytes, at: int) -> tuple[str, int]:
-    """Return the text at *at* and what follows it."""
-    stop = at + 1 + body[at]
-    return body[at + 1 : stop].decode("utf-8", "replace"), stop
 
 
 def _read_positions(body: bytes, into: Contents) -> None:

@@ -159,8 +159,8 @@ class Connection:
     """One control connection: its place, its two streams and its calls."""
 
     __slots__ = (
-        "_echo", "_few", "_many", "_originators", "_responders", "_said", "created", "fresh", "id",
-        "is_local", "key", "last_message", "mark", "passive", "seen_as", "state",
+        "_echo", "_few", "_many", "_originators", "_responders", "created", "fresh", "id",
+        "is_local", "key", "last_message", "mark", "passive", "said", "seen_as", "state",
     )  # fmt: skip
 
     def __init__(self, number: int, placement: Placement, now: float, *, is_local: bool) -> None:
@@ -182,7 +182,8 @@ class Connection:
         self._many: _Index | None = None
         #: numbers chosen for a message that is not complete yet: (party, own) -> seen
         self.fresh: dict[tuple[Party, int], int] | None = None
-        self._said: tuple[bytes | None, bytes | None] = _NOTHING  # of themselves, by party
+        #: of themselves, by party: see `introduce`
+        self.said: tuple[bytes | None, bytes | None] = _NOTHING
         self._echo: bytes | None = None  # packed, there are many
         self.created = now
         self.last_message = now
@@ -197,13 +198,13 @@ class Connection:
         """Note what *party* says of itself in a Start-Control-Connection message."""
         # Read when somebody asks.  Most clients of a kind say the same, so it is kept once.
         said = octets[12:14] + _BETWEEN + octets[16:156]
-        was = self._said
-        self._said = one_for_all((was[0], said) if party else (said, was[1]))
+        was = self.said
+        self.said = one_for_all((was[0], said) if party else (said, was[1]))
 
     @property
     def introductions(self) -> tuple[Introduction | None, Introduction | None]:
         """What Start-Control-Connection said of each party."""
-        originator, responder = self._said
+        originator, responder = self.said
         return _introduction(originator), _introduction(responder)
 
     def echo_asked(self, party: Party, identifier: bytes, now: float) -> None:

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from pptp_nat.core.bindings import Pair
 from pptp_nat.core.book import Book
-from pptp_nat.core.calls import NOBODY, Call, Connection, Introduction
+from pptp_nat.core.calls import NOBODY, Call, Connection
 from pptp_nat.core.messages import MessageType
 from pptp_nat.core.states import CallState, ControlState, End
 from pptp_nat.core.stream import Stream
@@ -58,7 +58,7 @@ class ConnectionRecord(NamedTuple):
     state: ControlState
     created: float
     due: float | None  #: when its grace is over
-    introductions: tuple[Introduction | None, Introduction | None] | None
+    said: tuple[bytes | None, bytes | None]
     positions: Positions
 
 
@@ -128,13 +128,10 @@ def connection_record(
     book: Book, connection: Connection, *, whole: bool = False
 ) -> ConnectionRecord:
     """Return what is known of *connection*; *whole* as in `stream_record`."""
-    seats = connection.seat(Party.ORIGINATOR), connection.seat(Party.RESPONDER)
     return ConnectionRecord(
-        connection.id, connection.key,
-        tuple(seat.seen_as if seat.inside else None for seat in seats),
-        connection.mark, connection.is_local, connection.passive, connection.state,
-        connection.created, book.due(connection),
-        connection.introductions,
+        connection.id, connection.key, connection.seen_as, connection.mark,
+        connection.is_local, connection.passive, connection.state,
+        connection.created, book.due(connection), connection.said,
         positions(connection, whole=whole),
     )  # fmt: skip
 
@@ -184,7 +181,7 @@ def restore(book: Book, taken: Snapshot) -> list[CallRecord]:
         calls.append((call, record))
     for each in taken.connections:
         connection = connections[each.id]
-        connection.introductions = book.one_for_all(each.introductions)
+        connection.said = book.one_for_all(each.said)
         _take_fresh(book, connection, each.positions.fresh)
     for kept in sorted(taken.kept_back, key=itemgetter(0)):
         book.bindings.keep_back(kept.pair, kept.number, kept.until)
