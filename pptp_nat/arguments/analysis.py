@@ -1,10 +1,35 @@
-"""Arguments of the commands that explain: conntrack."""
+"""Arguments of the commands that explain: analyze, conntrack."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from pptp_nat.arguments.options import add_command, bit, output_option, port
+
+
+def analyze(commands: Any) -> None:  # noqa: ANN401
+    """Describe ``analyze``."""
+    parser = add_command(
+        commands,
+        "analyze",
+        "analyze:analyze",
+        "tell what captures (pcap, pcapng, gzipped or not) say about PPTP, and why calls fail",
+        "  tcpdump -i any -w call.pcap 'tcp port 1723 or proto gre'\n"
+        "  pptp-nat analyze call.pcap\n"
+        "  pptp-nat analyze lan.pcap wan.pcap    # both sides of the NAT\n"
+        "  pptp-nat analyze call.pcap -o json | jq -r '.diagnoses[].rule'",
+    )
+    parser.add_argument("files", metavar="FILE", nargs="+", help="captures; merged by time")
+    parser.add_argument(
+        "-o", dest="output", choices=("text", "json"), default="text", help="format (text)"
+    )
+    parser.add_argument("--output", dest="path", metavar="PATH", help="write the report there")
+    parser.add_argument(
+        "--summary", action="store_true", help="files and diagnoses alone, no stories"
+    )
+    parser.add_argument(
+        "--port", type=port, action="append", metavar="N", help="of PPTP servers (1723); repeatable"
+    )
 
 
 def conntrack(commands: Any) -> None:  # noqa: ANN401
