@@ -7,7 +7,7 @@ themselves stands in quotes; no line holds anything that a terminal would obey.
 from __future__ import annotations
 
 import json
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from pptp_nat.analysis.items import dotted
@@ -90,8 +90,8 @@ class _Report:
     def _file(self, index: int, file: CaptureFile) -> Iterator[str]:
         line = f"{file.name}: {file.kind}, {', '.join(file.links) or 'no packets'}"
         if file.first is not None and file.last is not None:
-            seconds = file.last - file.first
-            line += f", {_counted(file.packets, 'packet')} in {seconds:.1f} s from {_date(file.first)}"
+            packets, seconds = _counted(file.packets, "packet"), file.last - file.first
+            line += f", {packets} in {seconds:.1f} s from {_date(file.first)}"
         yield f"file {index + 1}: {line}" if self._several else line
         if file.cut:
             yield f"  {_counted(file.cut, 'packet')} cut by the snap length"
@@ -133,7 +133,8 @@ class _Report:
         if strays:
             yield ""
             yield "GRE that belongs to no call"
-            yield from (f"  {_flow(flow)}, first {self._place(flow.first)}" for flow in strays[:_STRAYS])
+            for flow in strays[:_STRAYS]:
+                yield f"  {_flow(flow)}, first {self._place(flow.first)}"
             if len(strays) > _STRAYS:
                 yield f"  and {len(strays) - _STRAYS} more flows"
         for report in self._analysis.icmp:
@@ -162,8 +163,9 @@ class _Report:
         for party, word in ((Party.ORIGINATOR, "opener"), (Party.RESPONDER, "responder")):
             yield from _trouble(connection, party, word)
         if connection.end is not None:
-            by = dotted(connection.ends[connection.end.by].address)
-            yield f"  ended by {connection.end.how} of {by} ({self._place(connection.end.evidence)})"
+            end = connection.end
+            by = dotted(connection.ends[end.by].address)
+            yield f"  ended by {end.how} of {by} ({self._place(end.evidence)})"
         elif connection.state.value in ("opening", "open"):
             yield f"  still {connection.state.value} at the end of the capture"
         for entry in connection.ladder:
@@ -368,7 +370,7 @@ def _date(time: float) -> str:
     """Return a moment as people write it; a time that is none (a damaged file's) as a number."""
     if not 0 <= time <= _LATEST:
         return f"{time:.0f} s"
-    return datetime.fromtimestamp(time, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def joined(lines: Iterable[str]) -> str:
