@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     #: Is told how many octets of how many have been read.
     Progress = Callable[[int, int], None]
 
-_NUMBERS: Final = re.compile(r"\d+")
+_NUMBERS: Final = re.compile(r"[-_.]?\d+")
 
 
 def analyze(
@@ -94,7 +94,7 @@ def _vantage_of(
     A file continues another whose name differs only in numbers, as those of a ring buffer
     do, and which has ended by the time that it begins.
     """
-    name = _NUMBERS.sub("#", file.name)
+    name = _NUMBERS.sub("", file.name)
     for vantage in reversed(vantages):
         ended = vantage.latest.last
         if vantage.name == name and (ended or 0.0) <= (first.first or 0.0):

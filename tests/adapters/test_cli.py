@@ -20,8 +20,8 @@ from pptp_nat.table import CallRow, ConnectionRow, ControlEnds, Count, End, Filt
 
 KERNEL_LIBRARIES = ("pyroute2", "netfilterqueue", "scapy", "prometheus_client")
 COMMANDS = (
-    "run", "status", "list", "connections", "events", "clear", "rules", "conntrack", "demo",
-    "completion",
+    "run", "status", "list", "connections", "events", "clear", "rules", "analyze", "conntrack",
+    "demo", "completion",
 )  # fmt: skip
 
 
