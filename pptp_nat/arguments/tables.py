@@ -1,4 +1,4 @@
-"""Arguments of the commands that ask the daemon: status, list, connections, events, clear."""
+"""Arguments of the commands that ask the daemon."""
 
 from __future__ import annotations
 
@@ -99,6 +99,24 @@ def events(commands: Any) -> None:  # noqa: ANN401
     parser.add_argument("--count", type=count, metavar="N", help="end after N events")
     parser.add_argument(
         "--for", type=duration, metavar="TIME", dest="seconds", help="end after 90s, 5m, 1h"
+    )
+
+
+def top(commands: Any) -> None:  # noqa: ANN401
+    """Describe ``top``."""
+    parser = add_command(
+        commands,
+        "top",
+        "top:top",
+        "show the calls and what they carry per second, on the whole terminal",
+        "  pptp-nat top\n  pptp-nat top --interval 5",
+    )
+    parser.add_argument(
+        "--interval",
+        type=interval,
+        metavar="SECONDS",
+        default=2.0,
+        help="between two looks (2); a long table is looked at less often",
     )
 
 

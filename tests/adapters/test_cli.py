@@ -20,8 +20,8 @@ from pptp_nat.table import CallRow, ConnectionRow, ControlEnds, Count, End, Filt
 
 KERNEL_LIBRARIES = ("pyroute2", "netfilterqueue", "scapy", "prometheus_client")
 COMMANDS = (
-    "run", "status", "list", "connections", "events", "clear", "rules", "analyze", "conntrack",
-    "demo", "completion",
+    "run", "status", "list", "connections", "events", "top", "clear", "rules", "analyze",
+    "conntrack", "demo", "completion",
 )  # fmt: skip
 
 
@@ -310,6 +310,7 @@ def test_clearing_nothing_fails(run) -> None:
         ["events", "--for", "2d"],
         ["events", "--for", "0s"],
         ["events", "--call", "x"],
+        ["top", "--interval", "0"],
         ["clear"],
         ["clear", "x"],
         ["clear", "1", "--client", "1.2.3.4"],
