@@ -73,6 +73,20 @@ class Carriage:
                 for packet in stray.kept:
                     self._show(owners[-1], packet._replace(sender=sender), name)
 
+    def forget(self, calls: set[Call]) -> None:
+        """Let go of the numbers of *calls*, which are over."""
+        for name, owners in list(self._owners.items()):
+            kept = [owner for owner in owners if owner.call not in calls]
+            if kept:
+                self._owners[name] = kept
+            else:
+                del self._owners[name]
+                self._homes.pop(name, None)
+                self._latest.pop(name, None)
+        for call in calls:
+            for role in Role:
+                self._plain.pop((call.id, role), None)
+
     # One by one.
 
     def special(self, special: Special, *, fragments: int = 0, length: int | None = None) -> None:

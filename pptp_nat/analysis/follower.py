@@ -49,7 +49,8 @@ class Follower:
     def __init__(self, analysis: Analysis, ports: frozenset[int] = frozenset((PORT,))) -> None:
         self.analysis = analysis
         self._ports = ports
-        self._carriage = Carriage(analysis, Strays(analysis, self))
+        self._strays = Strays(analysis, self)
+        self._carriage = Carriage(analysis, self._strays)
         self._reassembler = Reassembler()
         self._conversations: dict[_Ends, Conversation] = {}
         self._between: dict[bytes, list[Conversation]] = {}  # by both addresses
@@ -87,6 +88,44 @@ class Follower:
             for flow in call.gre.values():
                 if flow.quality is not None:
                     flow.quality.settle()
+
+    def forget(self, before: float) -> tuple[list[int], list[int]]:
+        """Let go of what ended before a time; return the ids of connections and of calls.
+
+        A connection that is open stays, however silent it is.
+        """
+        analysis = self.analysis
+        gone = {
+            connection
+            for connection in analysis.control_connections
+            if connection.last.time < before
+            and connection.state is not ControlState.OPEN
+            and all(call.last.time < before for call in connection.calls)
+        }
+        calls = {
+            call
+            for call in analysis.calls
+            if call.connection in gone or (call.connection is None and call.last.time < before)
+        }
+        if gone:
+            for ends, conversation in list(self._conversations.items()):
+                if conversation.connection in gone:
+                    del self._conversations[ends]
+                    self._homes.pop((ends, True), None)
+                    self._homes.pop((ends, False), None)
+            self._between = {
+                both: kept
+                for both, each in self._between.items()
+                if (kept := [c for c in each if c.connection not in gone])
+            }
+            analysis.control_connections = [
+                each for each in analysis.control_connections if each not in gone
+            ]
+        if calls:
+            self._carriage.forget(calls)
+            analysis.calls = [call for call in analysis.calls if call not in calls]
+        self._strays.forget(before)
+        return [each.id for each in gone], [each.id for each in calls]
 
     def _special(self, special: Special) -> None:
         _, _, fragment, protocol = _IP(special.packet)
@@ -156,7 +195,7 @@ class Follower:
         else:
             from_opener = destination.port in self._ports
         connection = ControlConnection(
-            len(self.analysis.control_connections) + 1, self._file,
+            next(self.analysis.connection_ids), self._file,
             (source, destination) if from_opener else (destination, source),
             evidence, evidence, under_way=not segment.flags & SYN,
         )  # fmt: skip
@@ -173,7 +212,7 @@ class Follower:
     ) -> Call:
         """Return a new call."""
         call = Call(
-            len(self.analysis.calls) + 1, self._file, connection, pns, pac, evidence, evidence,
+            next(self.analysis.call_ids), self._file, connection, pns, pac, evidence, evidence,
             ppp=Ppp(self._file),
         )  # fmt: skip
         if len(self.analysis.calls) < _MOST_CALLS:

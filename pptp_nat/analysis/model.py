@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from pptp_nat.core.messages import GENERAL_ERRORS, RESULTS, MessageType, Role
@@ -21,7 +22,7 @@ from pptp_nat.core.states import CallState, ControlState
 from pptp_nat.core.tuples import Party
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from pptp_nat.analysis.gre_quality import GreQuality
     from pptp_nat.analysis.packets import Evidence, GrePacket
@@ -172,7 +173,7 @@ class ControlEnd:
     how: str  #: ``Stop-Control-Connection-Request``, ``FIN``, ``RST``, ``replaced``
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ControlConnection:
     """The story of one control connection, as one vantage point saw it."""
 
@@ -244,7 +245,7 @@ class WanErrors:
     alignment: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class GreFlow:
     """One direction of GRE between two addresses with one key."""
 
@@ -263,7 +264,7 @@ class GreFlow:
     kept: list[GrePacket] = field(default_factory=list)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Call:
     """The story of one call, as one vantage point saw it."""
 
@@ -393,6 +394,8 @@ class Analysis:
     #: packets by what they were: ``tcp``, ``gre``, ``fragments``, ``other_gre``, ``icmp``
     counts: Counter[str] = field(default_factory=Counter)
     interrupted: bool = False  #: not everything was read, by the user's wish
+    connection_ids: Iterator[int] = field(default_factory=lambda: count(1))
+    call_ids: Iterator[int] = field(default_factory=lambda: count(1))
     live: bool = False  #: still growing: what has not come yet may come
 
     @property

@@ -17,7 +17,7 @@ from pptp_nat.core.states import CallState
 from pptp_nat.core.tuples import Party
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from pptp_nat.analysis.gre_quality import GreQuality
     from pptp_nat.analysis.model import (
@@ -188,7 +188,7 @@ class _Report:
 
     def _call(self, call: Call) -> Iterator[str]:
         direction = {True: "incoming ", False: "outgoing ", None: ""}[call.incoming]
-        yield f"{direction}call {call.id}: PNS {_end(call.pns)}, PAC {_end(call.pac)}"
+        yield f"{direction}call {call.id}: PNS {party(call.pns)}, PAC {party(call.pac)}"
         yield from (f"  {line}" for line in self._call_lines(call))
 
     def _call_lines(self, call: Call) -> Iterator[str]:
@@ -328,7 +328,7 @@ def _other_side(call: Call, translation: Translation) -> str:
     end = other.end_of(translation.hidden)
     return (
         f"{side} the NAT it is call {other.id}: its {translation.hidden.value} is "
-        f"{_end(end)} there ({why}{delay})"
+        f"{party(end)} there ({why}{delay})"
     )
 
 
@@ -339,7 +339,8 @@ def _flow(flow: GreFlow) -> str:
     )
 
 
-def _end(end: CallEnd) -> str:
+def party(end: CallEnd) -> str:
+    """Return a party of a call as address and call ID."""
     return f"{dotted(end.address)}/{'?' if end.call_id is None else end.call_id}"
 
 
@@ -371,8 +372,3 @@ def _date(time: float) -> str:
     if not 0 <= time <= _LATEST:
         return f"{time:.0f} s"
     return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def joined(lines: Iterable[str]) -> str:
-    """Return *lines* as one string."""
-    return "".join(f"{line}\n" for line in lines)

@@ -77,6 +77,14 @@ class Strays:
         self._analysis.strays = [each for each in self._analysis.strays if each is not flow]
         return flow
 
+    def forget(self, before: float) -> None:
+        """Let go of strays that have been silent since a time."""
+        old = [name for name, flow in self._flows.items() if flow.last.time < before]
+        for name in old:
+            del self._flows[name], self._sent[name], self._acknowledged[name]
+        if old:
+            self._analysis.strays = list(self._flows.values())
+
     def take(self, unknown: dict[Name, Columns], file: int) -> Iterator[tuple[Name, Columns]]:
         """Take in the strays of a window; yield those that have become a call's."""
         for name, columns in unknown.items():

@@ -1,10 +1,17 @@
-"""Arguments of the commands that explain: analyze, conntrack."""
+"""Arguments of the commands that explain: analyze, monitor, conntrack."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pptp_nat.arguments.options import add_command, bit, output_option, port
+from pptp_nat.arguments.options import (
+    add_command,
+    bit,
+    interval,
+    mebioctets,
+    output_option,
+    port,
+)  # fmt: skip
 
 
 def analyze(commands: Any) -> None:  # noqa: ANN401
@@ -26,6 +33,39 @@ def analyze(commands: Any) -> None:  # noqa: ANN401
     parser.add_argument("--output", dest="path", metavar="PATH", help="write the report there")
     parser.add_argument(
         "--summary", action="store_true", help="files and diagnoses alone, no stories"
+    )
+    parser.add_argument(
+        "--port", type=port, action="append", metavar="N", help="of PPTP servers (1723); repeatable"
+    )
+
+
+def monitor(commands: Any) -> None:  # noqa: ANN401
+    """Describe ``monitor``."""
+    parser = add_command(
+        commands,
+        "monitor",
+        "monitor:monitor",
+        "watch the PPTP that passes this machine, without touching it: calls, PPP, what is wrong",
+        "  pptp-nat monitor\n"
+        "  pptp-nat monitor -i eth0 --for 60 -o json | jq -r .text\n"
+        "  pptp-nat monitor --write evidence.pcapng --limit 100",
+    )
+    parser.add_argument(
+        "-i", "--interface", action="append", metavar="IFACE", help="watch it (all); repeatable"
+    )
+    output_option(parser, "text", "json")
+    parser.add_argument(
+        "--write", metavar="FILE", help="keep the packets, as pcapng, in FILE and a second file "
+        "that take turns when full",
+    )  # fmt: skip
+    parser.add_argument(
+        "--limit", type=mebioctets, default=256, metavar="MIB", help="of both files (256 MiB)"
+    )
+    parser.add_argument(
+        "--for", dest="seconds", type=interval, metavar="SECONDS", help="end by itself"
+    )
+    parser.add_argument(
+        "--user", default="nobody", metavar="NAME", help="become NAME once all is open (nobody)"
     )
     parser.add_argument(
         "--port", type=port, action="append", metavar="N", help="of PPTP servers (1723); repeatable"

@@ -108,6 +108,11 @@ def bit(text: str) -> int:
     return number
 
 
+def mebioctets(text: str) -> int:
+    """Return a size of files."""
+    return _number(text, 1, 1 << 20, "a size in MiB from 1 to 1048576")
+
+
 def clients(text: str) -> int:
     """Return how many clients the demo has."""
     return _number(text, 1, MOST_CLIENTS, f"a number of clients from 1 to {MOST_CLIENTS}")
