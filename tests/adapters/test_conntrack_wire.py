@@ -470,6 +470,19 @@ def scripted_events(*answers: Callable[[int], bytes] | OSError) -> Events:
     return events
 
 
+#: GRE with a call ID whose entry has no mark of ours
+STRAY = CARRIED.replace(b"\x20\x00\x00\x03", b"\x00\x00\x00\x03")
+
+
+def test_the_end_of_a_strays_entry_says_how_much_it_was() -> None:
+    (ended,) = scripted_events(lambda _: event(STRAY)).read()
+
+    assert (Change.DESTROY, None, None, Tally(1, 35)) == (
+        ended.change, ended.placement, ended.leg, ended.tally
+    )  # fmt: skip
+    assert ended.is_stray
+
+
 def test_events_say_what_ended_and_with_which_counts() -> None:
     events = scripted_events(lambda _: event(CARRIED), lambda _: event(CONTROL))
     control = read_entry(CONTROL)
@@ -486,13 +499,13 @@ def test_events_say_what_ended_and_with_which_counts() -> None:
     "octets",
     [
         event(CARRIED, portid=77),
-        event(CARRIED.replace(b"\x20\x00\x00\x03", b"\x00\x00\x00\x03")),
+        event(STRAY, kind=wire.CT_NEW, flags=nl.F_CREATE),
         event(CONTROL.replace(b"\x06\xbb", b"\x00\x50")),
         event(b"\x0a" + CARRIED[1:]),
         event(CARRIED, kind=0x0203),
         nl.HEADER.pack(20, nl.NLMSG_DONE, 0, 0, 0) + bytes(4),
     ],
-    ids=["our own doing", "GRE of others", "another port", "IPv6", "not conntrack", "no event"],
+    ids=["our own doing", "a stray begins", "another port", "IPv6", "not conntrack", "no event"],
 )
 def test_what_is_no_business_of_ours_is_no_event(octets: bytes) -> None:
     assert [] == scripted_events(lambda _: octets).read()
