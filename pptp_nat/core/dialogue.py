@@ -56,7 +56,6 @@ _RESERVED: Final = {
     )
     for kind, layout in LAYOUTS.items()
 }
-_IDENTIFIER: Final = slice(12, 16)  #: the same in both echo messages
 _PNS_NUMBER: Final = "disconnect_notify_with_pns_number"
 _SWAPPED_PNS_NUMBER: Final = "disconnect_notify_with_swapped_pns_number"
 
@@ -277,10 +276,10 @@ class Dialogue:
 
     def _echo(self, _kind: MessageType, octets: bytes) -> None:
         self.echoed = True
-        self._connection.echo_asked(self._sender, octets[_IDENTIFIER], self._now)
+        self._connection.echo_asked(self._sender, octets[12:16], self._now)
 
     def _echo_reply(self, _kind: MessageType, octets: bytes) -> None:
-        self._connection.echo_answered(self._sender, octets[_IDENTIFIER], self._now)
+        self._connection.echo_answered(self._sender, octets[12:16], self._now)
 
     def _request(self, kind: MessageType, octets: bytes) -> None:
         own = _field(octets, LAYOUTS[kind].call_id)

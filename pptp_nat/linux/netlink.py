@@ -148,6 +148,7 @@ class Netlink:
         except OSError as error:
             raise AdapterError("opening a netfilter netlink socket", error.errno or 0) from error
         self._sequence = 0
+        self._filter: object = None
         try:
             self._socket.setblocking(False)
             self._enlarge(LISTEN_BUFFER if groups else REQUEST_BUFFER)
@@ -184,6 +185,7 @@ class Netlink:
         code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
         buffer = ctypes.create_string_buffer(code, len(code))
         fprog = struct.pack("@HP", len(program), ctypes.addressof(buffer))
+        self._filter = buffer  # must live until the kernel has copied it
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, fprog)
         except OSError as error:

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from pptp_nat.linux.nfqueue import Packet, Queue
 
 _POSTROUTING: Final = 4
-_ADDRESSES: Final = slice(12, 20)  # in an IP header
-_KEY: Final = slice(6, 8)  # in a GRE header
 _PLAIN_IP: Final = 0x45  # version 4, no options
 _PIECE: Final = 512  #: legs whose counts are read in one go: half a millisecond
 _SHORTEST: Final = 28  # octets: IP header without options, GRE with its key
@@ -251,7 +249,7 @@ class QueuePath:
             self.counts["plain_gre"] += 1
             queue.let_pass(packet)
             return
-        name = octets[_ADDRESSES] + gre[_KEY]
+        name = octets[12:20] + gre[6:8]
         carried = self._legs.get(name) or self._second.get(name)
         if carried is not None and len(gre) >= 8 and gre[:4] in _OF_CALLS:
             check = 0xFFFF - (octets[10] << 8 | octets[11]) + carried.delta
