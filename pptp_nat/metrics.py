@@ -79,7 +79,7 @@ counter   control_oddities_total{kind} Departures from RFC 2637 or from TCP's or
 counter   call_requests_total Calls that were asked for.
 counter   calls_established_total Calls that came up.
 counter   call_failures_total{result} Calls that were asked for and never came up, by why.
-counter   call_refusals_total{reason} Requests dropped here since there was no number or no room for a call.
+counter   call_refusals_total{reason} Calls refused here since there was no number or no room for them.
 counter   calls_ended_total{cause} Calls that are over, also those that never came up.
 histogram call_setup_duration_seconds From the request of a call to its being up.
 histogram call_duration_seconds From a call's being up to its end.

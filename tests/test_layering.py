@@ -27,8 +27,8 @@ HOMES = {
 
 #: What the core's files may import of the core, each at most those before it.
 ORDER = [
-    "tuples", "checksum", "packet", "messages", "causes", "states", "stream", "bindings", "calls",
-    "events", "held", "book", "snapshot", "dialogue", "translator",
+    "tuples", "checksum", "packet", "messages", "causes", "states", "stream", "bindings",
+    "refused", "calls", "events", "held", "book", "snapshot", "numbers", "dialogue", "translator",
 ]  # fmt: skip
 
 #: Folders and files of `pptp_nat`, and the parts of it that they must not know.

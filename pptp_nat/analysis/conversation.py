@@ -48,6 +48,10 @@ class Listener:
         """Leave a call ID as it is."""
         return value
 
+    def result(self, value: int) -> int:
+        """Leave the codes of a reply as they are."""
+        return value
+
     def first_octet(self, _kind: MessageType, high: int, *, own: bool) -> FirstOctet:  # noqa: ARG002
         """Leave the first octet of a call ID as it is."""
         return FirstOctet(high, certain=True)

@@ -99,7 +99,7 @@ class Bindings:
     """
 
     __slots__ = (
-        "_draw", "_pools", "_shares", "_waiting", "preserve", "quarantine", "released",
+        "_draw", "_pools", "_shares", "_waiting", "_zeros", "preserve", "quarantine", "released",
     )  # fmt: skip
 
     def __init__(
@@ -109,6 +109,7 @@ class Bindings:
         self._pools: dict[Pair, _Pool] = {}
         self._waiting: deque[tuple[float, Pair, int]] = deque()
         self._shares: Counter[tuple[Pair, int]] = Counter()  # owners of each shared number
+        self._zeros: Counter[Pair] = Counter()  # owners of 0, which any number may have
         self.preserve = preserve
         self.quarantine = quarantine
         #: (until, pair, number) of what was put into quarantine since somebody looked, if he wants
@@ -181,6 +182,7 @@ class Bindings:
         old call, which is not over yet.
         """
         if number == 0:
+            self._zeros[pair] += 1
             return True
         if not shared or not self._shares[pair, number]:
             pool = self._pools.get(pair)
@@ -193,6 +195,15 @@ class Bindings:
         if shared:
             self._shares[pair, number] += 1
         return True
+
+    def has_zero(self, pair: Pair) -> bool:
+        """Whether somebody has claimed 0."""
+        return pair in self._zeros
+
+    def _give_zero_back(self, pair: Pair) -> None:
+        self._zeros[pair] -= 1
+        if self._zeros[pair] <= 0:
+            del self._zeros[pair]
 
     def _is_shared(self, pair: Pair, number: int) -> bool:
         """Give one share in *number* back; whether others have one still."""
@@ -218,6 +229,9 @@ class Bindings:
 
     def release(self, pair: Pair, number: int, now: float) -> None:
         """Put *number* into quarantine."""
+        if number == 0:
+            self._give_zero_back(pair)
+            return
         if self._is_shared(pair, number):
             return
         self._waiting.append((now + self.quarantine, pair, number))
@@ -231,7 +245,10 @@ class Bindings:
 
     def drop(self, pair: Pair, number: int) -> None:
         """Free *number* at once: no GRE can have used it."""
-        if number == 0 or self._is_shared(pair, number):
+        if number == 0:
+            self._give_zero_back(pair)
+            return
+        if self._is_shared(pair, number):
             return
         pool = self._pools[pair]
         pool.free(number)

@@ -16,7 +16,15 @@ from typing import Any, Final, TypeVar
 
 from pptp_nat.core.bindings import Bindings
 from pptp_nat.core.calls import NOBODY, Call, Connection
-from pptp_nat.core.events import CallChanged, ConnectionChanged, Event, LegDown, LegUp
+from pptp_nat.core.events import (
+    CallChanged,
+    CallRefused,
+    ConnectionChanged,
+    Event,
+    LegDown,
+    LegUp,
+    OddityMet,
+)  # fmt: skip
 from pptp_nat.core.messages import MessageType
 from pptp_nat.core.states import (
     IMPLIES_OPEN,
@@ -109,6 +117,16 @@ class Book:
         connection.share(self.one_for_all)
         self.connections[connection.key] = connection
         self.events.append(ConnectionChanged(connection, None))
+
+    def oddity(self, connection: Connection, sender: Party, slug: str) -> None:
+        """Count and tell a departure from the RFC."""
+        self.counts[slug] += 1
+        self.events.append(OddityMet(connection, sender, slug))
+
+    def refuse(self, connection: Connection, sender: Party, reason: str) -> None:
+        """Tell that the call was refused that *sender* has asked for or agreed to."""
+        self.counts[f"refused_{reason}"] += 1
+        self.events.append(CallRefused(connection, sender, reason))
 
     def open_call(self, connection: Connection, requester: Party, pns: Party, now: float) -> Call:
         """Take a new call in; it is IDLE."""

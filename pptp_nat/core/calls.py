@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from pptp_nat.core.bindings import Pair
 from pptp_nat.core.messages import text
+from pptp_nat.core.refused import Refused
 from pptp_nat.core.states import CallState, ControlState, End
 from pptp_nat.core.stream import Stream
 from pptp_nat.core.tuples import Address, Flow, Leg, Party, Placement, Seat
@@ -160,7 +161,8 @@ class Connection:
 
     __slots__ = (
         "_echo", "_few", "_many", "_originators", "_responders", "created", "fresh", "id",
-        "is_local", "key", "last_message", "mark", "passive", "said", "seen_as", "state",
+        "is_local", "key", "last_message", "mark", "passive", "refused", "said", "seen_as",
+        "state",
     )  # fmt: skip
 
     def __init__(self, number: int, placement: Placement, now: float, *, is_local: bool) -> None:
@@ -182,6 +184,7 @@ class Connection:
         self._many: _Index | None = None
         #: numbers chosen for a message that is not complete yet: (party, own) -> seen
         self.fresh: dict[tuple[Party, int], int] | None = None
+        self.refused: Refused | None = None  #: what has been refused to it, if anything
         #: of themselves, by party: see `introduce`
         self.said: tuple[bytes | None, bytes | None] = _NOTHING
         self._echo: bytes | None = None  # packed, there are many
@@ -282,6 +285,11 @@ class Connection:
     def travels(self) -> bool:
         """Whether the GRE of its calls travels through this router."""
         return not self.is_local or any(self.seen_as)
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether both parties are others' and neither is hidden: nothing is to be changed."""
+        return not self.is_local and not any(self.seen_as)
 
     def add(self, call: Call) -> None:
         """Take *call* in."""

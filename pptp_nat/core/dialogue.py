@@ -1,12 +1,6 @@
 """What the messages of a control connection mean: numbers for fields, steps for calls.
 
-The rule, for a message from one party to the other:
-
-    a field *Call ID*         holds the sender's number:   own -> seen
-    a field *Peer's Call ID*  holds the receiver's number: seen -> own
-
-For a party that this router does not hide, own and seen are equal and the rule
-changes nothing.  Roles, directions and who opened the TCP connection drop out.
+Which numbers the fields hold is the matter of `pptp_nat.core.numbers`.
 
 Quirks (departures of real peers, each tolerated, counted and tested):
 
@@ -24,14 +18,16 @@ Quirks (departures of real peers, each tolerated, counted and tested):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 from pptp_nat.core.book import LIVE, Book
-from pptp_nat.core.calls import NOBODY, Call, Connection
-from pptp_nat.core.events import MessageSeen, OddityMet, Released
+from pptp_nat.core.calls import Call, Connection
+from pptp_nat.core.events import MessageSeen, Released
 from pptp_nat.core.held import Held
 from pptp_nat.core.messages import LAYOUTS, REPLIES, Frame, MessageType, says_yes
+from pptp_nat.core.numbers import Numbers
+from pptp_nat.core.refused import SAYS_NO
 from pptp_nat.core.states import (
     IMPLIES_OPEN,
     Answer,
@@ -42,12 +38,8 @@ from pptp_nat.core.states import (
 )  # fmt: skip
 from pptp_nat.core.stream import FirstOctet
 from pptp_nat.core.tuples import Party
-from pptp_nat.errors import ExhaustedError
 
 _M = MessageType
-_REQUESTS: Final = frozenset((_M.OUTGOING_CALL_REQUEST, _M.INCOMING_CALL_REQUEST))
-#: Messages in which a party shows a number of its own for the first time.
-_INTRODUCTIONS: Final = _REQUESTS | {_M.OUTGOING_CALL_REPLY, _M.INCOMING_CALL_REPLY}
 #: The reserved bits of each message, as one number.
 _RESERVED: Final = {
     kind: sum(
@@ -56,8 +48,6 @@ _RESERVED: Final = {
     )
     for kind, layout in LAYOUTS.items()
 }
-_PNS_NUMBER: Final = "disconnect_notify_with_pns_number"
-_SWAPPED_PNS_NUMBER: Final = "disconnect_notify_with_swapped_pns_number"
 
 
 class Dialogue:
@@ -68,6 +58,7 @@ class Dialogue:
 
     def __init__(self, book: Book) -> None:
         self._book = book
+        self._numbers = Numbers(book)
         self._now = 0.0
         self.echoed = False  #: an Echo-Request has gone by since this was last looked at
         self.observed = False  #: whether `MessageSeen` events are wanted
@@ -94,139 +85,21 @@ class Dialogue:
     def attend(self, connection: Connection, sender: Party, now: float) -> None:
         """Listen to *sender* on *connection* from here on."""
         self._connection, self._sender, self._now = connection, sender, now
+        self._numbers.attend(connection, sender, now)
 
-    # What a stream asks: numbers.
+    # What a stream asks: numbers (see `pptp_nat.core.stream.Reader`).
 
     def number(self, kind: MessageType, value: int, *, own: bool, sent: int | None) -> int:
-        """Return what a call-ID field becomes (see `pptp_nat.core.stream.Reader`)."""
-        if not own:
-            became = self._restored(value)
-        elif kind in _INTRODUCTIONS:
-            became = self._introduced(kind, value, sent)
-        elif kind is _M.CALL_DISCONNECT_NOTIFY:
-            became = self._disconnected(value)[0]
-        else:
-            became = self._seen_as(value)
-        if sent is not None and became >> 8 != sent:
-            self.oddity("cut_call_id")
-            became = sent << 8 | became & 0xFF
-        return became
+        """Return what a call-ID field becomes."""
+        return self._numbers.number(kind, value, own=own, sent=sent)
 
-    def _restored(self, seen: int) -> int:
-        """Return the receiver's own number for the one that the sender knows it by."""
-        receiver = self._sender.other
-        call = self._connection.find(receiver, seen, seen=True)
-        return seen if call is None else call.own_of(receiver)
-
-    def _seen_as(self, own: int) -> int:
-        """Return what the receiver knows the sender's number as."""
-        call = self._connection.find(self._sender, own, seen=False)
-        return own if call is None else call.seen_of(self._sender)
-
-    def _introduced(self, kind: MessageType, own: int, sent: int | None) -> int:
-        """Return what the number that the sender introduces is seen as; choose it if it is new."""
-        connection, sender, bindings = self._connection, self._sender, self._book.bindings
-        call = connection.find(sender, own, seen=False)
-        # A request whose number is being cleared begins anew; any other repeat is the same call.
-        ends = (CallState.CLEARING, CallState.GONE) if kind in _REQUESTS else (CallState.GONE,)
-        if call is not None and call.state not in ends:
-            return call.seen_of(sender)
-        if kind in _REQUESTS:
-            self._check_room()
-        if connection.chooses(sender):
-            pair = connection.pair(sender)
-            block = self._block(own >> 8) if sent is None else sent
-            if bindings.has(pair, own):
-                self._book.counts["collision_avoided"] += 1
-            seen = bindings.reserve(pair, own, block)
-        elif connection.claims(sender):
-            if not bindings.claim(connection.pair(sender), own, shared=True):
-                raise ExhaustedError("router_number_taken")
-            seen = own
-        else:
-            return own
-        if connection.fresh is None:
-            connection.fresh = {}
-        # A stream has one message under way and asks for each of its fields once.
-        assert (sender, own) not in connection.fresh
-        connection.fresh[sender, own] = seen
-        return seen
-
-    def _check_room(self) -> None:
-        settings, connection = self._book.settings, self._connection
-        if len(self._book.calls) >= settings.calls:
-            raise ExhaustedError("calls_limit")
-        if 0 < settings.calls_per_connection <= sum(c.state in LIVE for c in connection.calls):
-            raise ExhaustedError("calls_per_connection_limit")
-
-    def _block(self, high: int) -> int:
-        """Choose the high octet of what a number that begins with *high* is seen as.
-
-        Numbers of one connection with the same high octet get the same one, others
-        others: so the first octet of a cut field decides the first octet sent on.
-        """
-        like, unlike = None, set()
-        for own_high, seen_high in self._connection.blocks(self._sender):
-            if own_high == high:
-                like = seen_high
-            else:
-                unlike.add(seen_high)
-        pair = self._connection.pair(self._sender)
-        return self._book.bindings.choose_block(pair, high, like=like, unlike=unlike)
+    def result(self, value: int) -> int:
+        """Return what the codes of a reply become."""
+        return self._numbers.result(value)
 
     def first_octet(self, kind: MessageType, high: int, *, own: bool) -> FirstOctet:
         """Return what the first octet of a cut call-ID field becomes."""
-        if own and kind in _INTRODUCTIONS and self._connection.chooses(self._sender):
-            block = self._block(high)
-            pairs = self._connection.blocks(self._sender)
-            return FirstOctet(block, all(seen == block for first, seen in pairs if first == high))
-        outputs = [
-            became >> 8 for value, became in self._outputs(kind, own=own) if value >> 8 == high
-        ]
-        if all(output == high for output in outputs):
-            return FirstOctet(high, certain=True)
-        return FirstOctet(outputs[0], certain=False)
-
-    def _outputs(self, kind: MessageType, *, own: bool) -> Iterator[tuple[int, int]]:
-        """Yield what each number that may stand in a field becomes, quirks last."""
-        sender, receiver = self._sender, self._sender.other
-        for call in self._connection.calls:
-            if own and call.own[sender] != NOBODY:
-                yield call.own[sender], call.seen[sender]
-        for call in self._connection.calls:
-            if call.own[receiver] == NOBODY:
-                continue
-            if not own:
-                yield call.seen[receiver], call.own[receiver]
-            elif kind is _M.CALL_DISCONNECT_NOTIFY and call.pns is receiver:
-                yield call.seen[receiver], call.own[receiver]
-                yield _swapped(call.seen[receiver]), _swapped(call.own[receiver])
-
-    def _disconnected(self, value: int) -> tuple[int, Call | None, str | None]:
-        """Return (what a Call-Disconnect-Notify's number becomes, the call it ends, the quirk)."""
-        find, sender = self._connection.find, self._sender
-        senders = find(sender, value, seen=False)
-        if senders is not None and senders.state is not CallState.GONE:
-            return senders.seen_of(sender), senders, None  # what the RFC says
-        fallback: tuple[int, Call | None, str | None] = (value, None, None)
-        for call, quirk in (
-            (senders, None),
-            (find(sender.other, value, seen=True), _PNS_NUMBER),
-            (find(sender.other, _swapped(value), seen=True), _SWAPPED_PNS_NUMBER),
-        ):
-            if call is None or (quirk and call.pns is sender):
-                continue
-            if quirk is None:
-                became = call.seen_of(sender)
-            elif quirk is _PNS_NUMBER:
-                became = call.own_of(sender.other)
-            else:
-                became = _swapped(call.own_of(sender.other))
-            if call.state is not CallState.GONE:
-                return became, call, quirk
-            if fallback[1] is None:
-                fallback = became, call, quirk
-        return fallback
+        return self._numbers.first_octet(kind, high, own=own)
 
     # What a stream tells: messages.
 
@@ -241,6 +114,8 @@ class Dialogue:
     def abandon(self) -> None:
         """Keep back the numbers chosen for a message whose end will not be seen."""
         connection, sender, book = self._connection, self._sender, self._book
+        if connection.refused is not None:
+            connection.refused.forget(sender)
         for party, own in list(connection.fresh or ()):
             if party is sender:
                 seen = book.take_fresh(connection, party, own)
@@ -249,8 +124,7 @@ class Dialogue:
 
     def oddity(self, slug: str) -> None:
         """Count and tell a departure from the RFC."""
-        self._book.counts[slug] += 1
-        self._book.events.append(OddityMet(self._connection, self._sender, slug))
+        self._book.oddity(self._connection, self._sender, slug)
 
     def message(self, head: Frame, octets: bytes) -> None:
         """Take note of a whole message: the effect of its type on calls and connection."""
@@ -284,9 +158,14 @@ class Dialogue:
     def _request(self, kind: MessageType, octets: bytes) -> None:
         own = _field(octets, LAYOUTS[kind].call_id)
         connection, sender, book = self._connection, self._sender, self._book
+        if connection.refused is not None and connection.refused.asked(sender):
+            return
         call = connection.find(sender, own, seen=False)
         if call is not None and call.state in LIVE:
             self._step(call, kind, octets)
+            return
+        if connection.is_routed and len(book.calls) >= book.settings.calls:
+            self.oddity("unfollowed_call")
             return
         if call is not None and call.state is CallState.CLEARING:
             book.finish(call, End.CLEARED, self._now)
@@ -323,6 +202,12 @@ class Dialogue:
         own = _field(octets, layout.call_id)
         peers = _field(octets, layout.peer_call_id)
         call = connection.find(sender.other, peers, seen=True)
+        if (refused := connection.refused) is not None and refused.says_no(sender):
+            octets = octets[:16] + SAYS_NO.to_bytes(2, "big") + octets[18:]
+            if call is None:
+                refused.answered(sender.other, peers)
+                self._book.drop_fresh(connection, sender, own)
+                return
         if call is None or call.requester is sender:
             self._book.drop_fresh(connection, sender, own)
             self.oddity("unknown_peer_call_id")
@@ -358,7 +243,7 @@ class Dialogue:
         self._step(call, kind, octets)
 
     def _disconnect(self, kind: MessageType, octets: bytes) -> None:
-        _, call, quirk = self._disconnected(_field(octets, LAYOUTS[kind].call_id))
+        _, call, quirk = self._numbers.disconnected(_field(octets, LAYOUTS[kind].call_id))
         if quirk is not None:
             self.oddity(quirk)
         if call is None:
@@ -382,10 +267,6 @@ class Dialogue:
 def _field(octets: bytes, at: int | None) -> int:
     assert at is not None
     return octets[at] << 8 | octets[at + 1]
-
-
-def _swapped(number: int) -> int:
-    return (number & 0xFF) << 8 | number >> 8
 
 
 def _answer(kind: MessageType, octets: bytes) -> Answer:

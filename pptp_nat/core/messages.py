@@ -179,10 +179,9 @@ RESULTS: Final[Mapping[MessageType, Mapping[int, str]]] = MappingProxyType({
 })
 # fmt: on
 
-#: Types whose Result Code 1 means yes and any other no.
-REPLIES: Final = frozenset(
-    (_M.START_CONTROL_CONNECTION_REPLY, _M.OUTGOING_CALL_REPLY, _M.INCOMING_CALL_REPLY)
-)
+#: The replies to requests for calls, and all types whose Result Code 1 means yes, any other no.
+CALL_REPLIES: Final = frozenset((_M.OUTGOING_CALL_REPLY, _M.INCOMING_CALL_REPLY))
+REPLIES: Final = CALL_REPLIES | {_M.START_CONTROL_CONNECTION_REPLY}
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,9 +33,12 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
 from pptp_nat.core.messages import (
+    CALL_REPLIES,
     HEADER,
     LAYOUTS,
     PREFIX,
@@ -54,7 +57,12 @@ _OVERLAYS: Final = 4096
 _OVERLAY: Final = struct.Struct("!IH")  #: sequence number of a field, its value
 #: Octets of overlays kept after that, eight of them, for a retransmission nobody needed.
 _KEPT: Final = 8 * _OVERLAY.size
-_FIELDS: Final = {kind: layout.fields for kind, layout in LAYOUTS.items()}
+#: What may be rewritten, in stream order: (offset, whether it is the sender's number).  None
+#: instead: Result Code and General Error Code, one octet each.
+_FIELDS: Final[Mapping[MessageType, tuple[tuple[int, bool | None], ...]]] = MappingProxyType({
+    kind: (*layout.fields, *(((layout.result, None),) if kind in CALL_REPLIES else ()))
+    for kind, layout in LAYOUTS.items()
+})  # fmt: skip
 _NO_EDITS: Final[list[Edit]] = []
 
 
@@ -76,6 +84,12 @@ class Reader(Protocol):
 
         Raises:
             ExhaustedError: no number is left; the segment must be dropped.
+        """
+
+    def result(self, value: int) -> int:
+        """Return what Result Code and Error Code of the reply under way become.
+
+        What the first octet becomes does not depend on the second.
         """
 
     def first_octet(self, kind: MessageType, high: int, *, own: bool) -> FirstOctet:
@@ -186,7 +200,10 @@ class Stream:
         overlays = self.overlays
         for place, own in _FIELDS[head.type]:
             value = octets[place] << 8 | octets[place + 1]
-            became = reader.number(head.type, value, own=own, sent=None)
+            if own is None:
+                became = reader.result(value)
+            else:
+                became = reader.number(head.type, value, own=own, sent=None)
             if became != value:
                 overlays += _OVERLAY.pack(self.next + place & SEQUENCE_MASK, became)
                 edits = [*edits, Edit(place, became.to_bytes(2, "big"))]
@@ -299,15 +316,18 @@ class Stream:
 
     def _field(
         self, octets: bytes, place: int, kind: MessageType, reader: Reader,
-        edits: list[Edit], shift: int, *, own: bool,
+        edits: list[Edit], shift: int, *, own: bool | None,
     ) -> None:  # fmt: skip
-        """Decide the call-ID field at *place*, whose second octet is new."""
+        """Decide the field at *place*, whose second octet is new."""
         assert self.next is not None
         have = len(self.head)
         was_cut = place < have
         value = octets[place] << 8 | octets[place + 1]
         sent = self.cut if was_cut and self.held is None else None
-        became = reader.number(kind, value, own=own, sent=sent)
+        if own is None:
+            became = reader.result(value)
+        else:
+            became = reader.number(kind, value, own=own, sent=sent)
         if was_cut:
             self.cut = None
             if self.held is not None:
@@ -320,8 +340,11 @@ class Stream:
             Edit(place + 1 + shift, field[1:]) if was_cut else Edit(place + shift, field)
         )
 
-    def _cut(self, kind: MessageType, high: int, reader: Reader, *, own: bool) -> Progress:
+    def _cut(self, kind: MessageType, high: int, reader: Reader, *, own: bool | None) -> Progress:
         """Decide the first octet of a field whose second has not come yet."""
+        if own is None:
+            self.cut = reader.result(high << 8) >> 8
+            return Progress.PASS
         decided = reader.first_octet(kind, high, own=own)
         self.cut = decided.octet
         return Progress.PASS if decided.certain else Progress.HOLD

@@ -23,7 +23,7 @@ from pptp_nat.core.bindings import Bindings, Pair
 from pptp_nat.core.book import Book, Settings
 from pptp_nat.core.calls import Call, Connection, external_addresses, flow_key
 from pptp_nat.core.dialogue import Dialogue
-from pptp_nat.core.events import CallRefused, LegMarked, Outcome, Verdict
+from pptp_nat.core.events import LegMarked, Outcome, Verdict
 from pptp_nat.core.held import Held
 from pptp_nat.core.packet import (
     ACK,
@@ -223,8 +223,7 @@ class Translator:
                     view.sequence, octets, dialogue, limit=self.book.settings.history
                 )
             except ExhaustedError as refusal:
-                self.book.counts[f"refused_{refusal.reason}"] += 1
-                outcome.events.append(CallRefused(connection, sender, refusal.reason))
+                self.book.refuse(connection, sender, refusal.reason)
                 outcome.verdict = Verdict.DROP
                 return
             if dialogue.echoed:

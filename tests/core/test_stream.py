@@ -41,6 +41,9 @@ class Inverting:
             raise ExhaustedError("none left")
         return value ^ 0xFFFF
 
+    def result(self, value: int) -> int:
+        return value
+
     def first_octet(self, kind: MessageType, high: int, *, own: bool) -> FirstOctet:
         return FirstOctet(high ^ 0xFF, self.certain)
 

@@ -184,7 +184,11 @@ class Dialled:
         if not fields:
             return self
         self.heard = int(fields["call_id"])
-        self.known = self.nat.translator.book.calls[max(self.nat.translator.book.calls)]
+        calls = self.nat.translator.book.calls
+        newest = calls[max(calls)] if calls else None
+        asker = self.tcp.party(self.caller)
+        if newest is not None and (self.heard, asker) == (newest.seen[asker], newest.requester):
+            self.known = newest
         if answers is None:
             return self
         back = self.tcp.say(called, reply, call_id=answers, peer_call_id=self.heard, result=result)

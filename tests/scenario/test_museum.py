@@ -91,7 +91,7 @@ def test_full_table_refuses_instead_of_leaking(nat: Ladder) -> None:
 
     refused = nat.call(ALICE, call_id=1).to(PAC)
 
-    assert refused.heard == -1
+    assert refused.heard == 0  # which no call is ever given
     assert ["call_ids_exhausted"] == nat.refusals
     assert [] == nat.calls
     assert {} == nat.legs.carried
