@@ -17,13 +17,15 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from benchmarks import machine, programs, report, topology
-from benchmarks.measures import FULL, MEASURES, QUICK, Plan, Run, Sample
+from benchmarks import machine, measures, programs, report, topology
+from benchmarks.measures import FULL, QUICK, Plan, Run, Sample
 from benchmarks.paths import WAYS
+from benchmarks.scrape import scrape
 from benchmarks.shell import BenchError
 from benchmarks.spread import Spread
 from benchmarks.targets import Samples, Target, evaluate
 
+MEASURES = {**measures.MEASURES, "scrape": scrape}
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -38,6 +38,7 @@ class Plan:
     setup_calls: tuple[int, ...] = (0, 10000)  #: calls up beforehand
     setup_batch: int = 1000
     memory_calls: tuple[int, ...] = (1000, 10000)
+    scrape_calls: tuple[int, ...] = (20000,)
 
 
 FULL = Plan(rounds=7)
@@ -49,6 +50,7 @@ QUICK = Plan(
     setup_calls=(0,),
     setup_batch=500,
     memory_calls=(1000, 3000),
+    scrape_calls=(3000,),
 )
 
 

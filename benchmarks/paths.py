@@ -37,6 +37,7 @@ class Way:
     rules: tuple[str, ...] = ()
     datapath: str | None = None
     router: bool = True
+    metrics: str = "off"
 
 
 WIRE = Way("wire", "no router: generator and receiver only", router=False)
@@ -57,7 +58,8 @@ _DYING_WITH_US = ("setpriv", "--pdeathsig", "TERM")
 class Daemon:
     """pptp-nat in a router's namespace."""
 
-    def __init__(self, namespace: str, datapath: str, directory: Path) -> None:
+    def __init__(self, namespace: str, way: Way, directory: Path) -> None:
+        assert way.datapath
         directory.mkdir()
         (directory / "state").mkdir()
         self.socket = directory / "socket"
@@ -65,8 +67,8 @@ class Daemon:
         config = directory / "config.toml"
         config.write_text("")
         words = ["run", "--config", str(config), "--socket", str(self.socket)]
-        words += ["--state-dir", str(directory / "state"), "--metrics", "off"]
-        words += ["--datapath", datapath, "--rules", "apply"]
+        words += ["--state-dir", str(directory / "state"), "--metrics", way.metrics]
+        words += ["--datapath", way.datapath, "--rules", "apply"]
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
                 [*_INSIDE, namespace, *_DYING_WITH_US, sys.executable, "-m", "pptp_nat", *words],
@@ -176,9 +178,7 @@ class Lab:
                 sh(*rule.split(), where=self.topology.router)
             if way.datapath:
                 assert self.topology.router
-                self.daemon = Daemon(
-                    self.topology.router, way.datapath, build / self.topology.router
-                )
+                self.daemon = Daemon(self.topology.router, way, build / self.topology.router)
                 self._stack.callback(self.daemon.close)
             self.banks = [Bank(self.topology, n, build, self._stack) for n in range(BANKS)]
         except BaseException:

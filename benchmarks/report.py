@@ -146,4 +146,22 @@ def targets(judged: Sequence[Target]) -> str:
     )
 
 
-PARTS = {"gre": gre, "setup": setup, "latency": latency, "memory": memory}
+def scrape(samples: Samples) -> Iterator[str]:
+    """Lay out scrapes and the echoes beside them."""
+    heads = ["Scrape, calls up", "ms", "daemon's CPU ms", "longest step us", "echo 99 % us"]
+    heads += ["worst", "99 % without", "worst without", "turns past 5 ms"]
+    names = ("echo_p99_us", "echo_max_us", "quiet_p99_us", "quiet_max_us")
+    rows = []
+    for calls in samples.distinct("calls", measure="scrape"):
+        pick = {"measure": "scrape", "calls": calls}
+        row = [f"{calls:,}"]
+        row += [_cell(samples.spread(n, **pick), digits=1) for n in ("scrape_ms", "daemon_ms")]
+        row += [_cell(samples.spread("step_us", **pick))]
+        row += [_cell(samples.spread(name, **pick)) for name in names]
+        chosen = samples.pick(**pick)
+        long, turns = (sum(s[k] for s in chosen) for k in ("long_turns", "turns"))
+        rows.append([*row, f"{long:,} of {turns:,}"])
+    yield table(heads, rows)
+
+
+PARTS = {"gre": gre, "setup": setup, "latency": latency, "memory": memory, "scrape": scrape}

@@ -84,6 +84,8 @@ QUEUE_PACKETS = 150_000
 SETUPS_AGAINST_HELPER = 0.5
 IDLE_MEGABYTES = 45.0
 OCTETS_PER_CALL = 1000.0
+SCRAPE_MS = 200.0
+DELAY_MS = 5.0
 
 
 def _calls(count: int) -> str:
@@ -95,7 +97,7 @@ DIRECTION_NAMES = {"in": "inbound", "out": "outbound"}
 
 def evaluate(samples: Samples, measures: Sequence[str]) -> list[Target]:
     """Judge every target of the chosen *measures*."""
-    parts = {"gre": _gre, "setup": _setup, "memory": _memory}
+    parts = {"gre": _gre, "setup": _setup, "memory": _memory, "scrape": _scrape}
     return [t for name, part in parts.items() if name in measures for t in part(samples)]
 
 
@@ -190,3 +192,17 @@ def _memory(samples: Samples) -> Iterator[Target]:
         per_call = [(octets[most] - octets[0]) / most] if most else []
         subject = f"{way}: memory per further call, up to {most:,}"
         yield _judge(subject, BELOW, OCTETS_PER_CALL, per_call, " octets")
+
+
+def _scrape(samples: Samples) -> Iterator[Target]:
+    calls = max(samples.distinct("calls", measure="scrape"), default=0)
+    chosen = samples.pick(measure="scrape", calls=calls)
+    subject = f"scrape with {calls:,} calls up"
+    took = [s["scrape_ms"] for s in chosen]
+    spent = [s["daemon_ms"] for s in chosen]
+    note = f"daemon's CPU {Spread.of(spent).median:.0f} ms" if spent else ""
+    yield _judge(subject, BELOW, SCRAPE_MS, took, " ms", note=note)
+    steps = [s["step_us"] / 1e3 for s in chosen]
+    lost = [max(0.0, s["echo_max_us"] - s["quiet_max_us"]) / 1e3 for s in chosen]
+    note = f"slowest echo lost {Spread.of(lost).median:.1f} ms" if lost else ""
+    yield _judge(f"{subject}: longest step", BELOW, DELAY_MS, steps, " ms", note=note)

@@ -85,6 +85,8 @@ class Exporter:
         self._job: Generator[None] | None = None
         self._found: Found = {}
         self._good_until = 0.0  # monotonic seconds
+        self._spent = 0.0  # CPU seconds of the reading under way
+        self._longest = 0.0  # of its steps, CPU seconds
         self._bodies: dict[_Variant, bytes] = {}
         self._write_at: float | None = None  # the textfile, monotonic seconds
         self._listen_at: float | None = None
@@ -225,6 +227,7 @@ class Exporter:
         """Take steps of the job for about a millisecond."""
         until = time.monotonic() + _STEP_SECONDS
         while self._job is not None:
+            began = time.thread_time()  # the machine's other work is not the step's
             try:
                 next(self._job)
             except StopIteration:
@@ -233,25 +236,20 @@ class Exporter:
                 self._job = None
                 self._refuse()
                 raise
+            took = time.thread_time() - began
+            self._spent += took
+            self._longest = max(self._longest, took)
             if time.monotonic() >= until:
                 break
 
     def _work(self) -> Generator[None]:
         """Take a reading unless the last is good still, write it, and give it to all who wait."""
         if time.monotonic() >= self._good_until:
-            spent, reading = 0.0, self._readings.take()
-            while True:
-                began = time.monotonic()
-                try:
-                    next(reading)
-                except StopIteration as done:
-                    self._found, self._bodies = done.value, {}
-                    break
-                finally:
-                    spent += time.monotonic() - began
-                yield
+            self._spent = 0.0
+            self._found, self._bodies = (yield from self._readings.take()), {}
             self._own()
-            self._good_until = time.monotonic() + _REST * spent
+            self._good_until = time.monotonic() + _REST * self._spent
+            self._longest = 0.0
         for variant in dict.fromkeys(variant for variant, _ in self._waiting):
             if variant not in self._bodies:
                 self._bodies[variant] = yield from _body(self._found, variant)
@@ -262,6 +260,7 @@ class Exporter:
 
     def _own(self) -> None:
         """Add what this side has to tell of itself."""
+        self._found["scrape_longest_step_seconds"] = [Sample((), self._longest)]
         if self._server is not None:
             codes, closed = self._server.codes, self._server.closed
             self._found["http_requests_total"] = [

@@ -112,7 +112,8 @@ counter   http_requests_total{code} Requests answered on the metrics port, by st
 counter   http_connections_closed_total{reason} Connections to the metrics port that ended without a good request.
 counter   textfile_failures_total Times that the textfile could not be written.
 gauge     collector_success{collector} Whether this part of the scrape could be read.
-gauge     collector_duration_seconds{collector} Time spent on this part of the scrape, waits not counted.
+gauge     collector_duration_seconds{collector} Processor time spent on this part of the scrape.
+gauge     scrape_longest_step_seconds Processor time of the longest step since the last reading began: a verdict may have waited for it.
 gauge     client_calls{client} Legs of calls of one of the busiest clients, halved.
 counter   client_packets_total{client,direction} GRE packets of one of the busiest clients.
 counter   client_bytes_total{client,direction} Octets of the IP packets in pptp_nat_client_packets_total.

@@ -30,6 +30,7 @@ from typing import Final, NamedTuple, Self, TypeVar
 from pptp_nat.core.tuples import Flow, Leg, Placement
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.accounting import accounting, turn_on_accounting
+from pptp_nat.linux.conntrack_counts import read_counts, read_datagram
 from pptp_nat.linux.conntrack_events import Change, CtEvent, Events, is_control, is_ours
 from pptp_nat.linux.conntrack_refusals import check, described, failed
 from pptp_nat.linux.conntrack_wire import (
@@ -49,7 +50,6 @@ from pptp_nat.linux.conntrack_wire import (
     dump_message,
     get_message,
     new_message,
-    read_count,
     read_entry,
     remark_message,
     spare_keys,
@@ -287,18 +287,18 @@ class Conntrack:
     def counts(self) -> dict[Match, Tally]:
         """Return what our GRE entries match and have counted; quicker than `entries`."""
         bodies = self._bodies(by_mark(self.entry_mark), "counting GRE in conntrack")
-        return dict(filter(None, map(read_count, bodies)))
+        return read_counts(bodies)
 
     def count_pieces(self) -> Iterator[dict[Match, Tally]]:
         """Yield what `counts` returns piece by piece, each a fraction of a millisecond.
 
         A socket of its own is open from the first piece to the last, in the namespace of
-        whoever asks for the first.  An entry
-        that comes or goes meanwhile may be left out, or come twice.
+        whoever asks for the first.  An entry that comes or goes meanwhile may be left
+        out, or come twice.
         """
         with Netlink() as reading:
-            for bodies in reading.pieces(dump_message(by_mark(self.entry_mark))):
-                yield dict(filter(None, map(read_count, bodies)))
+            wanted = dump_message(by_mark(self.entry_mark))
+            yield from reading.pieces(wanted, read_datagram, read_counts)
 
     def renew(self, entries: Sequence[Entry]) -> tuple[dict[Leg, Tally], AdapterError | None]:
         """Give our GRE *entries* their whole lifetime again.
@@ -407,7 +407,7 @@ def _counted(entries: Iterable[Entry], received: Iterable[Received]) -> dict[Leg
     last read.
     """
     echoes = [message.body for message in received if message.kind == CT_DELETE]
-    ended = dict(filter(None, map(read_count, echoes)))
+    ended = read_counts(echoes)
     counted = {}
     for entry in entries:
         leg = entry.leg

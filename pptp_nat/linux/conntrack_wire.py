@@ -180,15 +180,17 @@ _COUNTER_HEADERS: Final = (
     ATTRIBUTE.pack(12, CTA_COUNTERS_PACKETS),
     ATTRIBUTE.pack(12, CTA_COUNTERS_BYTES),
 )
-# The start of a GRE entry up to its original key, and its counters wherever they are.
-_ARRIVING: Final = struct.Struct("!4x12s4s4s4s24sH")
-_ARRIVING_HEADERS: Final = (
+# How a GRE entry starts: before its source, its destination and its original key.
+ARRIVING_HEADERS: Final = (
     TUPLE_HEADER[CTA_TUPLE_ORIG] + _IP + _IP_SRC,
     _IP_DST,
     _PROTO + _NUM + bytes((GRE, 0, 0, 0)) + _SRC_PORT + bytes(4) + _DST_PORT,
 )
-_COUNTED: Final = ATTRIBUTE.pack(28, NESTED | CTA_COUNTERS_ORIG) + _COUNTER_HEADERS[0]
-_COUNTS: Final = struct.Struct("!8xQ4xQ")
+#: the headers of its packet count and of its octet count
+COUNT_HEADERS: Final = (
+    ATTRIBUTE.pack(28, NESTED | CTA_COUNTERS_ORIG) + _COUNTER_HEADERS[0],
+    _COUNTER_HEADERS[1],
+)
 _MARK: Final = struct.Struct("!4sI")
 _MARK_HEADER: Final = ATTRIBUTE.pack(8, CTA_MARK)
 # A range of one address, and one of one address and one key: the kernel takes the upper
@@ -378,23 +380,6 @@ def read_entry(body: bytes) -> Entry | None:
         read_helper(parts.get(CTA_HELP)),
         number(parts.get(CTA_ID)),
     )
-
-
-def read_count(body: bytes) -> tuple[Match, Tally] | None:
-    """Read what a GRE entry matches and what came: six times as fast as `read_entry`.
-
-    The whole table is read for this every few seconds.  An answer of another
-    layout than expected is read in full.
-    """
-    if len(body) >= _ARRIVING.size:
-        start, source, between, destination, protocol, key = _ARRIVING.unpack_from(body)
-        at = body.find(_COUNTED, _ARRIVING.size)
-        if (start, between, protocol) == _ARRIVING_HEADERS and 0 < at <= len(body) - 28:
-            return Match(source, destination, key), Tally(*_COUNTS.unpack_from(body, at))
-    entry = read_entry(body)
-    if entry is None or entry.original.protocol != GRE:
-        return None
-    return Match(*entry.leg[:3]), entry.carried or Tally(0, 0)
 
 
 def read_helper(octets: bytes | None) -> str | None:

@@ -15,10 +15,12 @@ import ctypes
 import errno
 import socket
 import struct
-from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple, NoReturn, Self
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple, NoReturn, Self, TypeVar
 
 from pptp_nat.errors import AdapterError
+
+_T = TypeVar("_T")
 
 # Specification: linux/netlink.h.
 NETLINK_NETFILTER: Final = 12
@@ -275,8 +277,16 @@ class Netlink:
                     return (_code(body) if len(body) else 0), interrupted, bodies
                 bodies.append(body)
 
-    def pieces(self, message: Message) -> Iterator[list[bytes]]:
-        """Send *message* and yield the bodies of its answers, one datagram's at a time.
+    def pieces(
+        self,
+        message: Message,
+        quick: Callable[[bytes], _T | None],
+        slow: Callable[[list[bytes]], _T],
+    ) -> Iterator[_T]:
+        """Send *message* and yield what *quick* or *slow* makes of each datagram of answers.
+
+        *quick* is given a whole datagram and returns None for what is not all answers;
+        *slow* is given the bodies of the answers in such a one.
 
         The kernel writes a datagram (32 KiB at most) when its predecessor is read, so
         the work of a long table is spread over the caller's turns.  Entries may come
@@ -285,20 +295,22 @@ class Netlink:
         Raises:
             AdapterError: refused, or lost.
         """
-        first = self._send((message,), F_DUMP)
-        while True:
-            bodies: list[bytes] = []
-            for kind, _, sequence, _, body in walk(self._receive() or _nothing()):
-                if sequence != first:
-                    continue
-                if kind in (NLMSG_ERROR, NLMSG_DONE):
-                    code = _code(body) if len(body) else 0
-                    if code:
-                        raise AdapterError("reading a netfilter table", code)
-                    yield bodies
-                    return
-                bodies.append(body)
-            yield bodies
+        self._send((message,), F_DUMP)
+        is_over = False
+        while not is_over:
+            datagram = self._receive() or _nothing()
+            made = quick(datagram)
+            if made is None:
+                bodies = []
+                for kind, _, _, _, body in walk(datagram):
+                    if kind in (NLMSG_ERROR, NLMSG_DONE):
+                        is_over = True
+                        if code := _code(body) if len(body) else 0:
+                            raise AdapterError("reading a netfilter table", code)
+                    else:
+                        bodies.append(body)
+                made = slow(bodies)
+            yield made
 
     def drain(self) -> tuple[list[Received], bool]:
         """Return what is waiting, and whether the kernel had to drop some of it."""

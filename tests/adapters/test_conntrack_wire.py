@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from pptp_nat.core.tuples import Flow, Leg, Placement, Seat
 from pptp_nat.errors import AdapterError
+from pptp_nat.linux import conntrack_counts as counts
 from pptp_nat.linux import conntrack_wire as wire
 from pptp_nat.linux import netlink as nl
 from pptp_nat.linux.conntrack import Conntrack
@@ -108,7 +109,39 @@ REORDERED = CARRIED[:4] + CARRIED[56:108] + CARRIED[4:56] + CARRIED[108:]
 )
 def test_counts_are_read_quickly_and_right(body: bytes, expected: object) -> None:
     """The short way must agree with the long one."""
-    assert expected == wire.read_count(body)
+    assert expected == counts.read_count(body)
+
+
+def message(body: bytes) -> bytes:
+    """Return *body* as the kernel sends it in a dump."""
+    return nl.HEADER.pack(nl.HEADER.size + len(body), wire.CT_NEW, 2, 7, 9) + body
+
+
+def test_a_datagram_of_entries_is_read_at_once_and_the_same() -> None:
+    """The short way for many must agree with the short way for one."""
+    other = CARRIED.replace(SERVER, bytes((198, 18, 7, 99)))
+    bodies = [CARRIED, other] * 3
+
+    assert counts.read_counts(bodies) == counts.read_datagram(b"".join(map(message, bodies)))
+    assert 2 == len(counts.read_counts(bodies))
+
+
+@pytest.mark.parametrize(
+    "datagram",
+    [
+        b"",
+        message(CONTROL),
+        message(REORDERED) + message(CARRIED),
+        message(CARRIED) + message(CARRIED[:148]),
+        message(CARRIED) + message(CARRIED)[:-4],
+        message(CARRIED) + nl.HEADER.pack(20, nl.NLMSG_DONE, 2, 7, 9) + bytes(4),
+        message(CARRIED) + message(CARRIED.replace(b"\x2f\0\0\0", b"\x06\0\0\0")),
+    ],
+    ids=["nothing", "TCP", "mixed", "one not counted", "cut", "the end", "one of TCP"],
+)
+def test_a_datagram_of_other_things_is_left_to_the_long_way(datagram: bytes) -> None:
+    """A guess about what lies where would count one call's packets for another."""
+    assert counts.read_datagram(datagram) is None
 
 
 def test_a_tuple_of_another_layout_is_read_all_the_same() -> None:
@@ -173,14 +206,14 @@ def test_spoilt_answers_raise_nothing_but_adapter_error(
     spoilt = bytearray(sample)
     for at, octets in changes:
         spoilt[at : at + len(octets)] = octets
-    for reader in (read_entry, wire.read_count):
+    for reader in (read_entry, counts.read_count, counts.read_datagram):
         with contextlib.suppress(AdapterError):
             reader(bytes(spoilt[:length]))
 
 
 @given(st.binary(max_size=200))
 def test_noise_raises_nothing_but_adapter_error(octets: bytes) -> None:
-    for reader in (nl.attributes, read_entry, wire.read_count, lambda data: list(nl.walk(data))):
+    for reader in (nl.attributes, read_entry, counts.read_count, lambda data: list(nl.walk(data))):
         with contextlib.suppress(AdapterError):
             reader(octets)
 
