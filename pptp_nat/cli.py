@@ -34,8 +34,7 @@ APART: Final = {
 COMMANDS: Final = (
     router.run, tables.status, tables.list_, tables.connections, tables.events, tables.top,
     tables.clear, router.rules, analysis.analyze, analysis.monitor, analysis.conntrack,
-    router.demo,
-    router.completion,
+    analysis.doctor, router.demo, router.completion,
 )  # fmt: skip
 
 

@@ -46,6 +46,7 @@ FORBIDDEN = {
     "analysis": {
         "linux", "lab", "daemon", "config", "log", "control", "table", "commands", "cli",
     },
+    "doctor": {"lab", "daemon", "config", "log", "control", "table", "commands", "cli"},
     "service.py": {"core", "linux", "daemon", "config", "control", "lab"},
     "completion.py": {"core", "linux", "daemon", "config", "control", "lab"},
     "http1.py": {"linux", "daemon", "config", "core", "lab"},

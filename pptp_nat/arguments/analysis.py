@@ -1,4 +1,4 @@
-"""Arguments of the commands that explain: analyze, monitor, conntrack."""
+"""Arguments of the commands that explain: analyze, monitor, conntrack, doctor."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from pptp_nat.arguments.options import (
     add_command,
     bit,
+    config_option,
     interval,
     mebioctets,
     output_option,
@@ -103,4 +104,38 @@ def conntrack(commands: Any) -> None:  # noqa: ANN401
         default=0x20000000,
         metavar="BIT",
         help="the mark of pptp-nat's own entries, gre.entry_mark (0x20000000)",
+    )
+
+
+def doctor(commands: Any) -> None:  # noqa: ANN401
+    """Describe ``doctor``."""
+    parser = add_command(
+        commands,
+        "doctor",
+        "doctor:doctor",
+        "say what keeps PPTP from passing through this router, and how to mend it; "
+        "0 all well, 3 warnings, 1 something fails",
+        "  sudo pptp-nat doctor\n"
+        "  sudo pptp-nat doctor --server vpn.example.org\n"
+        "  pptp-nat doctor -o json | jq '.checks[] | select(.outcome != \"pass\")'",
+    )
+    config_option(parser)
+    output_option(parser, "text", "json")
+    parser.add_argument(
+        "--server",
+        metavar="ADDR",
+        help="dial this server from here, without an account, and say at which step it fails",
+    )
+    parser.add_argument(
+        "--server-port", type=port, default=1723, metavar="N", help="its TCP port (1723)"
+    )
+    parser.add_argument(
+        "--only-server", action="store_true", help="leave out what concerns this router"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=interval,
+        default=5.0,
+        metavar="SECONDS",
+        help="how long to wait at each step with the server (5)",
     )

@@ -37,7 +37,7 @@ def add_command(
         "--socket",
         type=Path,
         metavar="PATH",
-        default=None if name in ("run", "rules") else Path("/run/pptp-nat/pptp-nat.sock"),
+        default=None if name in ("run", "rules", "doctor") else Path("/run/pptp-nat/pptp-nat.sock"),
         help="the daemon's socket (/run/pptp-nat/pptp-nat.sock)",
     )
     return parser

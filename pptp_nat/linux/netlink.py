@@ -80,6 +80,23 @@ class Instruction(NamedTuple):
     k: int
 
 
+def attach(opened: socket.socket, program: Sequence[Instruction]) -> None:
+    """Have the kernel drop what *program* returns 0 for, of whatever comes to *opened*.
+
+    Raises:
+        AdapterError: the kernel refuses the program.
+    """
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    fprog = struct.pack("@HP", len(program), ctypes.addressof(buffer))
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, fprog)
+    except OSError as error:
+        raise AdapterError("attaching a filter to a socket", error.errno or 0) from error
+    # A compiler may let go of a local after its last use; the kernel has copied it by now.
+    ctypes.memset(buffer, 0, len(code))
+
+
 def attribute(kind: int, payload: bytes) -> bytes:
     """Return one attribute, padded to a multiple of 4 octets."""
     return ATTRIBUTE.pack(4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
@@ -150,7 +167,6 @@ class Netlink:
         except OSError as error:
             raise AdapterError("opening a netfilter netlink socket", error.errno or 0) from error
         self._sequence = 0
-        self._filter: object = None
         try:
             self._socket.setblocking(False)
             self._enlarge(LISTEN_BUFFER if groups else REQUEST_BUFFER)
@@ -184,14 +200,7 @@ class Netlink:
 
     def attach(self, program: Sequence[Instruction]) -> None:
         """Have the kernel drop what *program* returns 0 for, before it wakes us."""
-        code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
-        buffer = ctypes.create_string_buffer(code, len(code))
-        fprog = struct.pack("@HP", len(program), ctypes.addressof(buffer))
-        self._filter = buffer  # must live until the kernel has copied it
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, fprog)
-        except OSError as error:
-            raise AdapterError("attaching a filter to a socket", error.errno or 0) from error
+        attach(self._socket, program)
 
     def request(self, messages: Sequence[Message]) -> list[int]:
         """Send all *messages* and return the errno of each, 0 for success."""

@@ -73,7 +73,7 @@ def checks(
     found += forwarding(_text(PROC / "sys/net/ipv4/ip_forward"))
     found += accounting(_text(PROC / "sys/net/netfilter/nf_conntrack_acct"))
     found += user_namespace(
-        _text(PROC / "self/uid_map"), _namespace_inode(), os.uname().release
+        _text(PROC / "self/uid_map"), namespace_inode(), os.uname().release
     )
     order = list(Severity)
     return sorted(found, key=lambda finding: order.index(finding.severity))
@@ -86,7 +86,8 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _namespace_inode() -> int:
+def namespace_inode() -> int:
+    """Return which user namespace this is."""
     try:
         return (PROC / "self/ns/user").stat().st_ino
     except OSError:
@@ -130,21 +131,13 @@ def conntrack(
 ) -> Iterator[Finding]:
     """Find out whether there is a conntrack table, open to us, and what a helper holds in it."""
     if not limit.exists():
-        yield Finding(
-            Severity.REFUSE,
-            f"conntrack, which tells who is inside, is not there ({limit} is missing)",
-            "load nf_conntrack and masquerade the inside hosts",
-        )
+        yield no_conntrack(limit)
         return
     try:
         with table() as opened:
             helped = [p for p in opened.control_connections(settings.ports) if p.helper]
     except AdapterError as error:
-        yield Finding(
-            Severity.REFUSE,
-            f"conntrack cannot be asked ({error})",
-            "load nf_conntrack_netlink (OpenWrt: kmod-nf-conntrack-netlink)",
-        )
+        yield no_ctnetlink(error)
         return
     for placement in helped:
         if placement.helper == preflight_helper.NAME:
@@ -157,6 +150,24 @@ def conntrack(
                 "take its rule away, then the connection "
                 f"(conntrack -D -p tcp --dport {flow.destination_port})",
             )
+
+
+def no_conntrack(limit: Path) -> Finding:
+    """Say that this kernel tracks nothing: *limit* is missing."""
+    return Finding(
+        Severity.REFUSE,
+        f"conntrack, which tells who is inside, is not there ({limit} is missing)",
+        "load nf_conntrack and masquerade the inside hosts",
+    )
+
+
+def no_ctnetlink(error: AdapterError) -> Finding:
+    """Say that the kernel does not let us look at its table."""
+    return Finding(
+        Severity.REFUSE,
+        f"conntrack cannot be asked ({error})",
+        "load nf_conntrack_netlink (OpenWrt: kmod-nf-conntrack-netlink)",
+    )
 
 
 def _kernel_helper(settings: RuleSettings) -> Iterator[Finding]:

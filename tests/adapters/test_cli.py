@@ -21,8 +21,7 @@ from pptp_nat.table import CallRow, ConnectionRow, ControlEnds, Count, End, Filt
 KERNEL_LIBRARIES = ("pyroute2", "netfilterqueue", "scapy", "prometheus_client")
 COMMANDS = (
     "run", "status", "list", "connections", "events", "top", "clear", "rules", "analyze",
-    "monitor",
-    "conntrack", "demo", "completion",
+    "monitor", "conntrack", "doctor", "demo", "completion",
 )  # fmt: skip
 
 
