@@ -215,7 +215,8 @@ class GreQuality:
         silence = self._heard
         if silence is not None and silence.heard > 2:
             silence = silence._replace(until=until)
-            if self.silence is None or silence.seconds > self.silence.seconds:
+            longest = self.silence.seconds if self.silence else _SILENCE
+            if silence.seconds > longest:
                 self.silence = silence
 
     def _unlike(self, sent: Columns) -> None:
