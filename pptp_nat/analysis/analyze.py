@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pptp_nat.analysis.capture import CaptureReader
+from pptp_nat.analysis.diagnosis import diagnose
 from pptp_nat.analysis.follower import Follower
 from pptp_nat.analysis.model import Analysis, CaptureFile
 from pptp_nat.analysis.translations import translations
@@ -63,6 +64,7 @@ def analyze(
 def conclude(analysis: Analysis) -> None:
     """Say what follows from all that was read; may be done again when there is more."""
     analysis.translations = translations(analysis)
+    analysis.diagnoses = diagnose(analysis)
 
 
 class _Vantage:

@@ -132,7 +132,8 @@ class Tcp:
     def __init__(self, story: Story, client: Host, server: Host, sport: int, port: int) -> None:
         self.story, self.client, self.server = story, client, server
         self.ports = {client: sport, server: port}
-        self.sent = {client: 1000, server: 900_000}
+        # Each connection has numbers of its own; the same one at another place has the same.
+        self.sent = {client: 1_000 * sport, server: 900_000 + 2_000 * sport}
 
     def other(self, host: Host) -> Host:
         return self.server if host is self.client else self.client

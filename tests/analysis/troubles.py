@@ -995,7 +995,7 @@ def gre_leaves_by_another_address() -> Story:
 @near_miss("wrong_source")
 def another_client_with_gre_of_its_own() -> Story:
     call = up(call_id=1, answers=100)
-    other = call.story.dial(BOB, SERVER, call_id=2, answers=100)
+    other = call.story.dial(BOB, SERVER, call_id=2, answers=101)
     other.link().prove().mppe().network().chat()
     return call.story
 
