@@ -62,10 +62,10 @@ def dotted(address: Address) -> str:
 
 
 def seconds(duration: float) -> str:
-    """Write a duration: ``3 s``, ``0.25 s``, ``4 min``."""
+    """Write a duration: ``3 s``, ``250 ms``, ``4 min``."""
     if duration >= 180:
         return f"{duration / 60:.0f} min"
-    return f"{duration:.3g} s"
+    return f"{duration:.3g} s" if duration >= 1 else f"{duration * 1000:.3g} ms"
 
 
 def evidence(*places: Evidence | None) -> tuple[Evidence, ...]:

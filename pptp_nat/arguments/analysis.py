@@ -25,11 +25,16 @@ def analyze(commands: Any) -> None:  # noqa: ANN401
         "  tcpdump -i any -w call.pcap 'tcp port 1723 or proto gre'\n"
         "  pptp-nat analyze call.pcap\n"
         "  pptp-nat analyze lan.pcap wan.pcap    # both sides of the NAT\n"
+        "  pptp-nat analyze call.pcap -o html --output report.html\n"
         "  pptp-nat analyze call.pcap -o json | jq -r '.diagnoses[].rule'",
     )
     parser.add_argument("files", metavar="FILE", nargs="+", help="captures; merged by time")
     parser.add_argument(
-        "-o", dest="output", choices=("text", "json"), default="text", help="format (text)"
+        "-o",
+        dest="output",
+        choices=("text", "json", "html"),
+        default="text",
+        help="format (text); html is one page with pictures, which needs nothing else",
     )
     parser.add_argument("--output", dest="path", metavar="PATH", help="write the report there")
     parser.add_argument(

@@ -1,0 +1,268 @@
+"""The page: read as markup, and opened in a real browser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pptp_nat import cli
+from pptp_nat.analysis import html_plots
+from pptp_nat.analysis.analyze import analyze
+from pptp_nat.analysis.html import report
+from pptp_nat.analysis.html_elements import Markup, joined, tag
+from pptp_nat.core.messages import MessageType
+from tests.analysis import story as s
+from tests.analysis import troubles
+from tests.analysis.browser import Browser, executable
+from tests.analysis.story import ALICE, PAC_ROLE, PNS, SERVER, Story
+from tests.analysis.troubles import TROUBLES, Tell
+from tests.core.pcap import FOLDER
+
+CAPTURES = {
+    "healthy": ("healthy_mppe-lan", "healthy_mppe-wan"),
+    "refused": ("auth_fail_mschapv2-lan",),
+    "blocked": ("gre_blocked_inbound-lan", "gre_blocked_inbound-wan"),
+    "old": ("windows-nt-to-poptop-2000",),
+}
+HOSTILE = b"<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"
+PHONE = 390
+
+
+class Reader(HTMLParser):
+    """What elements and attributes a page has, and whether its tags match."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def read(page: str) -> Reader:
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == []
+    return reader
+
+
+def page_of(tell: Tell, folder: Path) -> str:
+    told = tell()
+    stories = (told,) if isinstance(told, Story) else told
+    paths = [each.pcap(folder / f"{at}.pcap") for at, each in enumerate(stories)]
+    return report(analyze(paths))
+
+
+def captured(name: str) -> str:
+    return report(analyze([FOLDER / f"{each}.pcap" for each in CAPTURES[name]]))
+
+
+def hostile() -> Story:
+    """Everything that a peer may choose is an attempt to get into the page."""
+    story = Story()
+    tcp = story.open(ALICE, SERVER)
+    tcp.say(ALICE, MessageType.START_CONTROL_CONNECTION_REQUEST, version=0x100,
+            host=HOSTILE[:64], vendor=HOSTILE[:64])  # fmt: skip
+    tcp.say(SERVER, MessageType.START_CONTROL_CONNECTION_REPLY, version=0x100, result=1,
+            host=HOSTILE[:64], vendor=b"\x1b[2J\x00\xff")  # fmt: skip
+    tcp.say(ALICE, MessageType.OUTGOING_CALL_REQUEST, call_id=1, phone=HOSTILE[:64])
+    tcp.say(SERVER, MessageType.OUTGOING_CALL_REPLY, call_id=2, peer_call_id=1, result=1)
+    call = s.Call(story, tcp, ALICE, SERVER, 1, 2).link()
+    call.ppp(PAC_ROLE, s.CHAP, 1, b"\x10" + s.SECRET + HOSTILE, identifier=9)
+    call.ppp(PNS, s.CHAP, 2, b"\x31" + bytes(49) + HOSTILE, identifier=9)
+    call.ppp(PAC_ROLE, s.CHAP, 4, b"E=691 R=0 C=00 V=3 M=" + HOSTILE, identifier=9)
+    call.ppp(PNS, s.LCP, s.TERMINATE, HOSTILE)
+    return call.story
+
+
+# As markup.
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_the_page_is_whole_and_asks_for_nothing_from_elsewhere(name: str) -> None:
+    page = captured(name)
+    reader = read(page)
+
+    assert page.isascii()
+    assert not {tag for tag, _ in reader.seen} & {"script", "img", "iframe", "object", "base"}
+    for tag_name, attributes in reader.seen:
+        assert not any(key.startswith("on") or key == "style" for key in attributes), tag_name
+        for key in ("href", "src"):
+            assert (attributes.get(key) or "data:").startswith("data:")
+    policy = next(each["content"] for _, each in reader.seen if "http-equiv" in each)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_each_picture_is_well_formed_and_has_a_name(name: str) -> None:
+    pictures = re.findall(r"<svg .*?</svg>", captured(name), re.DOTALL)
+
+    assert pictures
+    for picture in pictures:
+        root = ET.fromstring(picture)
+        assert root[0].tag.endswith("title")
+        assert root[0].text
+
+
+@pytest.mark.parametrize(
+    "tell", [tell for tells in TROUBLES.values() for tell in tells], ids=lambda tell: tell.__name__
+)
+def test_every_trouble_has_a_page(tell: Tell, tmp_path: Path) -> None:
+    page = page_of(tell, tmp_path)
+
+    reader = read(page)
+    words = " ".join(reader.words)
+    found = analyze(sorted(tmp_path.glob("*.pcap"))).diagnoses
+    for diagnosis in found:
+        assert diagnosis.rule in words
+    assert "bf5e9b69095b823f" not in page
+    assert "hunter2" not in page
+
+
+def test_an_ip_loop_is_drawn_as_one(tmp_path: Path) -> None:
+    looped = page_of(troubles.pptp_in_the_tunnel_to_the_same_server, tmp_path)
+
+    assert 'class="data broken loop"' in looped
+    assert 'class="data broken loop"' not in captured("healthy")
+
+
+def test_gre_that_is_missing_is_crossed_out_where_it_is_missing() -> None:
+    assert captured("blocked").count('class="cross"') == 2  # in each picture of the inner side
+    assert 'class="cross"' not in captured("healthy")
+
+
+@given(st.text(max_size=80), st.text(max_size=80))
+def test_text_stays_text(words: str, attribute: str) -> None:
+    reader = read(tag("p", words, joined(words), class_=attribute))
+
+    # A browser reads a carriage return as a line feed, and drops nulls.
+    assert [name for name, _ in reader.seen] == ["p"]
+    assert "".join(reader.words) == words + words
+    assert reader.seen[0][1]["class"] == attribute
+
+
+def test_only_markup_is_markup() -> None:
+    assert tag("b", Markup("<i>"), "<i>") == "<b><i>&lt;i&gt;</b>"
+
+
+@given(st.floats(1e-9, 1e15))
+def test_an_axis_reaches_as_far_as_its_values_and_not_much_farther(most: float) -> None:
+    axis = html_plots.scale(most)
+    ticks = list(axis.ticks())
+
+    assert axis.most >= most * 0.998
+    assert axis.most <= most * 2.6
+    assert 2 <= len(ticks) <= 6
+
+
+def test_many_calls_make_a_page_of_bounded_size(tmp_path: Path) -> None:
+    story = Story()
+    for at in range(120):
+        story.dial(s.Host("", bytes((10, 1, at, 1))), SERVER, call_id=at, answers=at).link()
+
+    page = report(analyze([story.pcap(tmp_path / "many.pcap")]))
+
+    assert page.count('<article class="card call">') == 40
+    assert "80 more calls are not shown" in page
+    assert len(page) < 2_000_000
+
+
+def test_the_command_writes_the_page_to_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "report.html"
+
+    code = cli.main(["analyze", str(FOLDER / "healthy_mppe-lan.pcap"), "-o", "html",
+                     "--output", str(path)])  # fmt: skip
+
+    assert code == 0
+    assert capsys.readouterr().out == ""
+    assert path.read_text().startswith("<!DOCTYPE html>")
+
+
+# In a browser.
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if executable() is None:
+        pytest.skip("chromium is not installed")
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+PAGES = {
+    **{name: lambda _, name=name: captured(name) for name in CAPTURES},
+    "loop": lambda folder: page_of(troubles.pptp_in_the_tunnel_to_the_same_server, folder),
+    "loss": lambda folder: page_of(troubles.one_of_twenty_is_lost, folder),
+    "closed": lambda folder: page_of(troubles.reset_instead_of_syn_ack, folder),
+    "hostile": lambda folder: page_of(hostile, folder),
+}
+#: Pictures that take room on the screen, text that does not leave its picture.
+MEASURE = """(() => {
+  const pictures = [...document.querySelectorAll('svg')];
+  const shown = pictures.filter(each => each.getBoundingClientRect().height > 40);
+  const spilt = pictures.flatMap(picture => {
+    const box = picture.getBoundingClientRect();
+    return [...picture.querySelectorAll('text')].filter(text => {
+      const own = text.getBoundingClientRect();
+      return own.left < box.left - 1 || own.right > box.right + 1 || own.bottom > box.bottom + 1;
+    }).map(text => text.textContent);
+  });
+  return {pictures: pictures.length, shown: shown.length, spilt,
+          page: document.documentElement.scrollWidth,
+          ground: getComputedStyle(document.body).backgroundColor,
+          smallest: Math.min(...[...document.querySelectorAll('svg text')].map(
+            text => text.getBoundingClientRect().height))};
+})()"""
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_browser_shows_every_picture_and_complains_of_nothing(
+    name: str, browser: Browser, tmp_path: Path
+) -> None:
+    path = tmp_path / f"{name}.html"
+    path.write_text(PAGES[name](tmp_path))
+    grounds = set()
+
+    for width, dark in ((PHONE, False), (PHONE, True), (1280, False)):
+        browser.show(path, width=width, dark=dark)
+        seen = browser.evaluate(MEASURE)
+
+        assert seen["pictures"] == seen["shown"] >= 1
+        assert seen["page"] <= width
+        assert seen["spilt"] == []
+        assert seen["smallest"] >= 8  # pixels from ascender to descender
+        grounds.add(seen["ground"])
+    assert len(grounds) == 2  # light and dark
+    assert browser.complaints == []
+
+
+def test_hostile_names_are_shown_as_they_are_and_do_nothing(
+    browser: Browser, tmp_path: Path
+) -> None:
+    path = tmp_path / "hostile.html"
+    path.write_text(page_of(hostile, tmp_path))
+
+    browser.show(path, width=PHONE)
+
+    assert browser.evaluate("document.querySelectorAll('script, img').length") == 0
+    assert browser.evaluate("document.body.textContent.includes('<script>alert(1)')")
