@@ -131,11 +131,11 @@ def _iptables(saved: Saved, packet: Packet) -> Iterator[Chain]:
 
 
 def _iptables_rule(rule: str, packet: Packet) -> Rule:
+    match, named = Match.YES, False
     try:
         words = shlex.split(rule)
     except ValueError:
-        words = rule.split()
-    match, named = Match.YES, False
+        words, match = rule.split(), Match.MAYBE
     verdict, target = "", ""
     at = 0
     while at < len(words):
@@ -148,9 +148,10 @@ def _iptables_rule(rule: str, packet: Packet) -> Rule:
         if not option.startswith("-"):  # the second value of one such as --tcp-flags
             at += 1
             continue
-        at += 1 + (value[:1] not in ("-", "!"))  # some have no value
         if option in {"-m", "--comment"}:
+            at += 2
             continue
+        at += 1 + (value[:1] not in ("-", "!"))  # some have no value
         fits = _iptables_fits(option, value, packet)
         if option in ("-p", "--protocol"):
             named = fits is Match.YES and not denied

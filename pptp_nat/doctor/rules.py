@@ -10,6 +10,7 @@ from pptp_nat.doctor.model import Judged, Judgement, Outcome, or_pass
 from pptp_nat.doctor.openwrt import FIREWALL, offload_options
 from pptp_nat.doctor.router import Router
 from pptp_nat.linux import preflight_helper
+from pptp_nat.linux import ruleset_iptables_kernel as iptables
 
 TRANSLATING: Final = frozenset({"MASQUERADE", "SNAT", "NETMAP", "FULLCONENAT"})
 
@@ -19,7 +20,7 @@ def nat(router: Router) -> Judged:
     for saved in router.saved:
         for chain, rules in saved.tables.get("nat", {}).items():
             for rule in rules:
-                if TRANSLATING & set(rule.split()):
+                if iptables.target_of(rule) in TRANSLATING:
                     text = f"{saved.command} nat {chain}: {rule}"
                     yield Judgement("nat", Outcome.PASS, text)
                     return
