@@ -32,6 +32,9 @@ bench: venv
 deb: venv
 	$(BIN)/python -m deploy.packages deb
 
+dist: venv
+	$(BIN)/python -m deploy.packages dist
+
 openwrt: venv
 	$(BIN)/python -m deploy.packages ipk
 

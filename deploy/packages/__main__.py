@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from deploy.packages import debian, keys, manual, openwrt
+from deploy.packages import debian, keys, manual, openwrt, pypi
 from deploy.packages.tree import ROOT
 
 
@@ -25,6 +25,7 @@ KINDS: Final[dict[str, Callable[[Path], list[Path]]]] = {
     "ipk": openwrt.build,
     "keys": lambda _target: [keys.write()],
     "man": pages,
+    "dist": pypi.build,
     "pot": lambda _target: [openwrt.write_translations()],
 }
 
