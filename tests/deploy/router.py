@@ -113,7 +113,8 @@ class Router:
         applets.mkdir()
         assert BUSYBOX is not None
         subprocess.run([BUSYBOX, "--install", "-s", str(applets)], check=True)
-        for name in ("logger", "uci", "python3", "ip", "modprobe"):  # stubs', or this machine's
+        # stubs, or programs of this machine
+        for name in ("logger", "logread", "uci", "python3", "ip", "modprobe"):
             (applets / name).unlink(missing_ok=True)
         (self.root / "sbin" / {"fw3": "fw4", "fw4": "fw3"}[firewall]).unlink()
         for name in ("bin", "sbin", "lib"):  # links into /usr where this machine has them so
