@@ -120,6 +120,13 @@ class Adoption:
             if its and not any(Match(*leg[:3]) in carried for leg in its)
         ]
 
+    def inherit(self, found: Found, now: float) -> None:
+        """Go on with what another process hands over: there is nothing to reconcile."""
+        self._translator.restore(_as_of_now(found, self._translator.book.settings, now), now)
+        ups = list(_ups(self._translator.book.calls.values()))
+        self._carrier.adopt(ups, now, trusted=True)
+        self._credit(found, ups)
+
     def _credit(self, found: Found | None, ups: Sequence[LegUp]) -> None:
         """Give the data path the counts that died with the process that had them."""
         if found is None or not found.this_boot:
@@ -175,6 +182,8 @@ def _as_of_now(found: Found, settings: Settings, now: float) -> Snapshot:
         taken = _of_this_boot(found, settings, now)
     if not found.exact:
         taken = without_positions(taken)
+    if found.contents.whole:
+        return taken
     # Nobody has looked at what it carried since; it has its whole time again.
     calls = [
         each._replace(last_gre=now) if each.state is CallState.UP else each for each in taken.calls

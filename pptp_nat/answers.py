@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from pptp_nat import __version__, views
+from pptp_nat import __version__, takeover, views
 from pptp_nat.api import Request
 from pptp_nat.core.calls import Call
 from pptp_nat.core.tuples import Party
@@ -54,10 +54,20 @@ class Answers:
         Raises:
             UsageError: there is no such thing to do, or not with these arguments.
         """
+        if request.do == "takeover":
+            return self._takeover(request)
         verb = self._verbs.get(request.do)
         if verb is None:
             raise UsageError(f"{request.do}: no such request; there are {', '.join(self._verbs)}")
         return verb(request.arguments)
+
+    def _takeover(self, request: Request) -> Answer:
+        """Hand all over; that this returns nothing means that it did not come to it."""
+        door, *terms = (request.arguments.get(name) for name in ("door", *takeover.Terms._fields))
+        if not isinstance(door, str) or set(request.arguments) - {"door", *takeover.Terms._fields}:
+            raise UsageError("takeover: asked for by `pptp-nat run --takeover` only")
+        takeover.hand_over(self._daemon, door, takeover.Terms._make(terms), request.uid)
+        raise AssertionError
 
     def _status(self, arguments: Mapping[str, object]) -> Answer:
         _none(arguments)

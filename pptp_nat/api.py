@@ -138,9 +138,9 @@ def ask(
         UsageError: nobody answers there, or the answer is no; says why.
     """
     with sockets.connect(path, timeout) as peer:
-        _send(peer, request)
+        send(peer, request)
         with peer.makefile("rb") as answers:
-            return _next_answer(path, answers)
+            return next_answer(path, answers)
 
 
 def stream(
@@ -164,10 +164,10 @@ def stream(
         UsageError: as `ask`, also between items; `BrokenOff` if the daemon is gone.
     """
     with sockets.connect(path, timeout) as peer:
-        _send(peer, request)
+        send(peer, request)
         with peer.makefile("rb") as answers:
             while True:
-                answer = _next_answer(path, answers)
+                answer = next_answer(path, answers)
                 if "item" in answer:
                     yield answer["item"]
                 elif "event" in answer:
@@ -178,14 +178,20 @@ def stream(
                     subscribed()
 
 
-def _send(peer: socket.socket, request: Mapping[str, object]) -> None:
+def send(peer: socket.socket, request: Mapping[str, object]) -> None:
+    """Send *request*, ``do`` and arguments."""
     try:
         peer.sendall(encode({"v": VERSION, "id": 1, **request}) + b"\n")
     except ConnectionError:  # refused: the reason is there to be read
         return
 
 
-def _next_answer(path: Path, answers: BufferedReader) -> dict[str, Any]:
+def next_answer(path: Path, answers: BufferedReader) -> dict[str, Any]:
+    """Return the next line of the daemon at *path* without its frame.
+
+    Raises:
+        UsageError: it says no, or nothing; says why.
+    """
     try:
         line = answers.readline(LONGEST_ANSWER)
     except TimeoutError:

@@ -81,13 +81,16 @@ class Carrier:
         flush()
         return self._remove(downs, now)
 
-    def adopt(self, ups: Sequence[LegUp], now: float) -> int:
-        """Carry the legs of an earlier run's calls; return how many were not there any more."""
+    def adopt(self, ups: Sequence[LegUp], now: float, *, trusted: bool = False) -> int:
+        """Carry the legs of an earlier run's calls; return how many were not there any more.
+
+        *trusted*: they are all there, another process carried them until now.
+        """
         if self.ledger is not None:
             for each in ups:
                 self.ledger.begin(each)
         orders = [LegOrder(each.leg, each.mark) for each in ups]
-        absent = set(self.path.take_over(orders))
+        absent = set(self.path.take_over(orders, trusted=trusted))
         missing = [up for up, order in zip(ups, orders, strict=True) if order in absent]
         if missing:
             self._install(missing, now)

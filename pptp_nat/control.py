@@ -77,11 +77,12 @@ class ControlServer:
         answer: Answer,
         selector: selectors.BaseSelector,
         *,
+        listener: socket.socket | None = None,
         places: int = PLACES,
         backlog: int = BACKLOG,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Listen.  Raises what `pptp_nat.sockets.listen` raises."""
+        """Listen, or go on with *listener*.  Raises what `pptp_nat.sockets.listen` raises."""
         self.answer = answer
         self.selector = selector
         self.backlog = backlog
@@ -95,9 +96,14 @@ class ControlServer:
         self.on_subscribers: Callable[[], None] = _nothing
         self._places = places
         self._path = path
-        self._listener = sockets.listen(path, access)
+        self._listener = listener or sockets.listen(path, access)
         self._inode = path.lstat().st_ino
         selector.register(self._listener, _READ, self._accept)
+
+    @property
+    def descriptor(self) -> int:
+        """The descriptor of the socket that listens."""
+        return self._listener.fileno()
 
     def hears(self, kind: str) -> bool:
         """Whether anybody would hear events of type *kind*."""

@@ -7,11 +7,13 @@ flood of data never starves a control message, and a reader never delays one.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
 import selectors
 import signal
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,29 +21,30 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from pptp_nat import __version__, log
 from pptp_nat import config as configuration
-from pptp_nat.adoption import Adoption
+from pptp_nat.adoption import Adopted, Adoption
 from pptp_nat.answers import Answers
-from pptp_nat.carrier import Carrier
 from pptp_nat.config import Config
 from pptp_nat.control import ControlServer
 from pptp_nat.core.calls import Call
 from pptp_nat.core.events import Outcome, Verdict
 from pptp_nat.core.translator import Translator
-from pptp_nat.errors import AdapterError, ConfigError, PptpNatError
-from pptp_nat.firewall import backend_of, rule_settings
-from pptp_nat.linux import preflight, ruleset
+from pptp_nat.errors import ConfigError, PptpNatError
+from pptp_nat.firewall import rule_settings
+from pptp_nat.footing import arrange_rules, check_router, choose_path, rule_problems
+from pptp_nat.linux.addresses import Addresses
 from pptp_nat.linux.conntrack import Conntrack, turn_on_accounting
 from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.nfqueue import LOCAL_HOOKS, Packet, Queue
-from pptp_nat.linux.queue_path import QueuePath
 from pptp_nat.listening import Listening
+from pptp_nat.moves import Moves
 from pptp_nat.news import News
 from pptp_nat.recorder import Recorder
 from pptp_nat.service import Service
 from pptp_nat.settings import draws, open_store, settings_of
 from pptp_nat.signals import Signals
 from pptp_nat.sockets import Access
+from pptp_nat.takeover import Heritage, Request, terms_of
 from pptp_nat.upkeep import Upkeep
 from pptp_nat.views import headline
 
@@ -53,11 +56,6 @@ _T = TypeVar("_T")
 _log: Final = logging.getLogger(__name__)
 _CONTROL_BUDGET: Final = 64  #: packets judged before anything else is looked at
 _GRE_BUDGET: Final = 64
-
-_LOUDNESS: Final = {
-    preflight.Severity.WARN: logging.WARNING,
-    preflight.Severity.NOTE: logging.INFO,
-}
 
 
 class HasFileno(Protocol):
@@ -85,8 +83,11 @@ class Daemon:
         config: Config,
         path: Path | None = None,
         overrides: Mapping[str, object] | None = None,
+        *,
+        takes_over: bool = False,
     ) -> None:
         self.config = config
+        self._takes_over = takes_over
         self._config_path = path
         self._overrides = dict(overrides or {})
         self.started = time.time()
@@ -99,8 +100,8 @@ class Daemon:
         self.api: ControlServer | None = None
         self.exporter: Exporter | None = None
         self._meter: Meter | None = None  #: the exporter's
-        self._service = Service(os.environ, self._headline)
-        self._closers.append(self._service.close)
+        self.service = Service(os.environ, self._headline)
+        self._closers.append(self.service.close)
 
     # Build and run.
 
@@ -114,19 +115,30 @@ class Daemon:
         turn_on_accounting()
         self.conntrack = Conntrack(config.gre.entry_mark)
         self._closers.append(self.conntrack.close)
-        self.datapath_reason = self._choose_path()
+        self.carrier, self.queue_path, self.datapath_reason = choose_path(config, self.conntrack)
         self.rule_settings = rule_settings(config, self.carrier.path.name)
-        self._check_router()
+        if not self._takes_over:  # whom it takes over from was content
+            check_router(config, self.rule_settings)
         self.translator = Translator(
             self.conntrack.locate, draws(), settings_of(config),
             preserve=config.call_ids.allocation == "preserve",
         )  # fmt: skip
         self._measure()
-        self._bind_queues()  # before anything of another run is touched: it may still run
-        self._follow()
-        self._take_up()
-        self._listen()
-        self._apply_rules()
+        with contextlib.ExitStack() as stack:
+            heritage, problems = None, None
+            if self._takes_over:
+                problems = rule_problems(config, self.rule_settings)  # there is time for it now
+                asking = Request(config.api.socket, terms_of(self))
+                heritage = stack.enter_context(asking).answer()
+            self._bind_queues(heritage)  # before anything of another run is touched: it may run
+            self._follow()
+            self._take_up(heritage)
+        self._listen(heritage)
+        if problems is None:
+            problems = rule_problems(config, self.rule_settings)
+        undo = arrange_rules(config, self.rule_settings, problems)
+        if undo is not None:
+            self._closers.append(undo)
         # What is here now stays; and a full collection over the objects of 100,000
         # calls would stall every verdict for its length.
         gc.freeze()
@@ -135,50 +147,35 @@ class Daemon:
             _log, logging.INFO, "ready", version=__version__, datapath=self.carrier.path.name,
             reason=self.datapath_reason, ipv6="passes untouched",
         )  # fmt: skip
-        self._service.ready()
-        self._clockwork.append(self._service)
+        self.service.ready()
+        self._clockwork.append(self.service)
 
-    def _choose_path(self) -> str:
-        wanted = self.config.gre.datapath
-        self.queue_path: QueuePath | None = None
-        flaw = None if wanted == "queue" else ConntrackPath.probe()
-        if wanted == "conntrack" and flaw is not None:
-            raise PptpNatError(
-                f'gre.datapath "conntrack" does not work here: {flaw}; use "queue" or "auto"'
-            )
-        if wanted == "queue" or flaw is not None:
-            self.queue_path = QueuePath()
-            self.carrier = Carrier(self.queue_path)
-            return "configured" if flaw is None else f"conntrack does not work here: {flaw}"
-        self.carrier = Carrier(ConntrackPath(self.conntrack))
-        return "configured" if wanted == "conntrack" else "its probe succeeded"
-
-    def _check_router(self) -> None:
-        buffer = max(self.config.control.socket_buffer, self.config.gre.socket_buffer)
-        findings = preflight.checks(self.rule_settings, receive_buffer=buffer)
-        for finding in findings:
-            if finding.severity is not preflight.Severity.REFUSE:
-                log.event(_log, _LOUDNESS[finding.severity], "check", finding=finding.text)
-        refusals = [f.text for f in findings if f.severity is preflight.Severity.REFUSE]
-        if refusals:
-            raise PptpNatError("\n".join(refusals))
-
-    def _take_up(self) -> None:
+    def _take_up(self, heritage: Heritage | None) -> None:
         """Go on where an earlier run was, and have a later one go on where this one is."""
-        store = open_store(self.config)
-        self._closers.append(
-            lambda: store.close(astray=self.config.rules.manage == "apply")
-        )
         now = time.monotonic()
-        live = self.conntrack.control_connections(self.config.control.ports)
-        adopted = Adoption(self.translator, self.carrier).begin(store.read(), live, now)
-        self.recorder = Recorder(self.translator, store, self.carrier.kept)
+        adoption = Adoption(self.translator, self.carrier)
+        adopted = Adopted([], [])
+        if heritage is None:
+            self._open_store()
+            live = self.conntrack.control_connections(self.config.control.ports)
+            adopted = adoption.begin(self.store.read(), live, now)
+        else:
+            adoption.inherit(heritage.found, now)
+            heritage.confirm()  # from here on there is one daemon again, and the store is free
+            self._open_store()
+            self.upkeep.look_around(self.config.control.ports, now)
+        self.recorder = Recorder(self.translator, self.store, self.carrier.kept)
         self.recorder.begin(now)
         self._closers.append(self.recorder.note_carried)
         self._clockwork.append(self.recorder)
         self.upkeep.unseen(adopted.unseen, now)
         for outcome in adopted.outcomes:
             self.carry_out(outcome, now)
+
+    def _open_store(self) -> None:
+        self.store = open_store(self.config)
+        astray = self.config.rules.manage == "apply"
+        self._closers.append(lambda: self.store.close(astray=astray))
 
     def _follow(self) -> None:
         self.conntrack.follow(self.config.control.ports, (Change.DESTROY,))
@@ -189,15 +186,21 @@ class Daemon:
         if isinstance(self.carrier.path, ConntrackPath):
             self.carrier.path.catch_up = lambda: self.upkeep.on_events(0)
         self._watch(self.conntrack, self.upkeep.on_events)
+        addresses = Addresses()
+        self._closers.append(addresses.close)
+        moves = Moves(self.translator, self.carry_out)
+        self._watch(addresses, lambda _mask: moves.look(addresses, time.monotonic()))
+        self._clockwork.append(moves)
         self._clockwork += [
             self.carrier, self.upkeep, Listening(self.translator, self.carrier),
         ]  # fmt: skip
 
-    def _bind_queues(self) -> None:
+    def _bind_queues(self, heritage: Heritage | None) -> None:
         control, gre = self.config.control, self.config.gre
         self.control_queue = Queue(
             control.queue, self._judge, self._on_fault, length=control.queue_length,
             buffer=control.socket_buffer, repeat_mark=control.repeat_mark,
+            inherited=None if heritage is None else heritage.control,
         )  # fmt: skip
         self._closers.append(self.control_queue.close)
         self._watch(self.control_queue, self._serve_control)
@@ -206,15 +209,17 @@ class Daemon:
             self.gre_queue = Queue(
                 gre.queue, self.queue_path.judge, self._on_fault, length=gre.queue_length,
                 buffer=gre.socket_buffer, repeat_mark=control.repeat_mark, batch=32,
+                inherited=None if heritage is None else heritage.gre,
             )  # fmt: skip
             self._closers.append(self.gre_queue.close)
             self._watch(self.gre_queue, self._serve_gre)
 
-    def _listen(self) -> None:
+    def _listen(self, heritage: Heritage | None) -> None:
         api = self.config.api
         self.server = server = ControlServer(
-            api.socket, Access(api.mode, api.owner, api.group), Answers(self), self.selector
-        )
+            api.socket, Access(api.mode, api.owner, api.group), Answers(self), self.selector,
+            listener=None if heritage is None else socket.socket(fileno=heritage.listener),
+        )  # fmt: skip
         self._closers.append(server.close)
         self.api = server
         self._clockwork.append(server)
@@ -236,22 +241,6 @@ class Daemon:
         self.carrier.ledger = self.exporter.totals
         self._clockwork.append(self.exporter)
         self._closers.append(self.exporter.close)
-
-    def _apply_rules(self) -> None:
-        care = self.config.rules.manage
-        backend = backend_of(self.config)
-        try:
-            problems = ruleset.check(self.rule_settings, backend)
-        except AdapterError as error:  # in a sandbox: they are not ours to read, nor to mend
-            problems = [f"cannot be checked: {error}"]
-        if care == "apply":
-            self._closers.append(lambda: ruleset.remove(backend))
-        if care != "keep":
-            if problems:  # where they are in place already there is no moment without them
-                ruleset.apply(self.rule_settings, backend)
-            return
-        for problem in problems:
-            log.event(_log, logging.WARNING, "rules", problem=problem)
 
     def _watch(self, source: HasFileno, work: Callable[[int], None]) -> None:
         self.selector.register(source, selectors.EVENT_READ, work)
@@ -291,7 +280,7 @@ class Daemon:
     def stop(self) -> None:
         """Have `run` return after this turn."""
         self._stopping = True
-        self._service.stopping()
+        self.service.stopping()
 
     def close(self) -> None:
         """Let go of everything, last opened first.  Entries in the kernel stay."""
@@ -371,9 +360,9 @@ class Daemon:
 
     def reload(self) -> None:
         """Read the configuration again; all of what can change is applied, or nothing."""
-        self._service.reloading()
+        self.service.reloading()
         self._read_again()
-        self._service.ready()
+        self.service.ready()
 
     def _read_again(self) -> None:
         try:
@@ -406,10 +395,17 @@ class Daemon:
 
 
 def run_daemon(
-    config: Config, path: Path | None = None, overrides: Mapping[str, object] | None = None
+    config: Config,
+    path: Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    takes_over: bool = False,
 ) -> int:
-    """Run the daemon in the foreground until a signal; return the exit code."""
-    daemon = Daemon(config, path, overrides)
+    """Run the daemon in the foreground until a signal; return the exit code.
+
+    *takes_over*: the one that runs already hands over to it and ends.
+    """
+    daemon = Daemon(config, path, overrides, takes_over=takes_over)
     try:
         daemon.heed_signals()
         daemon.build()

@@ -86,6 +86,7 @@ class Contents:
     counts: dict[str, int] = field(default_factory=dict)
     messages: dict[tuple[MessageType | None, bool], int] = field(default_factory=dict)
     ends: dict[End, int] = field(default_factory=dict)
+    whole: bool = False  #: all that a translator knew, at one moment
     astray: bool = False  #: octets have gone by since that nobody has read
 
     def snapshot(self, now: float) -> Snapshot:
@@ -341,6 +342,7 @@ def _read_half_open(body: bytes, into: Contents) -> None:
 
 
 def _read_counts(body: bytes, into: Contents) -> None:
+    into.whole = True
     counts = json.loads(body)
     into.counts = {str(slug): int(n) for slug, n in counts["counts"].items()}
     into.messages = {

@@ -58,6 +58,10 @@ class Service:
         microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._tell(f"RELOADING=1\nMONOTONIC_USEC={microseconds}", patience=PATIENCE)
 
+    def hand_over(self, pid: int) -> None:
+        """Tell that *pid*, of the same service, is the daemon from now on."""
+        self._tell(f"MAINPID={pid}", patience=PATIENCE)
+
     def stopping(self) -> None:
         """Tell that the daemon is about to end."""
         self._tell("STOPPING=1\nSTATUS=", patience=PATIENCE)

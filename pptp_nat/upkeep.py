@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from pptp_nat import log
@@ -81,6 +81,20 @@ class Upkeep:
                 if event.leg is not None:
                     self._carrier.lost(event.leg, event.tally)
                 self._due.setdefault(self._reconcile, now + _RECONCILE_SECONDS)
+
+    def look_around(self, ports: Collection[int], now: float) -> None:
+        """Compare all there is with the kernel, soon: somebody else watched it until now."""
+
+        def look(now: float) -> None:
+            live = {flow_key(each.flow) for each in self._conntrack.control_connections(ports)}
+            self.unseen([
+                each.flow
+                for key, each in self._translator.book.connections.items()
+                if key not in live and any(each.seat(party).inside for party in Party)
+            ], now)  # fmt: skip
+            self._reconcile(now)
+
+        self._due[look] = now + 1.0
 
     def unseen(self, flows: Iterable[Flow], now: float) -> None:
         """Give connections that conntrack does not know the time to show that they live."""

@@ -34,6 +34,11 @@ def run(commands: Any) -> None:  # noqa: ANN401
         "leave: install them and leave them, so that messages wait for the next start",
     )
     parser.add_argument(
+        "--takeover",
+        action="store_true",
+        help="have the daemon that runs hand over its queues and state, and end: no gap",
+    )
+    parser.add_argument(
         "--check-config", action="store_true", help="check the configuration and end: 0 or 2"
     )
 

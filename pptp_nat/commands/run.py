@@ -33,7 +33,7 @@ def run(options: Namespace) -> int:
     # A look at the configuration needs no kernel library.
     from pptp_nat.daemon import run_daemon  # noqa: PLC0415  see above
 
-    return run_daemon(config, path, overrides)
+    return run_daemon(config, path, overrides, takes_over=options.takeover)
 
 
 def config_path(options: Namespace) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 from pptp_nat.errors import UsageError
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
@@ -80,6 +80,10 @@ class Daemon:
         """
         self.state.mkdir(exist_ok=True)
         self._process = self._lab.popen(self._lab.router, self._command, log=self._log)
+        self._wait(seconds)
+
+    def _wait(self, seconds: float) -> None:
+        assert self._process is not None
         deadline = time.monotonic() + seconds
         while True:
             if self._process.poll() is not None:
@@ -95,6 +99,25 @@ class Daemon:
     def _last_words(self) -> str:
         lines = self.log.strip().splitlines()
         return lines[-1] if lines else "it said nothing"
+
+    def take_over(self, *, seconds: float = START) -> None:
+        """Start another one that takes over from it, and wait until that answers.
+
+        Raises:
+            UsageError: the other one ended, or the first one did not.
+        """
+        first = self._process
+        assert first is not None, "it was never started"
+        command = [*self._command, "--takeover"]
+        self._process = self._lab.popen(self._lab.router, command, log=self._log)
+        try:
+            first.wait(seconds)
+        except subprocess.TimeoutExpired:
+            heir, self._process = self._process, first
+            self._lab.end(heir)
+            raise UsageError(f"nothing was taken over: {self._last_words()}") from None
+        self._lab.end(first)
+        self._wait(seconds)
 
     def stop(self) -> int:
         """End it in good order (SIGTERM) and return its exit status."""

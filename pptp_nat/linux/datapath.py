@@ -73,8 +73,14 @@ class DataPath(Protocol):
     def remark(self, orders: Sequence[LegOrder]) -> None:
         """Give the packets of legs that are installed another mark."""
 
-    def take_over(self, orders: Sequence[LegOrder]) -> Sequence[LegOrder]:
+    def take_over(
+        self, orders: Sequence[LegOrder], *, trusted: bool = False
+    ) -> Sequence[LegOrder]:
         """Carry the legs of calls of an earlier run; called once, before any `install`.
+
+        Args:
+            orders: for the legs.
+            trusted: do not look whether they are there: they are, if they ever outlive us.
 
         Returns:
             The orders that are still to be installed: nothing carries them.

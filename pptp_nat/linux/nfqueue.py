@@ -117,6 +117,7 @@ class Queue:
         buffer: octets of the socket's receive buffer.
         repeat_mark: the bit of the packet mark that means "was here before".
         batch: verdicts that travel together at most.
+        inherited: the descriptor of another process's socket that is bound already; ours now.
 
     Raises:
         AdapterError: the queue is taken, or we may not.
@@ -132,6 +133,7 @@ class Queue:
         buffer: int,
         repeat_mark: int,
         batch: int = 8,
+        inherited: int | None = None,
     ) -> None:
         self.number = number
         self.faults = 0
@@ -150,6 +152,17 @@ class Queue:
         self._held: dict[int, Packet] = {}
         self._last_id = 0
         self._packet = Packet()
+        self._buffer = bytearray(_BUFFER)
+        self._view = memoryview(self._buffer)
+        self._queue: netfilterqueue.NetfilterQueue | None = None
+        if inherited is None:
+            self._bind(length, buffer)
+        else:
+            self._socket = socket.socket(fileno=inherited)
+            self._socket.setblocking(False)
+
+    def _bind(self, length: int, buffer: int) -> None:
+        number = self.number
         try:
             self._queue = netfilterqueue.NetfilterQueue()
             with warnings.catch_warnings():
@@ -161,8 +174,6 @@ class Queue:
                 mend="is it taken by another program (/proc/net/netfilter/nfnetlink_queue), "
                 "or CAP_NET_ADMIN missing?",
             ) from error  # fmt: skip
-        self._buffer = bytearray(_BUFFER)
-        self._view = memoryview(self._buffer)
         # The library owns the descriptor; this is a second name for its socket.
         self._socket = socket.fromfd(self._queue.get_fd(), socket.AF_NETLINK, socket.SOCK_RAW)
         self._socket.setblocking(False)
@@ -285,11 +296,16 @@ class Queue:
         self.let_pass(self._held.pop(packet_id), octets)
         self._judged = judged
 
-    def close(self) -> None:
-        """Drop what is held and unbind; what waits in the kernel is dropped with it."""
+    def drop_held(self) -> None:
+        """Drop what is held: TCP will send it again, to whoever serves this queue then."""
         for packet in self._held.values():
             self.drop(packet)
         self._held.clear()
         self.flush()
-        self._socket.close()
-        self._queue.unbind()
+
+    def close(self) -> None:
+        """Drop what is held and unbind; what waits in the kernel is dropped with it."""
+        self.drop_held()
+        self._socket.close()  # an inherited one is the last that keeps the queue bound
+        if self._queue is not None:
+            self._queue.unbind()

@@ -156,7 +156,9 @@ class QueuePath:
         if not self._firsts[second]:
             del self._firsts[second], self._second[second]
 
-    def take_over(self, orders: Sequence[LegOrder]) -> Sequence[LegOrder]:
+    def take_over(
+        self, orders: Sequence[LegOrder], *, trusted: bool = False  # noqa: ARG002
+    ) -> Sequence[LegOrder]:
         """Return all *orders*: nothing here outlives the process."""
         return orders
 

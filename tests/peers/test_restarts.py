@@ -71,6 +71,15 @@ class Churn:
             call.say()
         self.here.loop.run_dry(0.005)
 
+    def all_arrives(self) -> None:
+        """Wait until each call that stays has heard all that its other end has ever said."""
+        pairs = list(zip(self.lasting[::2], self.lasting[1::2], strict=True))
+        self.here.until(
+            lambda: all(a.right == b.sent and b.right == a.sent for a, b in pairs),
+            "all that was said has arrived",
+        )
+        self.judge()
+
     def judge(self) -> None:
         """Nothing was delivered to anybody for whom it was not."""
         calls = [call for each in self.here.stations.values() for call in each.calls()]
