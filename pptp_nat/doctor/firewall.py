@@ -1,9 +1,8 @@
 """What the firewall's own rules make of a packet: walked through, without sending one.
 
 A rule matches a packet surely, surely not, or maybe (it asks for an address, a
-mark, a rate: things that a call may have).  A walk notes what becomes of the
-packet on every way until one is sure.  What it finds is a suspicion, or a
-certainty that no packet like this can pass.
+mark, a rate: things that a call may have).  A walk notes every end that the
+packet may come to.  Where all of them are drops, no packet like this can pass.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from pptp_nat.doctor.router import Router, Saved
 
 MOST_STEPS: Final = 20_000  #: rules looked at in one walk; chains may call each other in rings
+DEEPEST: Final = 16  #: jumps within jumps, as in the kernel (NFT_JUMP_STACK_SIZE)
 PROTOCOLS: Final = {"gre": 47, "tcp": 6, "udp": 17, "icmp": 1, "ipv6-icmp": 58, "esp": 50,
                     "ah": 51, "sctp": 132, "udplite": 136}  # fmt: skip
 OURS: Final = "PPTP_NAT_"
@@ -52,11 +52,10 @@ class Rule(NamedTuple):
 
 
 class Fate(NamedTuple):
-    """One end of a walk."""
+    """One possible end of a packet."""
 
     drop: bool
-    sure: bool
-    named: bool
+    named: bool  #: by a rule that names the packet's protocol
     where: str  #: chain and rule
 
 
@@ -70,32 +69,35 @@ class Chain(NamedTuple):
 
 
 def fates(chain: Chain) -> list[Fate]:
-    """Return what may become of the packet, in order; the last one is sure."""
+    """Return all that may become of the packet, in the order of the rules; never nothing."""
     found: list[Fate] = []
     steps = iter(range(MOST_STEPS))
 
-    def walk(name: str, *, sure: bool, depth: int) -> bool:
-        """Return whether no packet comes back from this chain."""
+    def walk(name: str, depth: int) -> bool:
+        """Return whether the packet may come back from the chain *name*."""
+        back = False
         for rule in chain.rules.get(name, ()):
-            if rule.match is Match.NO or next(steps, None) is None or depth > 20:
+            if rule.match is Match.NO or next(steps, None) is None or depth > DEEPEST:
                 continue
-            certain = sure and rule.match is Match.YES
+            ends = rule.match is Match.YES
             if rule.verdict in ("accept", "drop"):
                 where = f"{chain.name} {name}: {rule.text}"
-                found.append(Fate(rule.verdict == "drop", certain, rule.named, where))
-                if rule.match is Match.YES:
-                    return True
-            elif rule.verdict in ("go", "goto"):
-                ended = walk(rule.target, sure=certain, depth=depth + 1)
-                if rule.match is Match.YES and (ended or rule.verdict == "goto"):
-                    return ended
-            elif rule.verdict == "return" and rule.match is Match.YES:
-                return False
-        return False
+                found.append(Fate(rule.verdict == "drop", rule.named, where))
+            elif rule.verdict == "go":
+                ends &= not walk(rule.target, depth + 1)
+            elif rule.verdict == "goto":
+                back |= walk(rule.target, depth + 1)
+            elif rule.verdict == "return":
+                back = True
+            else:
+                ends = False
+            if ends:
+                return back
+        return True
 
-    if not walk(chain.start, sure=True, depth=0):
+    if walk(chain.start, 0) or not found:
         where = f"{chain.name} {chain.start}: policy {chain.policy}"
-        found.append(Fate(chain.policy == "drop", True, False, where))
+        found.append(Fate(chain.policy == "drop", False, where))
     return found
 
 

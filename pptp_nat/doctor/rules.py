@@ -107,15 +107,15 @@ def _filtered(router: Router, packets: Iterable[Packet], check: str, mend: str) 
 
 
 def _suspects(ends: list[Fate], *, known: bool) -> Iterator[tuple[Outcome, Fate]]:
-    """Yield the ends that drop a packet: for sure, or by a rule that has it in mind.
+    """Yield the ends that drop a packet: because all do, or by a rule that has it in mind.
 
-    Where rules before the last end accept it under some condition, that condition
+    Where it is accepted under some condition and dropped otherwise, the condition
     may well hold for a new connection; a *known* one should not depend on any.
     """
-    *maybe, last = ends
-    yield from ((Outcome.WARN, fate) for fate in maybe if fate.drop and fate.named)
-    if last.drop:
-        if all(fate.drop for fate in maybe):
-            yield Outcome.FAIL, last
-        elif known or last.named:
-            yield Outcome.WARN, last
+    drops = [fate for fate in ends if fate.drop]
+    if len(drops) == len(ends):
+        yield Outcome.FAIL, next((fate for fate in drops if fate.named), drops[-1])
+        return
+    for fate in drops:
+        if fate.named or (known and fate is ends[-1]):
+            yield Outcome.WARN, fate
