@@ -1,4 +1,4 @@
-"""What the daemon answers on its socket: status, list, connections, clear."""
+"""What the daemon answers on its socket: status, list, legs, connections, clear."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ class Answers:
         self._verbs: Final[dict[str, Callable[[Mapping[str, object]], Answer]]] = {
             "status": self._status,
             "list": self._list,
+            "legs": self._legs,
             "connections": self._connections,
             "clear": self._clear,
         }
@@ -106,6 +107,19 @@ class Answers:
 
     def _list(self, arguments: Mapping[str, object]) -> Answer:
         return self._calls(Filter.of(arguments))
+
+    def _legs(self, arguments: Mapping[str, object]) -> Answer:
+        return self._chosen_legs(Filter.of(arguments))
+
+    def _chosen_legs(self, wanted: Filter) -> Iterator[Mapping[str, object] | None]:
+        """Yield the legs of the calls that are *wanted*; None between two pieces of work."""
+        book = self._daemon.translator.book
+        for some in _slices(list(book.calls), _CHOSEN):
+            for number in some:
+                call = book.calls.get(number)
+                if call is not None and views.fits(call, wanted):
+                    yield from views.legs_json(call)
+            yield None
 
     def _calls(self, wanted: Filter) -> Iterator[Mapping[str, object] | None]:
         """Yield the calls that are *wanted*; None between two pieces of work."""

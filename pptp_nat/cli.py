@@ -33,8 +33,8 @@ APART: Final = {
 #: in the order of ``--help``
 COMMANDS: Final = (
     router.run, tables.status, tables.list_, tables.connections, tables.events, tables.top,
-    tables.clear, router.rules, analysis.analyze, analysis.monitor, analysis.conntrack,
-    analysis.doctor, router.demo, router.completion,
+    tables.debug, tables.clear, router.rules, analysis.analyze, analysis.monitor,
+    analysis.conntrack, analysis.doctor, router.demo, router.completion,
 )  # fmt: skip
 
 

@@ -75,6 +75,40 @@ def _message(event: Mapping[str, Any]) -> str:
     return " ".join([_control(event), title, f"octets={event['octets']}", *shown, *ids])
 
 
+def _gre(event: Mapping[str, Any]) -> str:
+    """Return a packet's way and its header."""
+    return _packet(event, "seq", "ack", "payload", "problem", "bytes")
+
+
+def _seq(event: Mapping[str, Any]) -> str:
+    return _packet(event, "seq", "order", "expected", "by")
+
+
+def _data(event: Mapping[str, Any]) -> str:
+    line = _packet(event, "seq", "protocol", "information")
+    return line if event["information"] is not None else f"{line} information=(withheld)"
+
+
+def _packet(event: Mapping[str, Any], *names: str) -> str:
+    words = {
+        name: word(event[name]) if isinstance(event[name], str) else str(event[name])
+        for name in names if event.get(name) is not None
+    }  # fmt: skip
+    return (
+        f"gre      47 src={event['src']} dst={event['dst']} "
+        f"dstkey={event['key']:#x}->{event['forwarded']:#x} to={event['to']} "
+        f"{assigned(words)} dev={event['interface']} id={event['call']}"
+    )
+
+
+def _counts(event: Mapping[str, Any]) -> str:
+    words = {
+        f"{way}_{unit}": f"{event[way][unit]} (+{event['grown'][way][unit]})"
+        for way in ("to_remote", "to_inside") for unit in ("packets", "bytes")
+    }  # fmt: skip
+    return f"gre      47 {assigned(words)} id={event['call']}"
+
+
 def _suppressed(event: Mapping[str, Any]) -> str:
     return f"{event['count']} debug events more than wanted per second are not shown"
 
@@ -95,4 +129,9 @@ _SHOWN: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "oddity": _oddity,
     "message": _message,
     "suppressed": _suppressed,
+    # what `pptp-nat debug` sees by itself
+    "gre": _gre,
+    "seq": _seq,
+    "data": _data,
+    "counts": _counts,
 }

@@ -19,6 +19,8 @@ EVENT_TYPES: Final = (
     "new", "update", "destroy", "connection", "refused", "oddity", "message",
 )  # fmt: skip
 DEBUG_TYPES: Final = frozenset(("oddity", "message"))
+#: Classes of messages that ``pptp-nat debug`` can show.
+MASKS: Final = ("control", "gre", "seq", "data")
 RATE: Final = 1000  #: debug events per second, unless a subscriber says otherwise
 MOST_RATE: Final = 100_000
 LONGEST: Final = 86_400.0  #: seconds that a subscription with an end may last

@@ -104,6 +104,23 @@ def call_row(call: Call, carried: Counts, *, wall: float) -> CallRow:
     )
 
 
+def legs_json(call: Call) -> Iterator[dict[str, Any]]:
+    """Yield the legs of *call* as the API has them: GRE as it arrives here and as it leaves."""
+    inside = inside_party(call)
+    for party in Party:
+        leg = call.leg(party)
+        if leg is not None:
+            ends = (leg[:3], leg[3:])
+            arrives, leaves = (
+                {"src": inet_ntoa(source), "dst": inet_ntoa(destination), "key": key}
+                for source, destination, key in ends
+            )
+            yield {
+                "call": call.id, "to": "inside" if party is inside else "remote",
+                "arrives": arrives, "leaves": leaves,
+            }  # fmt: skip
+
+
 def fits(call: Call, wanted: Filter) -> bool:
     """Whether *call* is meant; as `Filter.matches` of its row, without making one."""
     if wanted.call not in (None, call.id) or wanted.state not in (None, call.state.value):

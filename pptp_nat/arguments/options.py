@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final
 
-from pptp_nat.subscription import EVENT_TYPES, LONGEST
+from pptp_nat.subscription import EVENT_TYPES, LONGEST, MASKS, MOST_RATE
 from pptp_nat.table import LARGEST_CALL_ID
 
 DATAPATHS: Final = ("auto", "conntrack", "queue")
@@ -162,3 +162,26 @@ def event_types(text: str) -> list[str]:
                 f"{each[:32]!r} is no type of event; there are {', '.join(EVENT_TYPES)}"
             )
     return named
+
+
+def target(text: str) -> str | int | None:
+    """Return what is debugged: an address, the id of a call, or None for all."""
+    if text == "all":
+        return None
+    return row_id(text) if text.isdigit() else address(text)
+
+
+def masks(text: str) -> list[str]:
+    """Return classes of messages in a list with commas; ``all`` means all."""
+    named = list(MASKS) if text == "all" else text.split(",")
+    for each in named:
+        if each not in MASKS:
+            raise argparse.ArgumentTypeError(
+                f"{each[:32]!r} is no class of messages; there are {', '.join(MASKS)}, all"
+            )
+    return named
+
+
+def rate(text: str) -> int:
+    """Return how many per second."""
+    return _number(text, 1, MOST_RATE, f"a number from 1 to {MOST_RATE}")

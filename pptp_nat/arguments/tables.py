@@ -12,8 +12,11 @@ from pptp_nat.arguments.options import (
     duration,
     event_types,
     interval,
+    masks,
     output_option,
+    rate,
     row_id,
+    target,
 )  # fmt: skip
 from pptp_nat.table import STATES
 
@@ -118,6 +121,41 @@ def top(commands: Any) -> None:  # noqa: ANN401
         default=2.0,
         help="between two looks (2); a long table is looked at less often",
     )
+
+
+def debug(commands: Any) -> None:  # noqa: ANN401
+    """Describe ``debug``."""
+    parser = add_command(
+        commands,
+        "debug",
+        "debug:debug",
+        "trace the messages and packets of one call, one client or all, for a minute",
+        "  pptp-nat debug 7\n"
+        "  pptp-nat debug 192.168.1.20 --mask all --for 5m\n"
+        "  pptp-nat debug all --mask control,seq -o json",
+    )
+    parser.add_argument(
+        "target", type=target, metavar="CALL|CLIENT|all",
+        help="the id of a call, as list shows it after id=; an end's address; or all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mask",
+        type=masks,
+        metavar="CLASS,...",
+        default=["control"],
+        help="control: control messages and what becomes of calls (this if none is given); "
+        "gre: the header of each GRE packet; seq: sequence numbers that are out of order; "
+        "data: how PPP frames begin, without what could be secret; all",
+    )
+    parser.add_argument(
+        "--for", type=duration, metavar="TIME", dest="seconds", default=60.0,
+        help="end after 90s, 5m, 1h (60s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rate", type=rate, metavar="N", default=200,
+        help="lines per second of either kind, messages and packets (200); others are counted",
+    )  # fmt: skip
+    output_option(parser, "timestamp", "text", "json")
 
 
 def clear(commands: Any) -> None:  # noqa: ANN401

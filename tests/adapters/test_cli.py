@@ -20,7 +20,7 @@ from pptp_nat.table import CallRow, ConnectionRow, ControlEnds, Count, End, Filt
 
 KERNEL_LIBRARIES = ("pyroute2", "netfilterqueue", "scapy", "prometheus_client")
 COMMANDS = (
-    "run", "status", "list", "connections", "events", "top", "clear", "rules", "analyze",
+    "run", "status", "list", "connections", "events", "top", "debug", "clear", "rules", "analyze",
     "monitor", "conntrack", "doctor", "demo", "completion",
 )  # fmt: skip
 
@@ -311,6 +311,11 @@ def test_clearing_nothing_fails(run) -> None:
         ["events", "--for", "0s"],
         ["events", "--call", "x"],
         ["top", "--interval", "0"],
+        ["debug"],
+        ["debug", "somebody"],
+        ["debug", "7", "--mask", "gre,dance"],
+        ["debug", "7", "--rate", "0"],
+        ["debug", "7", "--for", "1w"],
         ["clear"],
         ["clear", "x"],
         ["clear", "1", "--client", "1.2.3.4"],
