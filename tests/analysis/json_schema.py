@@ -46,5 +46,8 @@ def departures(value: Any, schema: dict[str, Any], root: dict[str, Any], at: str
         for name, each in value.items():
             if name in properties:
                 yield from departures(each, properties[name], root, f"{at}.{name}")
+            elif "additionalProperties" in schema:
+                others = schema["additionalProperties"]
+                yield from departures(each, others, root, f"{at}.{name}")
             else:
                 yield f"{at}: {name} is not in the schema"
