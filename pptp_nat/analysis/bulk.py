@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pptp_nat.analysis import links
 from pptp_nat.analysis.formats import ENHANCED, LONGEST, Form
-from pptp_nat.analysis.packets import Columns
+from pptp_nat.analysis.packets import Columns, concatenated
 from pptp_nat.analysis.sorting import (
     CONTROL,
     DATA,
@@ -220,7 +220,8 @@ class Bulk:
         flow: FlowKey = (self._tap(joined), pair, int.from_bytes(key, "big"))
         wire = self._native(joined, self._lengths_at[1])
         window = self._sorter.window
-        window.flows[flow] = columns
+        known = window.flows.get(flow)
+        window.flows[flow] = columns if known is None else concatenated(known, columns)
         window.counts["gre"] += count
         window.packets += count
         window.octets += sum(wire)

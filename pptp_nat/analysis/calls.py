@@ -124,13 +124,18 @@ class CallBook:
         before = call.end_of(role).call_id
         if call.state is CallState.GONE and before is not None:
             return call
-        call.reply, call.replied = outcome, evidence
+        agrees = outcome.agrees
+        if outcome.result == 0 and self.connection.trouble[sender].cut:
+            agrees = True  # the code was cut off by the capture; a refusal is rarer
+        else:
+            call.reply = outcome
+        call.replied = evidence
         self._window(call.end_of(role), fields)
         if "speed" in fields:
             call.speed = _int(fields, "speed")
-        if outcome.agrees and before != number:
+        if agrees and before != number:
             self._number(call, sender, role, number, evidence)
-        answer = Answer.YES if outcome.agrees else Answer.NO
+        answer = Answer.YES if agrees else Answer.NO
         if self._step(call, kind, answer, evidence) and call.state is CallState.UP:
             call.connected = call.connected or evidence
         return call

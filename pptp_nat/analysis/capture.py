@@ -8,7 +8,7 @@ it.  Where a file stops making sense the reading ends, and the last window says 
 from __future__ import annotations
 
 import contextlib
-import gzip
+import copy
 import os
 import struct
 import zlib
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pptp_nat.analysis.sorting import Window
 
 WINDOW: Final = 16 << 20  #: octets
+_GZIP_WINDOW: Final = 31  #: zlib's word for a gzip header and the largest window
 _GZIP: Final = b"\x1f\x8b"
 _START: Final = 4096  #: octets that say what a file is
 _PIECE: Final = 1 << 20  #: octets of compressed data that are read at once
@@ -47,16 +48,29 @@ class Stretch:
         self.packets = 0  #: records read so far: packet numbers follow
         self.sorter = Sorter(ports)
         self.damage: str | None = None  #: what is wrong where reading stopped
+        #: where a record is none, and why; what lies behind it may have been sorted already
+        self.bad: tuple[int, str] | None = None
 
     def read(self, buffer: bytes, at: int, stop: int, end: int) -> int:
         """Sort the records that begin from *at* to before *stop*; return where the next begins.
 
         The file has no octets from *end* on, the buffer has `MARGIN` from *stop* on.
         """
-        while at < stop and self.damage is None:
+        packets, form = self.packets, copy.deepcopy(self.form)
+        sound = self._read(buffer, at, stop, end)
+        while self.bad is not None:  # once more, only as far as all is well
+            (sound, what), self.bad = self.bad, None
+            self.packets, self.form = packets, copy.deepcopy(form)
+            self.sorter = Sorter(self.sorter.ports)
+            self._read(buffer, at, sound, sound)
+            self.damage = what
+        return sound
+
+    def _read(self, buffer: bytes, at: int, stop: int, end: int) -> int:
+        while at < stop and self.damage is None and self.bad is None:
             if self.form.interfaces:
                 at = self._walk(buffer, at, stop, end)
-            if at < stop and self.damage is None:
+            if at < stop and self.damage is None and self.bad is None:
                 at = self._block(buffer, at, end)
         return at
 
@@ -76,13 +90,7 @@ class Stretch:
         elif found.stuck and self.form.kind == "pcap":
             (length,) = struct.unpack_from(self.form.order + "I", buffer, after + 8)
             self.damage = f"a packet that claims {length} octets"
-        for index in found.rest:
-            if index >= count:
-                break
-            try:
-                self._one(buffer, starts[index], index)
-            except BadRecord as error:
-                count, after, self.damage = index, starts[index], str(error)
+        alone = found.rest[: bisect_left(found.rest, count)]
         bulk, first = Bulk(self.form, main, self.sorter), self.packets + 1
         for pair, keys in found.groups.items():
             for key, indices in keys.items():
@@ -91,8 +99,13 @@ class Stretch:
                     buffer, [starts[index] for index in known],
                     [first + index for index in known], pair, key,
                 ):  # fmt: skip
-                    for index in known:
-                        self._one(buffer, starts[index], index)
+                    alone += known
+        for index in sorted(alone):
+            try:
+                self._one(buffer, starts[index], index)
+            except BadRecord as error:
+                self.bad = starts[index], str(error)
+                return end
         self.packets += count
         return after
 
@@ -123,6 +136,8 @@ class Stretch:
         except BadRecord as error:
             self.damage = str(error)
             return at
+        if kind == formats.SECTION:
+            self.main = None  # its interfaces are others
         if record is not None:
             self.packets += 1
             self.sorter.take(self.packets, record, self.form.interfaces[record.interface])
@@ -161,9 +176,7 @@ class CaptureReader:
             self._stored.seek(0)
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror}") from None
-        self._file: IO[bytes] = (
-            gzip.GzipFile(fileobj=self._stored) if compressed else self._stored  # type: ignore[assignment]
-        )
+        self._inflater = _Inflater(self._stored) if compressed else None
         self._trouble: str | None = None
         self._rest = self._more(_START)
         form = formats.recognise(self._rest, self.name)
@@ -205,17 +218,49 @@ class CaptureReader:
     def _more(self, octets: int) -> bytes:
         """Read up to *octets*; fewer are there only at the end, or where `_trouble` begins."""
         parts: list[bytes] = []
+        source = self._inflater or self._stored
         while octets > 0 and self._trouble is None:
             try:
-                part = self._file.read(min(octets, _PIECE))
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                self._trouble = f"the compressed file is damaged: {error}"
-                break
+                part = source.read(min(octets, _PIECE))
             except OSError as error:
                 self._trouble = f"cannot be read: {error.strerror}"
                 break
             if not part:
+                self._trouble = None if self._inflater is None else self._inflater.trouble
                 break
             parts.append(part)
             octets -= len(part)
         return b"".join(parts)
+
+
+class _Inflater:
+    """The octets in a gzip file, as far as they can be had (RFC 1952)."""
+
+    def __init__(self, stored: IO[bytes]) -> None:
+        self._stored = stored
+        self._member = zlib.decompressobj(_GZIP_WINDOW)
+        self._raw = b""
+        self.trouble: str | None = None  #: why there are no more, if it is not the end
+
+    def read(self, octets: int) -> bytes:
+        """Return up to *octets*; none at the end, and where the file is damaged."""
+        while self.trouble is None:
+            if not self._raw:
+                self._raw = self._stored.read(_PIECE)
+            if not self._raw:
+                if not self._member.eof:
+                    self.trouble = "the compressed file ends too early"
+                break
+            if self._member.eof:  # several members may follow each other
+                self._member = zlib.decompressobj(_GZIP_WINDOW)
+            try:
+                part = self._member.decompress(self._raw, octets)
+            except zlib.error as error:
+                self.trouble = f"the compressed file is damaged ({error})"
+                break
+            self._raw = self._member.unused_data if self._member.eof else (
+                self._member.unconsumed_tail
+            )  # fmt: skip
+            if part:
+                return part
+        return b""

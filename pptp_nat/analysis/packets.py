@@ -92,6 +92,19 @@ _ORDER: Final = (
     "times", "numbers", "lengths", "sequenced", "sequences", "acknowledged",
     "acknowledgements", "heads",
 )  # fmt: skip
+
+
+def concatenated(one: Columns, other: Columns) -> Columns:
+    """Return *other* behind *one*."""
+    return Columns(
+        [*one.times, *other.times], [*one.numbers, *other.numbers],
+        [*one.lengths, *other.lengths],
+        one.sequenced + other.sequenced, [*one.sequences, *other.sequences],
+        one.acknowledged + other.acknowledged,
+        [*one.acknowledgements, *other.acknowledgements], [*one.heads, *other.heads],
+    )  # fmt: skip
+
+
 NO_COLUMNS: Final = Columns((), (), (), b"", (), b"", (), ())
 
 

@@ -165,6 +165,7 @@ class PacketSocket:
         # struct sock_fprog: a count and a pointer, aligned as the machine has it
         head = struct.pack("@HP", len(steps) // _STEP.size, ctypes.addressof(buffer))
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, head)
+        del buffer  # not before the kernel has copied it
 
     def _bind(self, index: int) -> None:
         """Begin to receive; index 0 is every interface, which `socket.bind` has no word for."""
