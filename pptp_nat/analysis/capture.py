@@ -195,10 +195,11 @@ class CaptureReader:
         """Yield what is in the file, sorted, a stretch at a time."""
         final = False
         while not final:
-            more = self._more(WINDOW + MARGIN - len(self._rest))
+            wanted = max(WINDOW + MARGIN - len(self._rest), 0)
+            more = self._more(wanted)
             buffer = self._rest + more
             end = len(buffer)
-            final = len(more) < 1 or end < WINDOW + MARGIN
+            final = len(more) < wanted
             stop = end if final else end - MARGIN
             if final:
                 buffer += bytes(MARGIN)

@@ -45,11 +45,11 @@ def facts(analysis: Analysis) -> dict[str, Any]:
 
 
 def rounded(value: Any) -> Any:
-    """Leave out the last bits, in which moments in nanoseconds and microseconds differ."""
+    """Leave out the last bits of time, which are not the same in every form, and its bins."""
     if isinstance(value, float):
         return round(value, 5)
     if isinstance(value, dict):
-        return {name: rounded(each) for name, each in value.items()}
+        return {name: rounded(each) for name, each in value.items() if name != "timeline"}
     return [rounded(each) for each in value] if isinstance(value, list) else value
 
 
