@@ -17,12 +17,13 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from pptp_nat import __version__, log
 from pptp_nat import config as configuration
 from pptp_nat.adoption import Adopted, Adoption
 from pptp_nat.answers import Answers
+from pptp_nat.clockwork import Clockwork, HasFileno
 from pptp_nat.config import Config
 from pptp_nat.control import ControlServer
 from pptp_nat.core.calls import Call
@@ -30,7 +31,13 @@ from pptp_nat.core.events import Outcome, Verdict
 from pptp_nat.core.translator import Translator
 from pptp_nat.errors import ConfigError, PptpNatError
 from pptp_nat.firewall import rule_settings
-from pptp_nat.footing import arrange_rules, check_router, choose_path, rule_problems
+from pptp_nat.footing import (
+    arrange_rules,
+    check_router,
+    choose_path,
+    let_go_of_privileges,
+    rule_problems,
+)
 from pptp_nat.linux.addresses import Addresses
 from pptp_nat.linux.conntrack import Conntrack, turn_on_accounting
 from pptp_nat.linux.conntrack_events import Change
@@ -56,23 +63,6 @@ _T = TypeVar("_T")
 _log: Final = logging.getLogger(__name__)
 _CONTROL_BUDGET: Final = 64  #: packets judged before anything else is looked at
 _GRE_BUDGET: Final = 64
-
-
-class HasFileno(Protocol):
-    """What a selector can wait for."""
-
-    def fileno(self) -> int:
-        """Return the descriptor."""
-
-
-class Clockwork(Protocol):
-    """What has something to do from time to time."""
-
-    def next_timer(self) -> float | None:
-        """Return when, in monotonic seconds; None: no need."""
-
-    def tick(self, now: float) -> None:
-        """Do what is due by *now*."""
 
 
 class Daemon:
@@ -139,6 +129,8 @@ class Daemon:
         undo = arrange_rules(config, self.rule_settings, problems)
         if undo is not None:
             self._closers.append(undo)
+        let_go_of_privileges(config)
+        self.store.keep_copying()
         # What is here now stays; and a full collection over the objects of 100,000
         # calls would stall every verdict for its length.
         gc.freeze()

@@ -11,7 +11,7 @@ from pptp_nat.carrier import Carrier
 from pptp_nat.config import Config
 from pptp_nat.errors import AdapterError, PptpNatError
 from pptp_nat.firewall import backend_of
-from pptp_nat.linux import preflight, ruleset
+from pptp_nat.linux import preflight, privileges, ruleset
 from pptp_nat.linux.conntrack import Conntrack
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.queue_path import QueuePath
@@ -65,6 +65,15 @@ def check_router(config: Config, settings: ruleset.RuleSettings) -> None:
     refusals = [f.text for f in findings if f.severity is preflight.Severity.REFUSE]
     if refusals:
         raise PptpNatError("\n".join(refusals))
+
+
+def let_go_of_privileges(config: Config) -> None:
+    """Keep CAP_NET_ADMIN alone, and what the firewall's tools need if the rules are ours."""
+    ours = config.rules.manage != "keep"
+    try:
+        privileges.drop((privileges.NET_ADMIN, privileges.NET_RAW)[: 1 + ours], inherited=ours)
+    except AdapterError as error:
+        log.event(_log, logging.WARNING, "privileges", problem=str(error))
 
 
 def rule_problems(config: Config, settings: ruleset.RuleSettings) -> list[str]:

@@ -96,6 +96,9 @@ class Store(Protocol):
     def renewed(self) -> None:
         """Let go of what was before `renew`: what was appended since then is complete."""
 
+    def keep_copying(self) -> None:
+        """Begin with what needs a thread of its own, whose privileges are then those of now."""
+
     def close(self, *, astray: bool, copy: bool = True) -> None:
         """Let go in good order.
 
@@ -283,8 +286,11 @@ class Journal:
             if number != self._generation:
                 with contextlib.suppress(OSError):
                     path.unlink()
+
+    def keep_copying(self) -> None:
+        """Begin with the copies that outlive this boot."""
         if self._copier is None and self._copies is not None:
-            self._copier = threading.Thread(target=self._keep_copying, name="copies", daemon=True)
+            self._copier = threading.Thread(target=self._copy_on, name="copies", daemon=True)
             self._copier.start()
 
     def close(self, *, astray: bool, copy: bool = True) -> None:
@@ -306,7 +312,7 @@ class Journal:
 
     # Copies, in a thread of their own.
 
-    def _keep_copying(self) -> None:
+    def _copy_on(self) -> None:
         while not self._ending.wait(self._sync):
             if self._copied != self._lasting:
                 self._copied = self._lasting

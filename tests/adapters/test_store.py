@@ -38,6 +38,7 @@ def begun(journal: Journal, *numbers: int) -> Journal:
     journal.renew()
     journal.append(records.last_id(7))
     journal.renewed()
+    journal.keep_copying()
     for number in numbers:
         journal.append(kept(number))
     return journal

@@ -1,0 +1,93 @@
+"""What the daemon may do once it runs: little, and as whoever it runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import By, World
+from .test_restarts import KEPT
+
+pytestmark = pytest.mark.kernel
+NET_ADMIN, NET_RAW = 1 << 12, 1 << 13
+NOBODY = 65534
+
+
+def _status(pid: int) -> dict[str, set[str]]:
+    """Return what the kernel says of each thread of a process, by field."""
+    found: dict[str, set[str]] = {}
+    for path in Path(f"/proc/{pid}/task").glob("*/status"):
+        for line in path.read_text().splitlines():
+            name, _, value = line.partition(":")
+            found.setdefault(name, set()).add(value.strip())
+    return found
+
+
+@pytest.mark.parametrize(("rules", "kept"), [("keep", NET_ADMIN), ("apply", NET_ADMIN | NET_RAW)])
+def test_a_daemon_of_root_keeps_one_capability_and_gets_no_other(
+    world: Callable[..., World], rules: str, kept: int
+) -> None:
+    """Whoever finds a way into it has the network's settings, and no file of anybody else."""
+    here = world("conntrack", inside=1, **KEPT)
+    daemon = here.daemon
+    assert daemon is not None
+    if rules == "apply":
+        daemon.stop()
+        daemon._command += ["--rules", "apply"]
+        daemon.start()
+    else:
+        daemon.stop()
+        daemon._command += ["--rules", "keep"]
+        daemon.start()
+    assert daemon.pid is not None
+    status = _status(daemon.pid)
+    for name in ("CapEff", "CapPrm", "CapBnd"):
+        assert {f"{kept:016x}"} == status[name], name
+    assert {"1"} == status["NoNewPrivs"]
+
+    here.station(here.lab.outside[0]).listen()
+    connection = here.dial(here.station(here.lab.inside[0]), here.lab.outside[0].address)
+    here.all_hear(here.up([connection.call(7)]))
+    assert 0 == daemon.stop()
+    listing = here.lab.run(here.lab.router, ["iptables-save"]).stdout
+    assert ("PPTP_NAT" in listing) is (rules == "keep"), "a clean stop removes what is its own"
+
+
+@pytest.mark.parametrize("by", ["conntrack", "queue"])
+def test_it_works_as_an_ordinary_user_with_one_capability(
+    world: Callable[..., World], by: By
+) -> None:
+    if shutil.which("setpriv") is None:
+        pytest.skip("not found: setpriv: apt install util-linux")
+    here = world(by, inside=2, **KEPT)
+    daemon = here.daemon
+    assert daemon is not None
+    daemon.stop()
+    daemon._command = [
+        "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
+        "--inh-caps=-all,+net_admin", "--ambient-caps=-all,+net_admin",
+        "--bounding-set=-all,+net_admin", "--no-new-privs",
+        *daemon._command, "--rules", "keep",
+    ]  # fmt: skip
+    for path in (here.lab.directory, *here.lab.directory.rglob("*")):
+        shutil.chown(path, NOBODY, NOBODY)
+    daemon.start()
+    assert daemon.pid is not None
+    status = _status(daemon.pid)
+    assert {f"{NET_ADMIN:016x}"} == status["CapEff"] | status["CapPrm"] | status["CapBnd"]
+    assert {"\t".join([str(NOBODY)] * 4)} == status["Uid"]
+
+    server = here.station(here.lab.outside[0])
+    server.listen()
+    calls = here.up(
+        here.dial(here.station(host), here.lab.outside[0].address).call(7)
+        for host in here.lab.inside
+    )
+    here.all_hear(calls)
+    daemon.kill()
+    daemon.start()
+    here.all_hear(calls)
+    assert [] == [line for line in daemon.log.splitlines() if "state-not-kept" in line]
