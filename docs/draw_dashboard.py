@@ -67,10 +67,11 @@ def life(lab: Lab, loop: Loop) -> None:
         wave = 0.5 + 0.5 * math.sin(turn / 40)
         if turn % 4 == 0 and len(calls) < 10 + 30 * wave:
             connection = good[turn % len(good)]
-            calls.append((connection, connection.call(7)))
+            calls.append((connection, connection.call(1000 + turn)))
         if turn % 5 == 0 and len(calls) > 5 + 25 * wave:
             connection, call = calls.pop(0)
-            connection.clear(call)
+            if call.up:
+                connection.clear(call)
         if turn % 45 == 0:
             bad.call(turn % 65536)
         if 0.3 < left / SECONDS < 0.5:
@@ -78,6 +79,7 @@ def life(lab: Lab, loop: Loop) -> None:
         for _, call in calls:
             if call.up:
                 call.say(int(1 + 3 * wave), padding=400)
+                servers[0].named(call.label).say(int(1 + 5 * wave), padding=900)
         loop.run_dry(0.1)
 
 
@@ -146,7 +148,7 @@ def draw(panel: Mapping[str, Any], lines: Sequence[tuple[str, Series]]) -> Itera
         yield text(x + width / 2, y + height - 22, value,
                    font_size=26, fill="#3a9d5d", text_anchor="middle")  # fmt: skip
         return
-    yield from graph(lines, unit, (x + 62, y + 28, width - 74, height - 64))
+    yield from graph(lines, unit, (x + 76, y + 28, width - 88, height - 64))
     yield from legend(lines, unit, (x + 10, y + height - 22, width - 16))
 
 
@@ -196,8 +198,8 @@ def picture(prometheus: Prometheus) -> str:
     height = max(each["gridPos"]["y"] + each["gridPos"]["h"] for each in panels) * CELL[1]
     width = 24 * CELL[0]
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}" font-family="sans-serif">',
+        f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"
+ width="{width}" height="{height}" font-family="sans-serif">""",
         f'<rect width="{width}" height="{height}" fill="#f4f5f7"/>',
     ]
     for panel in panels:

@@ -60,7 +60,7 @@ class Listening:
             return
         tallies: dict[Match, Tally] = {}
         try:
-            for piece in self._carrier.path.tally_pieces():
+            for piece in self._carrier.tally_pieces(calls.values()):
                 tallies.update(piece)
                 yield
         except AdapterError as error:

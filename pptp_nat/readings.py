@@ -82,11 +82,11 @@ class Readings:
         return found
 
     def _gre(self, found: Found) -> Iterator[None]:
-        totals, path = self._totals, self._daemon.carrier.path
-        for piece in path.tally_pieces():
+        totals, carrier = self._totals, self._daemon.carrier
+        for piece in carrier.tally_pieces(self._daemon.translator.book.calls.values()):
             totals.read(piece)
             yield
-        counting = accounting() is not False or path.name != "conntrack"
+        counting = accounting() is not False or carrier.path.name != "conntrack"
         found["gre_accounting"] = [Sample((), counting)]
         found["gre_packets_total"] = _directed(totals.packets)
         found["gre_bytes_total"] = _directed(totals.octets)
