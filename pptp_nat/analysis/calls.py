@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pptp_nat.analysis.model import Call, ControlConnection
     from pptp_nat.analysis.packets import Evidence
-    from pptp_nat.core.tuples import Party
+    from pptp_nat.core.tuples import Address, Party
 
     Fields = Mapping[str, int | bytes]
     Effect = Callable[[MessageType, Party, Fields, Evidence], Call | None]
@@ -39,6 +39,9 @@ class Keeper(Protocol):
 
     def numbered(self, call: Call, evidence: Evidence) -> None:
         """Take note that a number of *call* has become known."""
+
+    def orphan(self, own: Address, other: Address, role: Role, number: int) -> Call | None:
+        """Return a call without connection in which *own* has *role* and *number*."""
 
 
 class CallBook:
@@ -247,15 +250,33 @@ class CallBook:
 
     def _known(self, party: Party, role: Role, number: int, evidence: Evidence) -> Call | None:
         call = self.find(party, number)
-        if call is None and self._may_have_missed():
-            call = self._open(party, role, number, evidence)
-            call.state = CallState.UP
+        if call is not None or not self._may_have_missed():
+            return call
+        nameless = [
+            each
+            for each in self.connection.calls
+            if each.end_of(role).call_id is None and each.state is not CallState.REQUESTED
+        ]
+        if len(nameless) == 1:
+            self._number(nameless[0], party, role, number, evidence)
+            return nameless[0]
+        own, other = (self.connection.ends[each].address for each in (party, party.other))
+        call = self._keeper.orphan(own, other, role, number)
+        if call is not None:
+            call.connection = self.connection
+            self.connection.calls.append(call)
+            self.adopt(call, party if role is Role.PNS else party.other)
+            return call
+        call = self._open(party, role, number, evidence)
+        call.state = CallState.UP
         return call
 
     def _may_have_missed(self) -> bool:
         """Whether calls may have begun unseen."""
         connection = self.connection
-        return connection.under_way or any(each.missing for each in connection.trouble)
+        return connection.under_way or any(
+            each.missing or not each.segments for each in connection.trouble
+        )
 
     def _role(self, call: Call, party: Party) -> Role:
         """Return what *party* is in *call*."""

@@ -31,6 +31,8 @@ _MOVED: Final = 2.0  #: seconds of silence after which a flow may count at anoth
 _COPIED_WITHIN: Final = 0.05  #: seconds
 _DOUBLED: Final = 0.9  #: of the packets, for a flow to be one that the capture has twice
 
+_EVER: Final = Evidence(-1, 0, 0.0)  #: before everything
+
 Name = tuple[bytes, int]  #: of one direction: source and destination, key
 
 
@@ -64,9 +66,11 @@ class Carriage:
             owners = self._owners.setdefault(name, [])
             if owners and owners[-1].call is call:
                 continue
-            owners.append(Owner(evidence, call, sender))
+            was_up_before = call.requested is None and not owners
+            since = _EVER if was_up_before else evidence
+            owners.append(Owner(since, call, sender))
             del owners[:-8]
-            stray = self._strays.explained(name, evidence.time - _EARLY)
+            stray = self._strays.explained(name, since.time - _EARLY)
             if stray is not None:
                 flow = self._flow(call, sender, name, stray.first)
                 _count(flow, stray.packets, stray.octets, stray.first, stray.last)
@@ -154,7 +158,11 @@ class Carriage:
                     owner.sender, []
                 ).append(self._counted(owner, name, part))
         for name, columns in self._strays.take(unknown, self.file):
-            owner = self._owners[name][-1]
+            owners = self._owners.get(name)
+            if owners is None:
+                self._analysis.strays_left_out += len(columns)
+                continue
+            owner = owners[-1]
             mine.setdefault(owner.call.id, (owner.call, {}))[1].setdefault(
                 owner.sender, []
             ).append(self._counted(owner, name, columns))

@@ -111,6 +111,11 @@ class Conversation:
         self._over(Party.ORIGINATOR, "replaced", evidence)
         self.connection.state = ControlState.CLOSED
 
+    def finish(self) -> None:
+        """Take note that nothing more comes."""
+        for direction, listener in zip(self._directions, self._listeners, strict=True):
+            direction.finish(listener)
+
     # TCP.
 
     def _synchronise(self, sender: Party, segment: Segment) -> None:
@@ -147,7 +152,9 @@ class Conversation:
                 trouble = direction.trouble
                 trouble.longest_silence = max(trouble.longest_silence, silence)
                 direction.unanswered = None
-        other.acknowledge(segment.acknowledgement, self._listeners[sender.other])
+        other.acknowledge(
+            segment.acknowledgement, self._listeners[sender.other], self._evidence.time
+        )
 
     def _read(self, sender: Party, segment: Segment) -> None:
         direction, other = self._directions[sender], self._directions[sender.other]

@@ -19,7 +19,7 @@ from pptp_nat.analysis.ppp import Ppp
 from pptp_nat.analysis.sorting import FRAGMENT, ICMP
 from pptp_nat.analysis.strays import Strays
 from pptp_nat.analysis.tcp import Segment, segment_of
-from pptp_nat.core.messages import PORT
+from pptp_nat.core.messages import PORT, Role
 from pptp_nat.core.packet import ACK, GRE, SYN, TCP
 from pptp_nat.core.states import CallState, ControlState
 from pptp_nat.core.tuples import Party
@@ -81,6 +81,8 @@ class Follower:
 
     def finish(self) -> None:
         """Take note that nothing more comes."""
+        for conversation in self._conversations.values():
+            conversation.finish()
         self._reassembler.finish()
         if self._reassembler.lost:
             self.analysis.counts["fragments_lost"] += self._reassembler.lost
@@ -226,6 +228,18 @@ class Follower:
     def numbered(self, call: Call, evidence: Evidence) -> None:
         """Take note that a number of *call* has become known."""
         self._carriage.numbered(call, evidence)
+
+    def orphan(self, own: bytes, other: bytes, role: Role, number: int) -> Call | None:
+        """Return a call without connection in which *own* has *role* and *number*."""
+        for call in reversed(self.analysis.calls):
+            end = call.end_of(role)
+            if (
+                call.connection is None
+                and (end.address, end.call_id) == (own, number)
+                and call.end_of(role.other).address == other
+            ):
+                return call
+        return None
 
     def introduce(self, one: GreFlow, other: GreFlow | None) -> None:
         """Make a call of two strays, or one of them the missing half of a call."""

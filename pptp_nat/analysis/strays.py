@@ -60,6 +60,7 @@ class Strays:
         """Keep a packet for the day when its call is known."""
         flow = self._flow(name, packet.evidence)
         if flow is None:
+            self._analysis.strays_left_out += count
             return
         if len(flow.kept) < _KEPT:
             flow.kept.append(packet)
@@ -86,7 +87,7 @@ class Strays:
             self._analysis.strays = list(self._flows.values())
 
     def take(self, unknown: dict[Name, Columns], file: int) -> Iterator[tuple[Name, Columns]]:
-        """Take in the strays of a window; yield those that have become a call's."""
+        """Take in the strays of a window; yield those that are none by now, or too many."""
         for name, columns in unknown.items():
             flow = self._flow(name, Evidence(file, columns.numbers[0], columns.times[0]))
             if flow is not None:
@@ -110,7 +111,6 @@ class Strays:
         flow = self._flows.get(name)
         if flow is None:
             if len(self._analysis.strays) >= _MOST:
-                self._analysis.strays_left_out += 1
                 return None
             flow = self._flows[name] = GreFlow(
                 evidence.file, name[0][:4], name[0][4:], name[1], evidence, evidence

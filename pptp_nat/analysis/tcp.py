@@ -7,6 +7,7 @@ until the receiver acknowledges what the capture has never seen.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from pptp_nat.core.stream import Reader
 
 _MOST_WAITING: Final = 64  #: segments of one direction ahead of a gap
+_PATIENCE: Final = 1.0  #: seconds that a gap stays open although it is acknowledged
+_LONG_PATIENCE: Final = 120.0  #: seconds; no TCP retransmits later
 _HISTORY: Final = 65536  #: octets kept to be compared with retransmissions
 _RECENT: Final = 8  #: segments that a copy made by the capture is looked for among
 _COPIED_WITHIN: Final = 0.05  #: seconds; no TCP retransmits that soon
@@ -78,6 +81,7 @@ class Direction:
         self.acknowledged: int | None = None  #: what it has acknowledged of the other's octets
         self.unanswered: float | None = None  #: since when it owes an acknowledgement
         self._waiting: dict[int, tuple[bytes, int]] = {}  # sequence: octets, packet number
+        self._since = 0.0  # when the first of them came, or the last gap was given up
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT)
 
     def is_copy(self, segment: Segment, time: float) -> bool:
@@ -99,41 +103,51 @@ class Direction:
             if not (old == len(payload) == 1 and distance == -1):  # a keep-alive is no data
                 trouble.retransmissions += old
         if distance > 0 and stream.synced:
+            if not self._waiting:
+                self._since = evidence.time
             if segment.sequence not in self._waiting:
                 self._waiting[segment.sequence] = payload, evidence.number
-            if len(self._waiting) > _MOST_WAITING:
-                stream.beyond = min(self._waiting, key=self._distance)
-            self._catch_up(reader)
+            self._catch_up(reader, evidence.time)
             return
         if distance > 0:
             trouble.missing += distance
         self._read(segment.sequence, payload, evidence.number, reader)
-        self._catch_up(reader)
+        self._catch_up(reader, evidence.time)
 
-    def acknowledge(self, number: int, reader: Reader) -> None:
+    def acknowledge(self, number: int, reader: Reader, time: float) -> None:
         """Note that the other party has everything before *number*."""
         self.stream.acknowledge(number)
-        if self._waiting:
-            self._catch_up(reader)
+        self._catch_up(reader, time)
+
+    def finish(self, reader: Reader) -> None:
+        """Read what still waits: nothing will close its gap any more."""
+        self._catch_up(reader, math.inf)
 
     def _distance(self, sequence: int) -> int:
         assert self.stream.next is not None
         return ahead(self.stream.next, sequence)
 
-    def _catch_up(self, reader: Reader) -> None:
-        """Read what has waited and is no longer ahead of a gap, or whose gap is for good."""
+    def _catch_up(self, reader: Reader, time: float) -> None:
+        """Read what has waited and is no longer ahead of a gap, or whose gap is for good.
+
+        An acknowledgement alone is not enough: where several queues are captured from, it
+        may come before what it acknowledges.
+        """
         stream = self.stream
         while self._waiting:
             sequence = min(self._waiting, key=self._distance)
             distance = self._distance(sequence)
-            closed = distance <= 0
-            if not closed:
-                if stream.beyond is None or ahead(sequence, stream.beyond) < 0:
+            if distance > 0:
+                acknowledged = stream.beyond is not None and ahead(sequence, stream.beyond) >= 0
+                patience = _PATIENCE if acknowledged else _LONG_PATIENCE
+                if len(self._waiting) <= _MOST_WAITING and time - self._since < patience:
                     return
+                stream.beyond = sequence  # for all that we know the receiver has it
                 self.trouble.missing += distance
                 self.carriers.clear()
             payload, number = self._waiting.pop(sequence)
-            self.trouble.reordered += closed
+            self.trouble.reordered += distance <= 0
+            self._since = time
             self._read(sequence, payload, number, reader)
 
     def _read(self, sequence: int, payload: bytes, number: int, reader: Reader) -> None:
