@@ -60,7 +60,13 @@ class Terminal:
         lines = self.screen.display
         return shown(lines) if callable(shown) else any(shown in line for line in lines)
 
+    def hang_up(self):
+        """Take the terminal away, as a dead ssh connection does."""
+        os.close(self.ours)
+        self.ours = -1
+
     def close(self):
         self.process.kill()
         self.process.wait()
-        os.close(self.ours)
+        if self.ours != -1:
+            os.close(self.ours)

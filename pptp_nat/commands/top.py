@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import curses
 import os
+import select
 import signal
 import sys
 import threading
@@ -134,6 +135,8 @@ def _show(screen: curses.window, state: Top, path: Path) -> None:
             changed = False
             while not changed:
                 key = screen.getch()
+                if key == -1 and _is_hung_up():
+                    return
                 if key == curses.KEY_RESIZE:
                     curses.update_lines_cols()
                     changed = True
@@ -148,6 +151,13 @@ def _show(screen: curses.window, state: Top, path: Path) -> None:
                         state.trouble = got
                     else:
                         state.look(got)
+
+
+def _is_hung_up() -> bool:
+    """Whether the terminal is gone: reading it then returns at once, for ever."""
+    terminal = select.poll()
+    terminal.register(sys.stdin, 0)  # a hang-up is told whether asked for or not
+    return bool(terminal.poll(0))
 
 
 def _styles() -> dict[Style, int]:

@@ -334,6 +334,14 @@ def test_a_signal_gives_the_terminal_back(terminal, number) -> None:
     assert termios.tcgetattr(terminal.ours)[3] & termios.ECHO
 
 
+def test_without_its_terminal_it_ends(terminal) -> None:
+    """Reading a terminal that is gone returns at once: it would spin for ever."""
+    terminal.until(busiest_first)
+    terminal.hang_up()
+
+    assert terminal.process.wait(30) in (0, 130)
+
+
 def test_a_terminal_that_nobody_knows_is_told(daemon) -> None:
     """One line, no traceback."""
     terminal = Terminal("top", "--socket", str(daemon.path), term="nonesuch")
