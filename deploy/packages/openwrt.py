@@ -36,7 +36,6 @@ PLACES: Final = (
     ("capabilities.json", "etc/capabilities/pptp-nat.json", 0o644),
     ("generate.sh", f"{HOME}/generate.sh", 0o644),
     ("keys", f"{HOME}/keys", 0o644),
-    ("keep-state", f"{HOME}/keep-state", 0o755),
     ("firewall-include", f"{HOME}/firewall-include", 0o755),
     ("ruleset-post.nft", "usr/share/nftables.d/ruleset-post/pptp-nat.nft", 0o644),
     ("forward.nft", "usr/share/nftables.d/chain-pre/forward/pptp-nat.nft", 0o644),

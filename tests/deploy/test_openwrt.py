@@ -17,7 +17,7 @@ from pptp_nat import __version__
 from .router import Router, skip_unless_possible, unpack
 
 FEED = openwrt.FEED
-SCRIPTS = ("pptp-nat.init", "generate.sh", "keep-state", "pptp-nat.defaults", "firewall-include")
+SCRIPTS = ("pptp-nat.init", "generate.sh", "pptp-nat.defaults", "firewall-include")
 
 
 @pytest.fixture(scope="module")

@@ -67,8 +67,8 @@ def test_the_shipped_configuration_is_the_defaults_but_for_what_a_router_spares(
         if getattr(getattr(config, section), name) != getattr(getattr(Config(), section), name)
     }
 
-    # A router's log is a ring in memory; metrics cost it as much memory again.
-    assert {"log.rate", "metrics.listen"} == differing
+    # A router's log is a ring in memory, its flash wears out, and metrics cost it memory.
+    assert {"log.rate", "metrics.listen", "state.sync"} == differing
 
 
 def test_every_kind_of_option_arrives(router: Router) -> None:
@@ -254,32 +254,6 @@ def test_conflicts_with_fw4_are_told_with_their_remedy(make: Make) -> None:
 
     assert line.startswith("daemon.warn flow offloading carries TCP past our rules")
     assert "uci set firewall.@defaults[0].flow_offloading=0" in line
-
-
-# -- Its state -------------------------------------------------------------------------------------
-
-
-def test_state_in_memory_is_copied_to_the_flash_and_back(router: Router) -> None:
-    router.uci.write_text("config state\n\toption copy '/var/flash'\n")
-    flash, memory = router.kept / "var/flash", router.kept / "var/lib/pptp-nat"
-    flash.mkdir()
-    (flash / "calls").write_text("seven")
-    procd = router.service("start")
-    assert "seven" == (memory / "calls").read_text()
-    chores = told(procd, "command")[1]
-    assert ["/usr/lib/pptp-nat/keep-state", "forth", "/var/lib/pptp-nat", "/var/flash", "60"] == (
-        chores[:5]
-    )
-    (memory / "calls").write_text("eight")
-    (memory / "more").write_text("nine")
-    router.service("stop")
-
-    assert {"calls": "eight", "more": "nine"} == {
-        each.name: each.read_text() for each in flash.iterdir()
-    }
-    (memory / "calls").write_text("ten")  # a daemon that was restarted knows better
-    router.service("start")
-    assert "ten" == (memory / "calls").read_text()
 
 
 # -- The daemon ------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ pptp_nat_generate() {
 	pptp_nat_wrong=0 pptp_nat_section='' pptp_nat_type='' pptp_nat_told=''
 	PPTP_NAT_TOML='' PPTP_NAT_FIXED=''
 	PPTP_NAT_ENABLED=1 PPTP_NAT_JAIL=0 PPTP_NAT_INTERFACE='' PPTP_NAT_PORT=9723
-	PPTP_NAT_TEXTFILE='' PPTP_NAT_COPY='' PPTP_NAT_COPY_MINUTES=60
+	PPTP_NAT_TEXTFILE=''
 	PPTP_NAT_LISTEN=off PPTP_NAT_DIRECTORY=/var/lib/pptp-nat PPTP_NAT_BACKEND=auto
 	pptp_nat_list='' pptp_nat_list_name='' pptp_nat_list_kind='' pptp_nat_list_live=''
 
@@ -81,15 +81,14 @@ pptp_nat_option() {
 			return 0
 			;;
 		metrics.interface) PPTP_NAT_INTERFACE=$2; return 0 ;;
-		metrics.port | state.copy_minutes)
+		metrics.port)
 			case "$2" in
 				'' | *[!0-9]* | 0*)
-					pptp_nat_complain "section '$pptp_nat_section', option '$1': '$2' is no whole number above 0" ;;
+					pptp_nat_complain "section 'metrics', option 'port': '$2' is no whole number above 0" ;;
 			esac
-			if [ "$1" = port ]; then PPTP_NAT_PORT=$2; else PPTP_NAT_COPY_MINUTES=$2; fi
+			PPTP_NAT_PORT=$2
 			return 0
 			;;
-		state.copy) PPTP_NAT_COPY=$2; return 0 ;;
 		# These are told to others besides the daemon.
 		metrics.listen) PPTP_NAT_LISTEN=$2; return 0 ;;
 		metrics.textfile) PPTP_NAT_TEXTFILE=$2 ;;

@@ -68,13 +68,14 @@ return view.extend({
 			_('For the textfile collector of prometheus-node-exporter-lua.'));
 		option.placeholder = '/var/prometheus/pptp-nat.prom';
 
-		section = map.section(form.NamedSection, 'state', 'state', _('What outlives a restart'));
-		option = section.option(form.Value, 'copy', _('Copy to'),
-			_('A folder on the flash; left empty, what is known of calls is in memory only.'));
+		section = map.section(form.NamedSection, 'state', 'state', _('What outlives a reboot'));
+		option = section.option(form.Value, 'directory', _('Copies of what is known of calls'),
+			_('Below /var they are in memory; a folder on the flash outlives a reboot.'));
 		option.datatype = 'directory';
-		option = section.option(form.Value, 'copy_minutes', _('Every so many minutes'));
-		option.datatype = 'min(1)';
-		option.placeholder = '60';
+		option.placeholder = '/var/lib/pptp-nat';
+		option = section.option(form.Value, 'sync', _('Seconds between two copies'), _('0: none.'));
+		option.datatype = 'ufloat';
+		option.placeholder = '300';
 
 		section = map.section(form.NamedSection, 'log', 'log', _('Log'));
 		option = section.option(form.ListValue, 'level', _('From which level on'));
