@@ -173,6 +173,11 @@ def test_the_package_lives_and_goes_on_a_debian_machine(
         machine.run("dpkg", "-i", "/newer.deb")
         machine.run("pptp-nat", "status")
         assert pid != machine.said("systemctl", "show", "-P", "MainPID", "pptp-nat")
+        assert 2 == machine.said("pptp-nat", "list", "--state", "up").count("\n") + 1
+        clients.all_hear(calls)
+        machine.run("systemctl", "stop", "pptp-nat")
+        machine.run("systemctl", "start", "pptp-nat")
+        assert 2 == machine.said("pptp-nat", "list", "--state", "up").count("\n") + 1
         clients.all_hear(calls)
         clients.all_hear(clients.dial())
 
