@@ -71,11 +71,16 @@ ANSWERS = {
 Show = Callable[..., str]
 
 
-@pytest.fixture
-def show(tmp_path: Path) -> Show:
-    """Give a function that renders a view and returns the page as it then is."""
+@pytest.fixture(scope="module")
+def show(tmp_path_factory: pytest.TempPathFactory) -> Show:
+    """Give a function that renders a view and returns the page as it then is.
+
+    A browser takes seconds to start, so what was asked for already is not asked for again.
+    """
     if BROWSER is None:
         pytest.skip(f"not found: {', '.join(BROWSERS)}: apt install chromium")
+    shown_before: dict[str, str] = {}
+    tmp_path = tmp_path_factory.mktemp("luci")
 
     def show(view: str, answers: dict[str, Any] = ANSWERS, clicks: tuple[str, ...] = ()) -> str:
         given = {
@@ -83,6 +88,9 @@ def show(tmp_path: Path) -> Show:
             "ANSWERS": answers,
             "CLICKS": clicks,
         }
+        key = json.dumps(given)
+        if key in shown_before:
+            return shown_before[key]
         script = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in given.items())
         script = script.replace("</", "<\\/") + STUB.read_text(encoding="utf-8")
         page = tmp_path / "page.html"
@@ -99,7 +107,7 @@ def show(tmp_path: Path) -> Show:
         )  # fmt: skip
         shown = re.sub(r"<script>.*?</script>", "", told.stdout, flags=re.DOTALL)
         assert 'id="failed"' not in shown, html.unescape(shown)
-        return shown
+        return shown_before.setdefault(key, shown)
 
     return show
 
