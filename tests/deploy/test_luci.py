@@ -61,8 +61,8 @@ ANSWERS = {
     "/usr/bin/pptp-nat list -o json": exits(
         0, json.dumps([CALL, {**CALL, "id": 8, "state": "requested", "up_since": None}])
     ),
-    "/usr/bin/pptp-nat rules check --config /var/etc/pptp-nat.toml": exits(
-        1, "filter FORWARD: the rule does not stand first\n"
+    "/usr/bin/pptp-nat doctor --config /var/etc/pptp-nat.toml": exits(
+        1, "FAIL flow offloading takes TCP past our rules\n"
     ),
     "/usr/bin/pptp-nat clear 7": exits(1, "", "no call matches"),
     "/sbin/logread -l 200 -e pptp-nat": exits(0, LOG),
@@ -192,7 +192,7 @@ def test_the_calls_are_shown_and_looked_at_again(show: Show) -> None:
 def test_findings_and_refusals_are_shown_in_the_daemons_words(show: Show) -> None:
     shown = show("status", clicks=(".cbi-button-action", ".cbi-button-remove"))
 
-    assert "filter FORWARD: the rule does not stand first" in shown
+    assert "FAIL flow offloading takes TCP past our rules" in shown
     assert "no call matches" in texts(shown, "p")
 
 

@@ -8,7 +8,7 @@
    no ubus in it.  A router takes a second or so to start that command: so every ten seconds. */
 
 const PROGRAM = '/usr/bin/pptp-nat';
-const EXAMINE = [ 'rules', 'check', '--config', '/var/etc/pptp-nat.toml' ];
+const EXAMINE = [ 'doctor', '--config', '/var/etc/pptp-nat.toml' ];
 const SECONDS = 10;
 const LINES = 12;
 
