@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import repeat
-from operator import mul
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, repeat
+from operator import mul, sub
 from typing import Final, NamedTuple
 
 from pptp_nat.analysis.packets import Evidence, GrePacket
 
 _GROWTH: Final = 1 / math.log(1.02)  #: buckets per e-fold of delay
+_SILENCE: Final = 1.0  #: seconds; shorter ones are nothing to speak of
 _SHORTEST: Final = 1e-6  #: seconds; shorter delays count as this
 
 
@@ -37,6 +39,67 @@ class Silence(NamedTuple):
     def seconds(self) -> float:
         """How long it was."""
         return self.until - self.begin
+
+
+class Pauses:
+    """The times in which one direction was silent, and what the other said in them."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self.last: Evidence | None = None  #: the latest packet
+        self.longest_gap = 0.0  #: seconds between two packets
+        self.silence: Silence | None = None  #: the longest that ended, if a second or more
+        self.unanswered: Silence | None = None  #: since `last`, if the other direction spoke
+
+    def spoken(
+        self, times: Sequence[float], numbers: Sequence[int], heard: Sequence[float]
+    ) -> None:
+        """Take in packets of this direction, and when those of the other came."""
+        at, last = 0, self.last
+        if not last or times[0] - last.time > _SILENCE:
+            at = bisect_right(heard, times[0])
+            self.heard(heard[:at])
+            self._end(times[0])
+        if last:
+            self.longest_gap = max(self.longest_gap, times[0] - last.time)
+        gaps = list(map(sub, times[1:], times))
+        longest = max(gaps, default=0.0)
+        self.longest_gap = max(self.longest_gap, longest)
+        if longest > _SILENCE:
+            for index, gap in enumerate(gaps):
+                if gap > _SILENCE:
+                    begin = bisect_right(heard, times[index], at)
+                    at = bisect_right(heard, times[index + 1], begin)
+                    self.unanswered = None
+                    self.last = Evidence(self._file, numbers[index], times[index])
+                    self.heard(heard[begin:at])
+                    self._end(times[index + 1])
+        self.unanswered = None
+        self.last = Evidence(self._file, numbers[-1], times[-1])
+        self.heard(heard[bisect_right(heard, times[-1], at) :])
+
+    def heard(self, times: Sequence[float]) -> None:
+        """Take in packets of the other direction behind the last of this one."""
+        if not times:
+            return
+        silence = self.unanswered
+        if silence is None:
+            begin = self.last.time if self.last else times[0]
+            silence = Silence(self.last, begin, 0.0, begin, begin, 0)
+        pauses = list(map(sub, times, chain((silence.until,), times)))
+        longest = max(pauses)
+        if longest > max(silence.rest, _SILENCE):
+            at = pauses.index(longest)
+            silence = silence._replace(rest=longest, began=times[at], heard=-at)
+        self.unanswered = silence._replace(until=times[-1], heard=silence.heard + len(times))
+
+    def _end(self, until: float) -> None:
+        """Note that this direction speaks again; the other may have spoken meanwhile."""
+        silence = self.unanswered
+        if silence is not None and silence.heard > 2:
+            silence = silence._replace(until=until)
+            if self.silence is None or silence.seconds > self.silence.seconds:
+                self.silence = silence
 
 
 class Delays:

@@ -23,7 +23,7 @@ from itertools import chain, compress, islice, pairwise, repeat
 from operator import lt, ne, sub
 from typing import Final
 
-from pptp_nat.analysis.gre_measures import Delays, Silence, Stall, violations
+from pptp_nat.analysis.gre_measures import Delays, Pauses, Silence, Stall, violations
 from pptp_nat.analysis.packets import (
     ABSENT,
     NO_COLUMNS,
@@ -33,7 +33,7 @@ from pptp_nat.analysis.packets import (
     Row,
     columns_of,
 )
-from pptp_nat.analysis.timeline import Bin, Timeline
+from pptp_nat.analysis.timeline import Timeline
 
 # Specification constants.
 _MASK: Final = 0xFFFFFFFF
@@ -44,7 +44,6 @@ _TIMES_KEPT: Final = 4096  #: sending times that outlive a batch; twice as many 
 _LATE_AT_MOST: Final = 4096  #: a number further behind than this will not come any more
 _ANEW: Final = 32  #: a first number this far behind begins a new count
 _JUMP: Final = 65536  #: a step larger than this is a new count, not a loss
-_SILENCE: Final = 1.0  #: seconds; shorter ones are nothing to speak of
 _STALL: Final = 0.3  #: seconds without sending that an acknowledgement has to end
 _PROMPTLY: Final = 0.1  #: seconds from the acknowledgement to what it lets through
 _KEPT: Final = 16  #: losses and stalls that are remembered one by one
@@ -62,7 +61,6 @@ class GreQuality:
         self.data = 0  #: packets that carry a sequence number
         self.acknowledging = 0  #: packets that carry an acknowledgement number
         self.first: Evidence | None = None
-        self.last: Evidence | None = None
         self.first_sequence: int | None = None
         self.lost = 0  #: numbers that have not come past; late ones are taken off again
         self.duplicates = 0
@@ -76,8 +74,6 @@ class GreQuality:
         self.acks_of_unseen = 0  #: acknowledgements of numbers that never came past
         self.stalls: list[Stall] = []  #: the longest, longest first
         self.stalled = 0.0  #: seconds of all of them
-        self.silence: Silence | None = None  #: the longest that ended, if it was a second or more
-        self.longest_gap = 0.0  #: seconds between two packets of this direction
         self.lengths: Counter[int] = Counter()  #: payload lengths and how often, bounded
         self.largest = 0  #: octets of the largest payload
         self.largest_at: list[Evidence] = []  #: the latest packets of that size
@@ -92,7 +88,7 @@ class GreQuality:
         self._missing: dict[int, None] = {}  # numbers passed over, oldest first
         self._sent: dict[int, float] = {}  # number: sending time
         self._data_time = -math.inf  # when the last packet with a number came
-        self._heard: Silence | None = None  # since the last packet of this direction
+        self._pauses = Pauses(file)
         #: an acknowledgement in a pause: when it came, how many it found waiting
         self._ack_after: tuple[float, int] | None = None
 
@@ -127,14 +123,15 @@ class GreQuality:
         times, numbers, sequences = sent.times, sent.numbers, sent.sequences
         if len(sent):
             self._count(sent)
-            self._pauses(times, numbers, heard.times)
-            if 0 in sent.sequenced or 0 in sent.lengths:
+            self._pauses.spoken(times, numbers, heard.times)
+            if bytes(map(bool, sent.lengths)) != sent.sequenced:
                 self._unlike(sent)
+            if 0 in sent.sequenced:
                 times = tuple(compress(times, sent.sequenced))
                 numbers = tuple(compress(numbers, sent.sequenced))
                 sequences = tuple(compress(sequences, sent.sequenced))
         elif len(heard):
-            self._hear(heard.times)
+            self._pauses.heard(heard.times)
         highest = self._expected - 1
         if times:
             if self._ack_after is not None:  # the batch before has left it open
@@ -156,8 +153,8 @@ class GreQuality:
             self.first = Evidence(self.file, sent.numbers[0], times[0])
         largest = max(lengths)
         if largest >= self.largest:
-            places = zip(sent.numbers, times, map(largest.__eq__, lengths), strict=True)
-            found = [Evidence(self.file, number, time) for number, time, is_it in places if is_it]
+            ats = list(compress(range(len(sent)), map(largest.__eq__, lengths)))[-_KEPT:]
+            found = [Evidence(self.file, sent.numbers[at], times[at]) for at in ats]
             before = self.largest_at if largest == self.largest else []
             self.largest, self.largest_at = largest, [*before, *found][-_KEPT:]
         begin = 0
@@ -167,57 +164,6 @@ class GreQuality:
             each.packets += end - begin
             each.octets += sum(lengths[begin:end])
             begin = end
-
-    def _pauses(
-        self, times: Sequence[float], numbers: Sequence[int], heard: Sequence[float]
-    ) -> None:
-        """Find the longest times without a packet, and those in which the other side spoke."""
-        at, last = 0, self.last
-        if not last or times[0] - last.time > _SILENCE:
-            at = bisect_right(heard, times[0])
-            self._hear(heard[:at])
-            self._end_silence(times[0])
-        if last:
-            self.longest_gap = max(self.longest_gap, times[0] - last.time)
-        gaps = list(map(sub, times[1:], times))
-        longest = max(gaps, default=0.0)
-        self.longest_gap = max(self.longest_gap, longest)
-        if longest > _SILENCE:
-            for index, gap in enumerate(gaps):
-                if gap > _SILENCE:
-                    begin = bisect_right(heard, times[index], at)
-                    at = bisect_right(heard, times[index + 1], begin)
-                    self._heard = None
-                    self.last = Evidence(self.file, numbers[index], times[index])
-                    self._hear(heard[begin:at])
-                    self._end_silence(times[index + 1])
-        self._heard = None
-        self.last = Evidence(self.file, numbers[-1], times[-1])
-        self._hear(heard[bisect_right(heard, times[-1], at) :])
-
-    def _hear(self, times: Sequence[float]) -> None:
-        """Note packets of the other direction behind the last of this one."""
-        if not times:
-            return
-        heard = self._heard
-        if heard is None:
-            begin = self.last.time if self.last else times[0]
-            heard = Silence(self.last, begin, 0.0, begin, begin, 0)
-        pauses = list(map(sub, times, chain((heard.until,), times)))
-        longest = max(pauses)
-        if longest > max(heard.rest, _SILENCE):
-            at = pauses.index(longest)
-            heard = heard._replace(rest=longest, began=times[at], heard=-at)
-        self._heard = heard._replace(until=times[-1], heard=heard.heard + len(times))
-
-    def _end_silence(self, until: float) -> None:
-        """Note that this direction speaks again; the other may have spoken meanwhile."""
-        silence = self._heard
-        if silence is not None and silence.heard > 2:
-            silence = silence._replace(until=until)
-            longest = self.silence.seconds if self.silence else _SILENCE
-            if silence.seconds > longest:
-                self.silence = silence
 
     def _unlike(self, sent: Columns) -> None:
         """Count payload without number and number without payload (section 4.1, S bit)."""
@@ -305,73 +251,84 @@ class GreQuality:
         sequences = (highest, *sequences)
         befores = (self._data_time, *times)
         ats = list(map(bisect_right, repeat(times), came))
-        begin = 0
-        while begin < len(acks):
-            each, bin_end = self.timeline.at(came[begin])
-            end = bisect_left(came, bin_end, begin + 1)
-            part = slice(begin, end)
-            if not self._in_step(each, came[part], acks[part], ats[part], sequences, befores):
-                for time, ack, at in zip(came[part], acks[part], ats[part], strict=True):
-                    self._judge(each, time, ack, sequences[at], befores[at])
-                    if self._ack_after is not None and at < len(times):
-                        self._end_stall(numbers[at], times[at], befores[at])
-            begin = end
+        waiting = self._in_step(came, acks, ats, sequences, befores)
+        if waiting is None:
+            kept: list[tuple[float, int, int]] = []
+            for time, ack, at in zip(came, acks, ats, strict=True):
+                found = self._judge(time, ack, sequences[at], befores[at])
+                if found is not None:
+                    kept.append((time, ack, found))
+                if self._ack_after is not None and at < len(times):
+                    self._end_stall(numbers[at], times[at], befores[at])
+            came, acks, waiting = (
+                (list(each) for each in zip(*kept, strict=True)) if kept else ([],) * 3
+            )
+        elif waiting:
+            self._acked = acks[-1]
+        sent = map(self._sent.get, acks, came)
+        self._enter(came, waiting, list(map(sub, came, sent)))
         if self._acked >= 0 and times:
             self._most((self._expected - 1 - self._acked) & _MASK, times[-1])
 
     def _in_step(
-        self, each: Bin, came: Sequence[float], acks: Sequence[int], ats: Sequence[int],
+        self, came: Sequence[float], acks: Sequence[int], ats: Sequence[int],
         sequences: Sequence[int], befores: Sequence[float],
-    ) -> bool:  # fmt: skip
-        """Take in acknowledgements that rise, of packets seen, without pauses; else say no."""
+    ) -> list[int] | None:  # fmt: skip
+        """Return how many packets each acknowledgement finds waiting.
+
+        None unless they rise, are of packets seen, and come without pauses.
+        """
+        if not acks:
+            return []
         if (
             not self._acked < acks[0] <= acks[-1] < self._expected
             or self._acked < 0
             or not all(map(lt, acks, acks[1:]))
             or max(map(sub, came, map(befores.__getitem__, ats))) > _STALL
         ):
-            return False
-        waiting = list(map(sub, map(sequences.__getitem__, ats), (self._acked, *acks)))
-        most = max(waiting)
-        each.outstanding = max(each.outstanding, most)
-        if most > self.outstanding:
-            self._most(most, came[waiting.index(most)])
-        self._acked = acks[-1]
-        was = map(self._sent.get, acks)
-        self._delayed(each, [time - at for time, at in zip(came, was, strict=True) if at])
-        return True
+            return None
+        return list(map(sub, map(sequences.__getitem__, ats), (self._acked, *acks)))
 
-    def _judge(self, each: Bin, time: float, ack: int, highest: int, before: float) -> None:
-        """Take in one acknowledgement that found *highest*, sent at *before*, as the last."""
+    def _judge(self, time: float, ack: int, highest: int, before: float) -> int | None:
+        """Take in one acknowledgement that found *highest*, sent at *before*, as the last.
+
+        Return how many packets it found waiting; None if it says nothing new.
+        """
         if (ack - self._expected) & _MASK < _HALF:
             self.acks_of_unseen += 1
+            return None
+        acked, self._acked = self._acked, ack
+        if acked < 0:
+            return 0
+        if (ack - acked - 1) & _MASK >= _HALF:
+            self._acked = acked
+            return None
+        waiting = (highest - acked) & _MASK
+        if time - before > _STALL:
+            self._ack_after = time, waiting
+        return waiting if waiting < _HALF else 0
+
+    def _enter(self, came: list[float], waiting: list[int], delays: list[float]) -> None:
+        """Put what acknowledgements tell into the bins of their times; no delay is unknown."""
+        if not came:
             return
-        if self._acked >= 0:
-            if (ack - self._acked - 1) & _MASK >= _HALF:
-                return
-            waiting = (highest - self._acked) & _MASK
-            if each.outstanding < waiting < _HALF:
-                each.outstanding = waiting
-            self._most(waiting, time)
-            if time - before > _STALL:
-                self._ack_after = time, waiting
-        self._acked = ack
-        was = self._sent.get(ack)
-        if was is not None:
-            self._delayed(each, [time - was])
+        self.delays.add(filter(None, delays))
+        most = max(waiting)
+        self._most(most, came[waiting.index(most)])
+        begin = 0
+        while begin < len(came):
+            each, bin_end = self.timeline.at(came[begin])
+            end = bisect_left(came, bin_end, begin + 1)
+            each.outstanding = max(each.outstanding, *waiting[begin:end])
+            part = delays[begin:end]
+            each.delay += sum(part)
+            each.delayed += len(part) - part.count(0.0)
+            each.longest = max(each.longest, *part)
+            begin = end
 
     def _most(self, waiting: int, time: float) -> None:
         if self.outstanding < waiting < _HALF:
             self.outstanding, self.outstanding_time = waiting, time
-
-    def _delayed(self, each: Bin, delays: list[float]) -> None:
-        """Take *delays* into the bin and into the whole."""
-        if not delays:
-            return
-        self.delays.add(delays)
-        each.delay += sum(delays)
-        each.delayed += len(delays)
-        each.longest = max(each.longest, *delays)
 
     def _end_stall(self, number: int, time: float, previous: float) -> None:
         """Something is sent after a pause, in which an acknowledgement came."""
@@ -388,9 +345,24 @@ class GreQuality:
         self.oddities[slug] = count + 1, first
 
     @property
+    def last(self) -> Evidence | None:
+        """The latest packet."""
+        return self._pauses.last
+
+    @property
+    def longest_gap(self) -> float:
+        """Seconds between two packets of this direction, at most."""
+        return self._pauses.longest_gap
+
+    @property
+    def silence(self) -> Silence | None:
+        """The longest silence that ended, if it was a second or more."""
+        return self._pauses.silence
+
+    @property
     def unanswered(self) -> Silence | None:
         """The silence of this direction that lasts to the end, if the other one spoke in it."""
-        return self._heard
+        return self._pauses.unanswered
 
     @property
     def loss(self) -> float:

@@ -295,7 +295,7 @@ PPP_RULES: Final[tuple[Rule[CallCase], ...]] = (
          "firewall, and whether its GRE has the call ID that the other has announced.",
          _lcp_timeout, _ONE_WAY),
     Rule("authentication_failed", _E, "Check name and password, and whether the server wants a "
-         "domain before the name (DOMAIN\\\\name).", _failed),
+         "domain before the name (DOMAIN\\name).", _failed),
     Rule("authentication_no_response", _E, "The client has no secret for this server or was not "
          "asked to authenticate: enter name and password there.", _no_response),
     Rule("authentication_no_verdict", _E, "The server waits for something itself, mostly its "

@@ -50,9 +50,13 @@ class Timeline:
         self.width = _FINEST  #: seconds
         self.base = 0  #: the first bin begins at base * width
         self.bins: list[Bin] = []
+        self._latest = Bin()
+        self._begin = self._end = 0.0  # of the latest bin asked for
 
     def at(self, time: float) -> tuple[Bin, float]:
         """Return the bin that holds *time*, and when it ends."""
+        if self._begin <= time < self._end:
+            return self._latest, self._end
         if not self.bins:
             self.base = math.floor(time / self.width)
         while (at := math.floor(time / self.width) - self.base) >= _BINS:
@@ -60,7 +64,10 @@ class Timeline:
         at = max(at, 0)
         while len(self.bins) <= at:
             self.bins.append(Bin())
-        return self.bins[at], (self.base + at + 1) * self.width
+        self._latest = self.bins[at]
+        self._begin = (self.base + at) * self.width
+        self._end = self._begin + self.width
+        return self._latest, self._end
 
     def _coarsen(self) -> None:
         """Make the bins twice as wide."""
