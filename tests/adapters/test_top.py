@@ -339,7 +339,7 @@ def test_without_its_terminal_it_ends(terminal) -> None:
     terminal.until(busiest_first)
     terminal.hang_up()
 
-    assert terminal.process.wait(30) in (0, 130)
+    assert terminal.process.wait(30) in (0, 1, 130)  # nobody is left to be told why
 
 
 def test_a_terminal_that_nobody_knows_is_told(daemon) -> None:
