@@ -8,6 +8,8 @@ import re
 import selectors
 import socket
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -257,6 +259,7 @@ def test_garbage_gets_one_error_and_the_connection_is_closed(daemon, octets) -> 
     answer, end = read(client)
 
     assert (answer["id"], answer["ok"], end) == (None, False, None)
+    assert daemon.server.garbled == 1
     assert set() == daemon.server.clients
 
 
@@ -768,6 +771,30 @@ def test_no_daemon_is_told_with_the_way_to_start_one(tmp_path) -> None:
             f"no daemon answers on {path}: is `pptp-nat run` up? "
             "Another socket is named with --socket"
         )
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to be somebody else")
+def test_who_may_not_ask_is_told_who_may(daemon) -> None:
+    """Operators try it as themselves first."""
+    daemon.path.parent.chmod(0o755)
+    for parent in daemon.path.parent.parents:
+        if parent.stat().st_uid == 0 and parent != Path("/") and "pytest" in parent.name:
+            parent.chmod(0o755)
+    code = (
+        "import os, pathlib, sys\n"
+        "from pptp_nat import api; from pptp_nat.errors import UsageError\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "try: api.ask(pathlib.Path(sys.argv[1]), {'do': 'status'})\n"
+        "except UsageError as error: print(error)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code, str(daemon.path)], capture_output=True, text=True, check=True
+    ).stdout
+
+    assert said == (
+        f"no daemon answers on {daemon.path}: its owner and group alone may ask: "
+        "run this as root or as a member\n"
+    )
 
 
 def test_an_impossible_path_is_told(tmp_path) -> None:

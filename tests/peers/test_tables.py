@@ -227,6 +227,58 @@ def test_a_subscriber_that_never_reads_holds_nobody_up(world: Callable[..., Worl
     assert resident(here.daemon.pid) - before < 16 << 20
 
 
+FLOOD = """
+import itertools, json, socket, sys, time
+ends = time.monotonic() + 60
+kept = []
+for number in itertools.count():
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(1)
+    try:
+        client.connect(sys.argv[1])
+        client.send([b"garbage\\n", b"{", json.dumps({"v": 9, "id": 1}).encode() + b"\\n",
+                     b"x" * 70000, b""][number % 5])
+    except OSError:
+        pass
+    kept.append(client)
+    if number % 200 == 199:
+        for each in kept: each.close()
+        kept.clear()
+    if time.monotonic() > ends: break
+"""
+
+
+def test_a_flood_on_the_socket_holds_no_call_up(world: Callable[..., World]) -> None:
+    """Garbage, halves of requests, other versions, and thousands who just connect."""
+    here = world("conntrack", inside=1)
+    assert here.daemon is not None
+    here.station(here.lab.outside[0]).listen()
+    connection = here.dial(here.station(here.lab.inside[0]), here.lab.outside[0].address)
+    before = resident(here.daemon.pid)
+    flood = here.lab.popen(
+        here.lab.router, [sys.executable, "-c", FLOOD, str(here.daemon.socket)]
+    )
+    def socket_says() -> dict[str, int]:
+        assert here.daemon is not None
+        answer = here.daemon.ask("status", "-o", "json", check=False)
+        said: dict[str, int] = json.loads(answer.stdout)["api"] if answer.stdout else {}
+        return said
+
+    def calls_come_and_go() -> bool:
+        calls = here.up(connection.call() for _ in range(20))
+        here.all_hear(calls, count=1)
+        for call in calls[::2]:
+            connection.clear(call)
+        here.until(lambda: not any(each.up for each in calls), "they are gone")
+        said = socket_says()
+        return said.get("garbled", 0) > 50 and said.get("refused", 0) > 0
+
+    assert here.loop.run_until(calls_come_and_go, 50, every=0.1), socket_says()
+    here.lab.end(flood)
+    assert here.loop.run_until(lambda: socket_says().get("clients") == 1, 30, every=0.2)
+    assert resident(here.daemon.pid) - before < 16 << 20
+
+
 def resident(pid: int | None) -> int:
     """Return the octets of memory that a process holds."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
