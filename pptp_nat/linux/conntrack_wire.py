@@ -203,6 +203,11 @@ _NAT_MINIP: Final = ATTRIBUTE.pack(8, CTA_NAT_V4_MINIP)
 _NAT_PROTO: Final = ATTRIBUTE.pack(12, NESTED | CTA_NAT_PROTO)
 _NAT_PORT: Final = ATTRIBUTE.pack(6, CTA_PROTONAT_PORT_MIN)
 _CARRYING: Final = attribute(CTA_STATUS, _U32.pack(CARRYING))
+_TIMEOUT_HEADER: Final = ATTRIBUTE.pack(8, CTA_TIMEOUT)
+_GRE_FROM: Final = _PROTO + _NUM + bytes((GRE, 0, 0, 0)) + _SRC_PORT
+_REPLY_HEADERS: Final = TUPLE_HEADER[CTA_TUPLE_REPLY] + _IP + _IP_SRC
+#: A new entry behind its family: both tuples, status, timeout, mark.
+_NEW: Final = struct.Struct("!12s4s4s4s16sH2x4sH2x12s4s4s4s16sH2x4sH2x8s4sI4sI")
 
 
 def tuple_attribute(kind: int, value: Tuple) -> bytes:
@@ -233,25 +238,19 @@ def new_message(leg: Leg, mark: int, spare_key: int, lifetime: int) -> Message:
     # The reply's addresses go in untranslated: only what the NAT attributes change
     # makes the kernel set IPS_SRC_NAT and IPS_DST_NAT.  Its keys go in translated:
     # nf_nat leaves GRE keys alone.
-    reply = Tuple(GRE, destination, new_key, source, spare_key)
-    parts = [
-        FAMILY,
-        tuple_attribute(CTA_TUPLE_ORIG, Tuple(GRE, source, 0, destination, key)),
-        tuple_attribute(CTA_TUPLE_REPLY, reply),
-        _CARRYING,
-        attribute(CTA_TIMEOUT, _U32.pack(lifetime)),
-        _MARK.pack(_MARK_HEADER, mark),
-    ]
+    body = _NEW.pack(
+        ARRIVING_HEADERS[0], source, _IP_DST, destination, _GRE_FROM, 0, _DST_PORT, key,
+        _REPLY_HEADERS, destination, _IP_DST, source, _GRE_FROM, new_key, _DST_PORT, spare_key,
+        _CARRYING, _TIMEOUT_HEADER, lifetime, _MARK_HEADER, mark,
+    )  # fmt: skip
     if new_destination != destination:
-        parts.append(_NAT_DST.pack(_NAT_DST_HEADER, _NAT_MINIP, new_destination))
+        body += _NAT_DST.pack(_NAT_DST_HEADER, _NAT_MINIP, new_destination)
     if new_source != source:
         # Without a key the kernel would borrow one from another call of this source.
-        parts.append(
-            _NAT_SRC.pack(
-                _NAT_SRC_HEADER, _NAT_MINIP, new_source, _NAT_PROTO, _NAT_PORT, spare_key
-            )
+        body += _NAT_SRC.pack(
+            _NAT_SRC_HEADER, _NAT_MINIP, new_source, _NAT_PROTO, _NAT_PORT, spare_key
         )
-    return Message(CT_NEW, F_CREATE | F_EXCL, b"".join(parts))
+    return Message(CT_NEW, F_CREATE | F_EXCL, FAMILY + body)
 
 
 def delete_message(entry: Entry) -> Message:

@@ -28,6 +28,9 @@ SOL_NETLINK: Final = 270
 NETLINK_CAP_ACK: Final = 10  # an error comes without the request that it is about
 HEADER: Final = struct.Struct("=IHHII")  # length, kind, flags, sequence, port ID
 ERROR_CODE: Final = struct.Struct("=i")
+#: An error with the header of its request, as NETLINK_CAP_ACK has it: kind, sequence, code.
+_ACKNOWLEDGEMENT: Final = struct.Struct("=4xH2xI4xi16x")
+_HEADER_SIZE: Final = HEADER.size
 ATTRIBUTE: Final = struct.Struct("=HH")  # length with this header, type
 NLMSG_ERROR: Final = 2
 NLMSG_DONE: Final = 3
@@ -204,7 +207,19 @@ class Netlink:
 
     def request(self, messages: Sequence[Message]) -> list[int]:
         """Send all *messages* and return the errno of each, 0 for success."""
+        if len(messages) == 1:
+            return [self._order(messages[0])]
         return self.exchange(messages)[0]
+
+    def _order(self, message: Message) -> int:
+        """Do what `exchange` does for one message, of which nothing but an errno comes back."""
+        first = self._send((message,), F_ACK)
+        datagram = self._receive() or _nothing()
+        if len(datagram) == _ACKNOWLEDGEMENT.size:
+            kind, sequence, code = _ACKNOWLEDGEMENT.unpack(datagram)
+            if kind == NLMSG_ERROR and sequence == first:
+                return -int(code)
+        return self._collected(first, 1, datagram)[0][0]
 
     def exchange(self, messages: Sequence[Message]) -> tuple[list[int], list[Received]]:
         """Send all *messages* at once; return the errno of each, and all that came back.
@@ -217,16 +232,21 @@ class Netlink:
         """
         assert 0 < len(messages) <= MOST_PER_SEND, "the answers must fit into the buffer"
         first = self._send(messages, F_ACK)
-        last = len(messages) - 1
-        errnos = [0] * len(messages)
+        return self._collected(first, len(messages), self._receive())
+
+    def _collected(
+        self, first: int, count: int, datagram: bytes | None
+    ) -> tuple[list[int], list[Received]]:
+        """Read the answers to *count* messages, of which *datagram* is the first."""
+        last = count - 1
+        errnos = [0] * count
         received: list[Received] = []
         while True:
-            datagram = self._receive()
             if datagram is None:
                 if errnos[0] == 0:
                     _nothing()
                 # Without the capability the kernel answers the first message only.
-                return [errnos[0]] * len(messages), received
+                return [errnos[0]] * count, received
             for kind, flags, sequence, portid, body in walk(datagram):
                 index = sequence - first
                 known = 0 <= index <= last
@@ -237,6 +257,7 @@ class Netlink:
                 elif kind >= FIRST_OWN_KIND and (known or sequence == 0):
                     # An echo has no sequence number (nfnl_msg_put in ctnetlink_conntrack_event).
                     received.append(Received(index if known else -1, kind, flags, portid, body))
+            datagram = self._receive()
 
     def get(self, message: Message) -> tuple[int, bytes]:
         """Send *message* and return its errno and the body of its one answer.
@@ -351,7 +372,7 @@ class Netlink:
         parts = []
         for sequence, (kind, flags, body) in enumerate(messages, first):
             last = last_flags if sequence == self._sequence else 0
-            length = HEADER.size + len(body)
+            length = _HEADER_SIZE + len(body)
             parts.append(HEADER.pack(length, kind, F_REQUEST | flags | last, sequence, 0))
             parts.append(body)
         try:
