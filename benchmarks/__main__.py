@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from benchmarks import machine, measures, programs, report, topology
+from benchmarks import machine, measures, paths, programs, report, topology
 from benchmarks.measures import FULL, QUICK, Plan, Run, Sample
 from benchmarks.paths import WAYS
 from benchmarks.scrape import scrape
@@ -40,13 +40,19 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", choices=MEASURES, help="measure this alone")
     parser.add_argument("--rounds", type=int, help=f"rounds of each ({FULL.rounds})")
     parser.add_argument(
+        "--package", type=Path, metavar="DIR",
+        help="measure the pptp_nat in DIR, such as build/compiled (make compiled)",
+    )  # fmt: skip
+    parser.add_argument(
         "--json", type=Path, metavar="PATH",
         help="write everything there; a full run is written to benchmarks/results/ if not told",
     )  # fmt: skip
     asked = parser.parse_args()
     if asked.rounds is not None and asked.rounds < 1:
         parser.error("--rounds: at least 1")
-    if asked.json is None and not (asked.quick or asked.only):
+    if asked.package is not None and not (asked.package / "pptp_nat" / "daemon.py").exists():
+        parser.error(f"--package: there is no pptp_nat in {asked.package}")
+    if asked.json is None and not (asked.quick or asked.only or asked.package):
         asked.json = _usual_place()
     return asked
 
@@ -124,6 +130,8 @@ def main() -> int:
     asked = _arguments()
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, _stop)
+    if asked.package is not None:
+        paths.CHECKOUT = asked.package.resolve()
     plan = QUICK if asked.quick else FULL
     if asked.rounds:
         plan = dataclasses.replace(plan, rounds=asked.rounds)

@@ -309,7 +309,7 @@ class Stream:
                 start += head.length
         except ExhaustedError:
             # What came before the refused message is not read twice.
-            self._commit(new[: max(start - have, 0)], octets[start:have], limit)
+            self._commit(new[: max(start - have, 0)], octets[min(start, have) : have], limit)
             raise
         self._commit(new, octets[start:], limit)
         return progress, edits
