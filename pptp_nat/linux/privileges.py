@@ -45,29 +45,34 @@ def drop(kept: Collection[int] = (NET_ADMIN,), *, inherited: bool = False) -> No
         AdapterError: the kernel refuses.
     """
     bits = sum(1 << number for number in kept)
-    permitted = _permitted() & bits
+    effective, permitted_before, _ = _held()
+    permitted = permitted_before & bits
     for number in range(_LAST_CAP + 1):
         # A bounding set that is empty already, as in a sandbox, needs no CAP_SETPCAP.
         if not bits >> number & 1 and _prctl(_BOUNDING_READ, number, may_fail=True) == 1:
             _prctl(_BOUNDING_DROP, number)
     if not inherited:
         _prctl(_AMBIENT, _AMBIENT_CLEAR, may_fail=True)
-    low, high = permitted & 0xFFFFFFFF, permitted >> 32
-    sets = _SETS.pack(low, low, low * inherited, high, high, high * inherited)
-    header = ctypes.create_string_buffer(_HEADER.pack(_VERSION, 0))
-    if _LIBC.capset(header, ctypes.create_string_buffer(sets)) != 0:
-        _raise("letting go of capabilities")
+    # A sandbox may forbid capset(2), and has then left nothing to let go of: what is
+    # inheritable and not ambient is worth nothing without new privileges.
+    if (permitted, permitted) != (effective, permitted_before):
+        low, high = permitted & 0xFFFFFFFF, permitted >> 32
+        sets = _SETS.pack(low, low, low * inherited, high, high, high * inherited)
+        header = ctypes.create_string_buffer(_HEADER.pack(_VERSION, 0))
+        if _LIBC.capset(header, ctypes.create_string_buffer(sets)) != 0:
+            _raise("letting go of capabilities")
     _prctl(_NO_NEW_PRIVILEGES, 1)
 
 
-def _permitted() -> int:
+def _held() -> tuple[int, int, int]:
+    """Return the effective, permitted and inheritable capabilities, as bits."""
     header = ctypes.create_string_buffer(_HEADER.pack(_VERSION, 0))
     sets = ctypes.create_string_buffer(_SETS.size)
     if _LIBC.capget(header, sets) != 0:
         _raise("looking at capabilities")
-    _, low, _, _, high, _ = _SETS.unpack_from(sets)
-    permitted: int = low | high << 32
-    return permitted
+    low, high = _SETS.unpack_from(sets)[:3], _SETS.unpack_from(sets)[3:]
+    effective, permitted, inheritable = (a | b << 32 for a, b in zip(low, high, strict=True))
+    return effective, permitted, inheritable
 
 
 def _prctl(option: int, argument: int, *, may_fail: bool = False) -> int:

@@ -187,6 +187,18 @@ def test_the_package_lives_and_goes_on_a_debian_machine(
     machine.run("systemctl", "stop", "pptp-nat")
     machine.until(lambda: "PPTP_NAT" not in machine.said("iptables-save"), "the rules are gone")
 
+    config = "/etc/pptp-nat/pptp-nat.toml"
+    machine.run("sed", "-i", "s/^queue = 1723$/queue = 99999/", config)
+    machine.run("systemctl", "start", "pptp-nat", check=False)
+    machine.until(
+        lambda: machine.said("systemctl", "is-failed", "pptp-nat") == "failed", "it gives up"
+    )
+    told = machine.said("journalctl", "-u", "pptp-nat", "-q", "-o", "cat")
+    assert f"{config}: control.queue: 99999 is out of range" in told
+    machine.until(lambda: "PPTP_NAT" not in machine.said("iptables-save"), "the rules are gone")
+
+    machine.run("sed", "-i", "s/^queue = 99999$/queue = 1723/", config)
+    machine.run("systemctl", "reset-failed", "pptp-nat")
     machine.run("systemctl", "start", "pptp-nat")
     machine.run("dpkg", "--purge", "pptp-nat")
     machine.until(lambda: "PPTP_NAT" not in machine.said("iptables-save"), "the rules are gone")

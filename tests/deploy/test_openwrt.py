@@ -13,6 +13,7 @@ import pytest
 
 from deploy.packages import keys, openwrt
 from pptp_nat import __version__
+from pptp_nat.cli import APART
 
 from .router import Router, skip_unless_possible, unpack
 
@@ -70,6 +71,30 @@ def test_a_command_whose_package_is_missing_says_so(packages: list[Path], tmp_pa
 
     assert (1, 1) == (told.returncode, len(told.stderr.splitlines())), told.stderr
     assert "pptp-nat-tools" in told.stderr
+
+
+def test_every_other_command_is_whole_without_tools_and_laboratory(
+    packages: list[Path], tmp_path: Path
+) -> None:
+    unpack(packages[0], tmp_path)
+    script = (
+        f"import sys; sys.path[:0] = [{str(tmp_path / openwrt.HOME)!r}]\n"
+        "import pkgutil; from importlib import import_module; import pptp_nat.commands as it\n"
+        "for each in pkgutil.iter_modules(it.__path__):\n"
+        "    try: import_module(f'pptp_nat.commands.{each.name}')\n"
+        "    except ModuleNotFoundError as error: print(each.name, error.name)\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True
+    )
+    missing = {
+        command: part
+        for command, part in map(str.split, told.stdout.splitlines())
+        if part.startswith("pptp_nat.")  # python3-netfilterqueue is a package of its own
+    }
+
+    assert {"analyze", "conntrack", "demo", "monitor"} == set(missing)
+    assert set(missing.values()) == set(APART)
 
 
 def test_byte_code_alone_is_enough(packages: list[Path], tmp_path: Path) -> None:
