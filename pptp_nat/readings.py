@@ -11,7 +11,6 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from itertools import chain
 from socket import inet_ntoa
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -28,7 +27,6 @@ from pptp_nat.totals import Totals
 from pptp_nat.views import is_opaque
 
 if TYPE_CHECKING:
-    from pptp_nat.core.calls import Connection
     from pptp_nat.daemon import Daemon
 
 _T = TypeVar("_T")
@@ -119,7 +117,8 @@ class Readings:
         opaque = conflicts = 0
         for some in _slices(list(self._daemon.translator.book.connections.values())):
             states.update(each.state for each in some)
-            clients.update(chain.from_iterable(map(_hidden, some)))
+            clients.update(each.key[:4] for each in some if each.chooses(Party.ORIGINATOR))
+            clients.update(each.key[4:8] for each in some if each.chooses(Party.RESPONDER))
             opaque += sum(map(is_opaque, some))
             conflicts += sum(each.passive == "kernel_helper" for each in some)
             yield
@@ -265,14 +264,6 @@ def _directed(values: Sequence[int]) -> list[Sample]:
 
 def _distribution(histogram: Histogram) -> Distribution:
     return Distribution(histogram.bounds, tuple(histogram.counts), histogram.total)
-
-
-def _hidden(connection: Connection) -> Iterator[Address]:
-    key = connection.key
-    if connection.chooses(Party.ORIGINATOR):
-        yield key[:4]
-    if connection.chooses(Party.RESPONDER):
-        yield key[4:8]
 
 
 def _slices(items: Sequence[_T]) -> Iterator[Sequence[_T]]:

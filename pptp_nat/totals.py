@@ -79,8 +79,9 @@ class Totals:
     def end(self, down: LegDown, tally: Tally | None) -> None:
         """Add the last count of a leg, None if it is not known, and forget the leg."""
         name = _name(down.leg)
-        if tally is not None:
-            self._add(name, tally)
+        known = self._known.get(name)
+        if tally is not None and known is not None:
+            self._add(name, known, tally)
         if self._further.get(name):
             self._further[name] -= 1
             if not self._further[name]:
@@ -95,17 +96,17 @@ class Totals:
 
     def read(self, tallies: Mapping[Match, Tally]) -> None:
         """Add what legs have carried since their counts were last read."""
-        for match, tally in tallies.items():
-            self._add(_name(match), tally)
+        known_as = self._known.get
+        for (source, destination, key), (packets, octets) in tallies.items():
+            # Most legs are idle: this much is done for each of them.
+            name = source + destination + key.to_bytes(2, "big")
+            known = known_as(name)
+            if known is not None and known >> 1 != octets << _OCTETS_AT - 1 | packets:
+                self._add(name, known, Tally(packets, octets))
 
-    def _add(self, name: bytes, tally: Tally) -> None:
-        known = self._known.get(name)
-        if known is None:
-            return
+    def _add(self, name: bytes, known: int, tally: Tally) -> None:
         packets = tally.packets - (known >> 1 & _PACKETS)
         octets = tally.octets - (known >> _OCTETS_AT)
-        if not packets and not octets:
-            return
         if packets < 0 or octets < 0:
             packets, octets = tally
         to_inside = known & 1

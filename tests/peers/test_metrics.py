@@ -225,6 +225,23 @@ def test_the_port_answers_health_checks_and_people(world: Callable[..., World]) 
     assert get(here, fields={"Accept": "application/openmetrics-text"})[1].endswith("# EOF\n")
 
 
+@pytest.mark.parametrize(("metrics", "megabytes"), [("off", 32), (PLACE, 45)])
+def test_who_wants_no_metrics_has_no_memory_for_them(
+    world: Callable[..., World], metrics: str, megabytes: int
+) -> None:
+    """Small routers have 64 MB."""
+    here = world("conntrack", inside=1, metrics=metrics)
+    if metrics == PLACE:
+        scrape(here)
+    assert here.daemon is not None
+    status = Path(f"/proc/{here.daemon.pid}/status").read_text()
+    resident = int(re.search(r"VmRSS:\s+(\d+) kB", status)[1])  # type: ignore[index]
+    maps = Path(f"/proc/{here.daemon.pid}/maps").read_text()
+
+    assert resident / 1024 < megabytes
+    assert ("libssl" in maps) <= (metrics == PLACE)
+
+
 def test_a_flood_on_the_port_delays_no_call(world: Callable[..., World]) -> None:
     """Garbage, silence and deaf readers at once: calls come up, scrapes are answered."""
     here = world("conntrack", inside=2, metrics=PLACE)
