@@ -134,7 +134,7 @@ def kernel_helper(router: Router) -> Judged:
     found += (
         Judgement("kernel_helper", Outcome.WARN, f"rules cannot be read ({complaint})",
                   "make that command work: whether a rule attaches the helper is not known")
-        for complaint in preflight_helper.unreadable()
+        for complaint in router.unreadable
     )  # fmt: skip
     yield from or_pass(found, "kernel_helper", "not attached to control connections")
 
@@ -142,7 +142,13 @@ def kernel_helper(router: Router) -> Judged:
 def _helped(router: Router) -> list[str]:
     """Return where the kernel's helper is attached, or will be."""
     ports = router.settings.ports
-    places = [f"a rule: {where}" for where in preflight_helper.assignments(ports)]
+    places = [
+        f"{command}, {where}"
+        for command, tables, _ in router.saved
+        for where in preflight_helper.assigned_by_iptables(tables, ports)
+    ]
+    found = preflight_helper.assigned_by_nftables(router.nftables, ports)
+    places += [f"nftables, {where}" for where in found]
     for row in router.connections:
         if row.helper == preflight_helper.NAME:
             ends = row.original

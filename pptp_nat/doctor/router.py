@@ -18,6 +18,7 @@ from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.conntrack_table import TableRow, table
 from pptp_nat.linux.nfqueue import QueueCounters, queue_counters
 from pptp_nat.linux.ruleset import Backend, RuleSettings
+from pptp_nat.linux.ruleset_iptables import PREFIX
 from pptp_nat.linux.ruleset_settings import run
 
 _POLICY: Final = re.compile(r":(\S+) (ACCEPT|DROP) ")
@@ -57,6 +58,7 @@ class Router:
         self.root = root
         self._backend = backend
         self.uplinks: set[str] = set()  #: interfaces towards the world, besides default routes
+        self.unreadable: list[str] = []  #: what the tools said that could not list their rules
 
     def text(self, path: str) -> str | None:
         """Return what is in the file *path* (``proc/sys/...``); None: it cannot be read."""
@@ -90,6 +92,8 @@ class Router:
         for command in iptables.variants():
             ran = run(f"{command}-save")
             if ran is None or ran.code:
+                said = "is not installed" if ran is None else ran.complaint
+                self.unreadable.append(f"{command}-save: {said}")
                 continue
             policies = {}
             table_name = ""
@@ -107,11 +111,12 @@ class Router:
     def nftables(self) -> list[dict[str, Any]]:
         """The objects of ``nft -j list ruleset``, without the tables that iptables-nft keeps."""
         ran = run("nft", "-j", "list", "ruleset")
-        if ran is None or ran.code:
+        if ran is None:
             return []
         try:
             objects: list[dict[str, Any]] = json.loads(ran.output)["nftables"]
         except (ValueError, KeyError):
+            self.unreadable.append(f"nft: {ran.complaint or f'exit code {ran.code}'}")
             return []
         kept = {name for saved in self.saved for name in saved.tables}
         return [
@@ -146,14 +151,15 @@ class Router:
         """
         return ruleset.check(self.settings, self.backend)
 
-    @functools.cached_property
+    @property
     def has_rules(self) -> bool:
-        """Whether anything of ours is in place, of any backend.
-
-        Raises:
-            AdapterError: that cannot be found out.
-        """
-        return iptables.present() or ruleset_nftables.present()
+        """Whether anything of ours is in place, of any backend."""
+        return any(
+            chain.startswith(PREFIX)
+            for saved in self.saved for chains in saved.tables.values() for chain in chains
+        ) or any(
+            each.get("table", {}).get("name") == ruleset_nftables.TABLE for each in self.nftables
+        )  # fmt: skip
 
     @functools.cached_property
     def wan(self) -> set[str]:

@@ -43,7 +43,13 @@ def flow_offload(router: Router) -> Judged:
     """Look for flow tables that take control connections."""
     ports = ", ".join(map(str, router.settings.ports))
     mend = f"exclude TCP port {ports} from it, or turn it off"
-    places = list(preflight_helper.offloads())
+    places = [
+        f"{command}, {where}"
+        for command, tables, _ in router.saved
+        for where in preflight_helper.offloaded_by_iptables(tables)
+    ]
+    found_by_nft = preflight_helper.offloaded_by_nftables(router.nftables)
+    places += [f"nftables, {where}" for where in found_by_nft]
     found = [
         Judgement("flow_offload", Outcome.FAIL,
                   f"{where} hands TCP to a flow table: control messages go past our rules", mend)
