@@ -69,7 +69,7 @@ def _keys_untracked(table: PptpTable) -> Iterator[Case]:
 
 
 def _translated_twice(table: PptpTable) -> Iterator[Case]:
-    for tunnel in table.tunnels:
+    for tunnel in table.suspects:
         helped = [entry for entry in tunnel.controls if entry.helper == "pptp"]
         ours = [entry for entry in tunnel.gre if is_ours(entry, table.entry_mark)]
         whole = [entry for entry in tunnel.gre if entry.both_ways]
@@ -91,7 +91,7 @@ def _strangers(table: PptpTable) -> Iterator[tuple[Tunnel, ListedEntry, list[Lis
         if stranger.arrives:
             for tunnel in stranger.tunnels:
                 arriving[id(tunnel)].append(stranger.entry)
-    for tunnel in table.tunnels:
+    for tunnel in table.suspects:
         if came := arriving.get(id(tunnel)):
             for call in tunnel.calls:
                 if call.by == "nobody" and call.entries[0].unreplied and tunnel.open:
@@ -113,7 +113,8 @@ def _keys_collide(table: PptpTable) -> Iterator[Case]:
     owners: defaultdict[tuple[str, str, int], dict[str, ListedEntry]] = defaultdict(dict)
     for tunnel in (*table.tunnels, *table.orphans):
         for call in tunnel.calls:
-            _note_owner(tunnel, call, owners)
+            if call.by == "helper":  # conntrack itself sees to it for entries of one way
+                _note_owner(tunnel, call, owners)
     for (sender, external, key), hosts in owners.items():
         if len(hosts) > 1:
             yield Case(
@@ -178,13 +179,13 @@ def _translation_missing(table: PptpTable) -> Iterator[Case]:
 
 
 def _offloaded(table: PptpTable) -> Iterator[Case]:
-    for tunnel in table.tunnels:
+    for tunnel in table.suspects:
         if past := tuple(entry for entry in tunnel.open if entry.offloaded):
             yield Case(f"{tunnel}: a flow table carries it past all rules", past)
 
 
 def _unanswered(table: PptpTable) -> Iterator[Case]:
-    for tunnel in table.tunnels:
+    for tunnel in table.suspects:
         for entry in tunnel.controls:
             if entry.state.startswith("SYN_SENT") and entry.unreplied:
                 way = entry.original
@@ -196,7 +197,7 @@ def _unanswered(table: PptpTable) -> Iterator[Case]:
 
 def _one_way(table: PptpTable) -> Iterator[Case]:
     answered = {id(left) for _, left, _ in _strangers(table)}
-    for tunnel in table.tunnels:
+    for tunnel in table.suspects:
         if not tunnel.open:
             continue
         for call in tunnel.calls:
@@ -239,14 +240,14 @@ def _expiring(table: PptpTable) -> Iterator[Case]:
 
 
 def _helped_without_gre(table: PptpTable) -> Iterator[Case]:
-    for tunnel in table.tunnels:
+    for tunnel in table.suspects:
         helped = tuple(e for e in tunnel.open if e.helper == "pptp" and e.state == "ESTABLISHED")
         if helped and not tunnel.gre:
             yield Case(f"{tunnel}: the control connection is up and has no GRE entry", helped)
 
 
 def _control_gone(table: PptpTable) -> Iterator[Case]:
-    closed = [tunnel for tunnel in table.tunnels if not tunnel.open and tunnel.gre]
+    closed = [tunnel for tunnel in table.suspects if not tunnel.open and tunnel.gre]
     for tunnel in (*table.orphans, *closed):
         by = "pptp-nat" if any(call.by == "pptp-nat" for call in tunnel.calls) else "GRE"
         count = "1 entry" if len(tunnel.gre) == 1 else f"{len(tunnel.gre)} entries"

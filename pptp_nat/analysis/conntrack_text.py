@@ -15,7 +15,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Final
 
-from pptp_nat.analysis.conntrack_entries import GRE, Count, ListedEntry, Way, is_control
+from pptp_nat.analysis.conntrack_entries import GRE, TCP, Count, ListedEntry, Way, is_control
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -25,7 +25,7 @@ SHOWN: Final = 60  #: characters of a line in a complaint
 
 _ADDRESS: Final = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}")
 _TUPLE: Final = (
-    r"src=(\S+) dst=(\S+) "
+    r"src=(\d[\d.]{6,14}) dst=(\d[\d.]{6,14}) "
     r"(?:(?:sport|srckey)=(\w+) (?:dport|dstkey)=(\w+) )?"
     r"(?:packets=(\d+) bytes=(\d+) )?"
 )
@@ -39,7 +39,9 @@ _OTHER: Final = re.compile(r"(?:ipv[46]\s+\d+\s+)?\S+\s+\d+ .*?src=\S+ dst=\S+ .
 _EVENT: Final = re.compile(r"(?:\[\d+\.\d+\s*\]\s*)?\[(NEW|UPDATE|DESTROY)\]\s*")
 _TRAILER: Final = re.compile(r"conntrack v\S+ \(conntrack-tools\)")
 _STARTED: Final = re.compile(r"\[start=([^]]+)\]")
-_NAMED: Final = re.compile(r" (mark|helper|id)=(\S+)")
+_MARK: Final = re.compile(r" mark=(\S+)")
+_HELPER: Final = re.compile(r" helper=(\S+)")
+_ID: Final = re.compile(r" id=(\S+)")
 _TAG: Final = re.compile(r"<(\w+)>([^<]*)</")
 _LAYER4: Final = re.compile(r'<layer4 protonum="(\d+)"')
 IPV4: Final = '<layer3 protonum="2"'  # AF_INET
@@ -89,35 +91,42 @@ class Listing:
         if read is None:
             self._note_other(number, line)
             return
-        protocol, left, state, *ways = read.groups()
-        original, reply = _way(ways[:4]), _way(ways[7:11])
+        (
+            protocol, left, state,
+            source, destination, source_key, destination_key, packets, octets, unreplied,
+            *back,
+        ) = read.groups()  # fmt: skip
+        original = _way(source, destination, source_key, destination_key)
+        reply = _way(back[0], back[1], back[2], back[3])
         rest = line[read.end() - 1 :]
         if original is None or reply is None:
             self._note_other(number, line)
             return
-        if not event and " use=" not in rest:  # each listing ends so: this line was cut
+        if event is None and " use=" not in rest:  # each listing ends so: this line was cut
             self._note(number, line)
             return
-        if event and event[1] == "DESTROY":
+        if event is not None and event[1] == "DESTROY":
             self._found.pop((int(protocol), original), None)
             return
-        named = dict(_NAMED.findall(rest))
-        started = _STARTED.search(rest)
+        mark = _MARK.search(rest)
+        helper = _HELPER.search(rest) if " helper=" in rest else None
+        identity = _ID.search(rest) if " id=" in rest else None
+        started = _STARTED.search(rest) if " [start=" in rest else None
         self._keep(
             ListedEntry(
-                int(protocol),
+                GRE if protocol == "47" else TCP,
                 original,
                 reply,
                 state or "",
                 _number(left),
-                ways[6] is not None or "[UNREPLIED]" in rest,
+                unreplied is not None or "[UNREPLIED]" in rest,
                 "[ASSURED]" in rest,
                 "OFFLOAD]" in rest,
-                _count(ways[4], ways[5]),
-                _count(ways[11], ways[12]),
-                _number(named.get("mark")) or 0,
-                named.get("helper", ""),
-                _number(named.get("id")),
+                _count(packets, octets),
+                _count(back[4], back[5]),
+                0 if mark is None else _number(mark[1]) or 0,
+                "" if helper is None else helper[1],
+                None if identity is None else _number(identity[1]),
                 None if started is None else _unix(started[1]),
                 number,
             )
@@ -189,7 +198,7 @@ class Listing:
             self.others += 1
             return
         ways, rest = _metas(text)
-        original, reply = _way(ways[0][:4]), _way(ways[1][:4])
+        original, reply = _way(*ways[0][:4]), _way(*ways[1][:4])
         if original is None or reply is None:
             self._note(number, text)
             return
@@ -240,17 +249,22 @@ def _metas(text: str) -> tuple[tuple[_Parts, _Parts], dict[str, str]]:
     return ways, rest
 
 
-def _way(parts: _Parts) -> Way | None:
+def _way(
+    source: str | None, destination: str | None, source_key: str | None, key: str | None
+) -> Way | None:
     """Return the way of source, destination and keys; None where the addresses are not IPv4."""
-    source, destination, source_key, destination_key = parts
-    if not (source and destination and _is_address(source) and _is_address(destination)):
+    one, other = _address(source), _address(destination)
+    if one is None or other is None:
         return None
-    return Way(source, destination, _number(source_key), _number(destination_key))
+    return Way(one, other, _number(source_key), _number(key))
 
 
 @functools.lru_cache(1 << 16)
-def _is_address(text: str) -> bool:
-    return _ADDRESS.fullmatch(text) is not None and all(int(n) < 256 for n in text.split("."))
+def _address(text: str | None) -> str | None:
+    """Return an IPv4 address, each time the very same object: it is hashed many times."""
+    if text is None or _ADDRESS.fullmatch(text) is None:
+        return None
+    return text if all(int(number) < 256 for number in text.split(".")) else None
 
 
 def _count(packets: str | None, octets: str | None) -> Count | None:

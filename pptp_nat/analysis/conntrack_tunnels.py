@@ -83,9 +83,15 @@ class Tunnel:
     calls: list[TableCall] = field(default_factory=list)
 
     @property
-    def hidden(self) -> bool:
-        """Whether the router translates between the two."""
-        return self.originator.hidden or self.responder.hidden
+    def sound(self) -> bool:
+        """Whether it is plainly well: one open control connection, each call by one carrier."""
+        if len(self.controls) != 1 or len(self.open) != 1:
+            return False
+        control = self.controls[0]
+        if control.offloaded or not self.calls:
+            return False
+        by = "helper" if control.helper else "pptp-nat"
+        return all(call.by == by and call.both_ways for call in self.calls)
 
     @property
     def carried(self) -> int:
@@ -115,6 +121,7 @@ class PptpTable:
     tunnels: list[Tunnel]
     orphans: list[Tunnel]  #: GRE of two hosts without any control connection
     strangers: list[Stranger]
+    suspects: list[Tunnel]  #: of the tunnels, those that are not plainly well
     other_gre: int  #: entries of GRE that has no call IDs, between hosts without PPTP
     unkeyed: list[ListedEntry]  #: GRE of a kernel that does not look at call IDs
     entry_mark: int
@@ -142,7 +149,7 @@ def pptp_table(
             tunnel.controls.append(entry)
             if entry.flowing:
                 tunnel.open.append(entry)
-    table = PptpTable(found, [], [], 0, [], entry_mark)
+    table = PptpTable(found, [], [], [], 0, [], entry_mark)
     loose = []
     for entry in gre:
         tunnel = by_hosts.get(_hosts(entry))
@@ -153,6 +160,7 @@ def pptp_table(
     _place(loose, table)
     for tunnel in (*table.tunnels, *table.orphans):
         tunnel.calls = _calls(tunnel, entry_mark)
+    table.suspects.extend(tunnel for tunnel in table.tunnels if not tunnel.sound)
     return table
 
 
@@ -204,25 +212,29 @@ def _by_hiding(one: Host, other: Host) -> tuple[Host, Host]:
 
 def _calls(tunnel: Tunnel, entry_mark: int) -> list[TableCall]:
     calls: list[TableCall] = []
-    outward: list[tuple[ListedEntry, Leg]] = []
-    inward: list[tuple[ListedEntry, Leg]] = []
+    outward: list[ListedEntry] = []
+    inward: list[ListedEntry] = []
+    originator = tunnel.originator.own
     for entry in tunnel.gre:
-        forth = _leg(entry, reply=False)
-        from_originator = entry.original.source == tunnel.originator.own
+        from_originator = entry.original.source == originator
         if entry.both_ways:
+            forth = _leg(entry, reply=False)
             back = None if entry.unreplied else _leg(entry, reply=True)
             legs = (forth, back) if from_originator else (back, forth)
             calls.append(TableCall("helper", (entry,), *legs))
         else:
-            (outward if from_originator else inward).append((entry, forth))
+            (outward if from_originator else inward).append(entry)
     if len(outward) == len(inward) == 1:
-        (one, forth), (other, back) = outward[0], inward[0]
-        calls.append(TableCall(_carrier((one, other), entry_mark), (one, other), forth, back))
-    else:
-        for entry, leg in outward:
-            calls.append(TableCall(_carrier((entry,), entry_mark), (entry,), leg, None))
-        for entry, leg in inward:
-            calls.append(TableCall(_carrier((entry,), entry_mark), (entry,), None, leg))
+        [out], [into] = outward, inward
+        forth, back = _leg(out, reply=False), _leg(into, reply=False)
+        calls.append(TableCall(_carrier((out, into), entry_mark), (out, into), forth, back))
+        return calls
+    for entry in outward:
+        by = _carrier((entry,), entry_mark)
+        calls.append(TableCall(by, (entry,), _leg(entry, reply=False), None))
+    for entry in inward:
+        by = _carrier((entry,), entry_mark)
+        calls.append(TableCall(by, (entry,), None, _leg(entry, reply=False)))
     return calls
 
 
