@@ -201,6 +201,10 @@ def _flow(row: CallRow, now: float) -> str:
         "last-seen": row.last_seen,
         "result-code": row.result.code,
         "result-text": row.result.text,
+        "error-code": row.result.error and row.result.error.code,
+        "error-text": row.result.error and row.result.error.text,
+        "cause-code": row.result.cause and row.result.cause.code,
+        "cause-text": row.result.cause and row.result.cause.text,
         "cause": row.cause,
     }
     elements = [
