@@ -76,7 +76,7 @@ class Exporter:
         self.failures = 0  #: of writing the textfile
         self._daemon = daemon
         self._config = config
-        earlier = daemon.carrier.path.tallies()
+        earlier = daemon.carrier.tallies()
         self.totals = Totals(by_client=config.top_clients > 0, earlier=earlier)
         self._readings = Readings(daemon, self.meter, self.totals, config.top_clients)
         self._server: WebServer | None = None

@@ -129,6 +129,34 @@ def test_every_kind_of_value_is_taken(write) -> None:
     assert Path("/tmp/state") == config.state.directory
 
 
+def test_files_for_metrics_come_together_or_not_at_all(write) -> None:
+    """Half of TLS is none, and nobody would notice."""
+    both = "name both the certificate's and the key's file, or neither"
+    assert complaints(write('metrics.tls_certificate = "/a.pem"')) == [
+        f"metrics.tls_key: not given; {both}"
+    ]
+    assert complaints(write('metrics.tls_key = "/a.key"\nmetrics.tls_client_ca = "/ca.pem"')) == [
+        f"metrics.tls_certificate: not given; {both}",
+        ("metrics.tls_client_ca: nothing without TLS; "
+        "name metrics.tls_certificate and metrics.tls_key too"),
+    ]
+    assert complaints(write('metrics.textfile = "pptp.prom"\nmetrics.token_file = "/"')) == [
+        ('metrics.textfile: "pptp.prom" is not an absolute path; '
+        'write the absolute path of a file, or "" for none'),
+        'metrics.token_file: "/" names no file; write the absolute path of a file',
+    ]
+    config = load(write("""
+        [metrics]
+        tls_certificate = "/a.pem"
+        tls_key = "/a.key"
+        tls_client_ca = ""
+        top_clients = 20
+    """))
+    assert (Path("/a.pem"), None, 20) == (
+        config.metrics.tls_certificate, config.metrics.tls_client_ca, config.metrics.top_clients
+    )  # fmt: skip
+
+
 NUMBER_OF_A_QUEUE = "write a whole number from 0 to 65535"
 ONE_BIT = 'write one bit of 32, such as 0x40000000 or "0x40000000"'
 PORTS = "write 1 to 16 different ports from 1 to 65535, such as [1723]"

@@ -16,6 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pptp_nat.config import Metrics
+from pptp_nat.errors import ConfigError
+from pptp_nat.exporter import credentials
 from pptp_nat.http1 import LONGEST_HEAD, BadRequest, Response, parse
 from pptp_nat.web import (
     ACCEPTS_PER_SECOND,
@@ -335,10 +338,11 @@ def certificates(tmp_path_factory):
 @pytest.fixture
 def tls_loop(certificates):
     """Serve with TLS and client certificates."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
-    context.load_verify_locations(certificates / "ca.pem")
-    context.verify_mode = ssl.CERT_REQUIRED
+    _, context = credentials(Metrics(
+        tls_certificate=certificates / "server.pem",
+        tls_key=certificates / "server.key",
+        tls_client_ca=certificates / "ca.pem",
+    ))  # fmt: skip
     with contextlib.closing(Loop(context)) as built:
         yield built
 
@@ -386,6 +390,31 @@ def test_a_client_with_a_certificate_is_served_over_tls(tls_loop, certificates) 
     one, big, two = in_thread(tls_loop, secure(tls_loop, certificates, "client"))
 
     assert (b"GET /one\n", BIG, b"GET /two\n") == (one, len(big), two)
+
+
+@pytest.mark.parametrize(
+    ("key", "authorities", "complaint"),
+    [
+        ("client.key", "ca.pem", "metrics.tls_certificate: "),
+        ("nothing.key", "ca.pem", "No such file or directory"),
+        ("server.key", "server.key", "metrics.tls_client_ca: "),
+        ("server.key", "nothing.pem", "No such file or directory"),
+    ],
+)
+def test_files_that_do_not_fit_are_told_in_one_line(
+    certificates, key, authorities, complaint
+) -> None:
+    """Before anything is served: a port that refuses everybody helps nobody."""
+    config = Metrics(
+        tls_certificate=certificates / "server.pem",
+        tls_key=certificates / key,
+        tls_client_ca=certificates / authorities,
+    )
+    with pytest.raises(ConfigError) as raised:
+        credentials(config)
+
+    assert complaint in str(raised.value)
+    assert 1 == len(str(raised.value).splitlines())
 
 
 @pytest.mark.parametrize("name", [None, "stranger"])
