@@ -29,12 +29,14 @@ INTRODUCTION: Final = """# Diagnoses
 What `pptp-nat analyze` and `pptp-nat monitor` can find, rule by rule.
 The names are stable: scripts may look for them (`-o json`, `.diagnoses[].rule`).
 
-An *error* keeps a call from working, a *warning* makes it work badly or may do so, a *note* does no harm by itself, *ok* says that a call is well.
+An *error* keeps a call from working, a *warning* makes it work badly or may do so.
+A *note* does no harm by itself, *ok* says that a call is well.
 Each finding has its evidence, packets with the numbers that Wireshark gives them, and a remedy.
 
 Where one finding explains another, only the first is told; the last column says which these are.
 What both sides of a NAT show is told once, with the evidence of both.
-Nothing is found without packets that show it: a capture that ends too early, or was cut, gives fewer findings and no wrong ones.
+Nothing is found without packets that show it.
+A capture that ends too early, or was cut, gives fewer findings and no wrong ones.
 """
 
 GROUPS: Final[Sequence[tuple[str, Sequence[Rule[Any]]]]] = (

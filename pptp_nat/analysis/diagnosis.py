@@ -19,6 +19,7 @@ from pptp_nat.analysis.rule import (
     ConnectionCase,
     Finding,
     Rule,
+    Scene,
     evidence,
     seconds,
 )
@@ -34,7 +35,7 @@ _BAD: Final = (Severity.ERROR, Severity.WARNING)
 
 
 def _healthy(case: CallCase) -> Finding | None:
-    """IP flows, and nobody had to complain."""
+    """IP flows both ways, and no rule had to complain."""
     if not case.reached_opened or not all(case.sent(role) for role in Role):
         return None
     ppp = case.ppp
@@ -50,7 +51,7 @@ def _healthy(case: CallCase) -> Finding | None:
 HEALTHY: Final[Rule[CallCase]] = Rule("healthy_call", Severity.OK, "", _healthy)
 
 #: Every slug there is, with its severity and remedy.
-ALL_RULES: Final[tuple[Rule[ConnectionCase] | Rule[CallCase] | Rule[Analysis], ...]] = (
+ALL_RULES: Final[tuple[Rule[ConnectionCase] | Rule[CallCase] | Rule[Scene], ...]] = (
     *CONNECTION_RULES, *CALL_RULES, *PPP_RULES, *GRE_RULES, *WHOLE_RULES, HEALTHY,
 )  # fmt: skip
 
@@ -64,22 +65,23 @@ def diagnose(analysis: Analysis) -> list[Diagnosis]:
         for flow in call.gre.values():
             if isinstance(flow.quality, GreQuality):
                 flow.quality.settle()
+    scene = Scene(analysis)
     found: list[Diagnosis] = []
     known: dict[tuple[str, int | None], set[str]] = {}  # slugs by what they are about
     for rule in WHOLE_RULES:
-        for finding in _findings(rule, analysis):
+        for finding in _findings(rule, scene):
             for about in (("call", finding.call), ("call", finding.also)):
                 known.setdefault(about, set()).add(rule.slug)
             found.append(_diagnosis(rule, finding, None, None))
     for connection in analysis.control_connections:
         slugs = known.setdefault(("connection", connection.id), set())
+        case = ConnectionCase(scene, connection)
         for each in CONNECTION_RULES:
-            case = ConnectionCase(analysis, connection)
             found += _apply(each, case, slugs, connection.id, None)
     for call in analysis.calls:
         of = call.connection.id if call.connection else None
         slugs = known.get(("call", call.id), set()) | known.get(("connection", of), set())
-        found += _of_call(CallCase(analysis, call), slugs, of)
+        found += _of_call(CallCase(scene, call), slugs, of)
     found = list(_merged(analysis, found))
     found.sort(key=lambda each: (_ORDER.index(each.severity), _when(each)))
     return found

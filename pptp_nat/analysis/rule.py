@@ -1,7 +1,7 @@
 """What a rule is, and what it may ask about the call or connection that it judges.
 
 A rule is one row: a stable slug, a severity, the remedy in plain words, and one short
-function that looks at a `CallCase`, a `ConnectionCase` or the whole `Analysis` and returns
+function that looks at a `CallCase`, a `ConnectionCase` or the whole `Scene` and returns
 what it found.  Silence is judged against the end of the capture, so that a rule says the
 same of a file and of a live session that has come as far.
 """
@@ -18,6 +18,7 @@ from pptp_nat.analysis.model import (
     Call,
     ControlConnection,
     GreFlow,
+    IcmpReport,
     LadderEntry,
     Severity,
     Step,
@@ -26,6 +27,7 @@ from pptp_nat.analysis.model import (
 from pptp_nat.analysis.packets import Evidence
 from pptp_nat.analysis.ppp import Ppp, PppState
 from pptp_nat.core.messages import MessageType, Role
+from pptp_nat.core.packet import GRE
 from pptp_nat.core.tuples import Address, Party
 
 _NOTHING: Final = Ppp()
@@ -61,6 +63,11 @@ def dotted(address: Address) -> str:
     return ".".join(map(str, address))
 
 
+def packed(words: str) -> Address:
+    """Return the address that `dotted` has written."""
+    return bytes(map(int, words.split(".")))
+
+
 def seconds(duration: float) -> str:
     """Write a duration: ``3 s``, ``250 ms``, ``4 min``."""
     if duration >= 180:
@@ -73,11 +80,41 @@ def evidence(*places: Evidence | None) -> tuple[Evidence, ...]:
     return tuple(sorted({each for each in places if each is not None}, key=lambda each: each.time))
 
 
+class Scene:
+    """An analysis, and what is where in it: made once for all rules."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis = analysis
+        self.translations: dict[int, Translation] = {}  #: by the ids of both calls
+        self.strays_from: dict[Address, list[GreFlow]] = {}
+        self.icmp_between: dict[frozenset[Address], list[IcmpReport]] = {}
+        #: calls by file, source and destination of their GRE, with the role it leads to
+        self.calls_between: dict[tuple[int, Address, Address], list[tuple[Call, Role]]] = {}
+        #: calls by file, address and number of a party, with its role
+        self.calls_at: dict[tuple[int, Address, int], list[tuple[Call, Role]]] = {}
+        for translation in analysis.translations:
+            self.translations[translation.inside.id] = translation
+            self.translations[translation.outside.id] = translation
+        for stray in analysis.strays:
+            self.strays_from.setdefault(stray.source, []).append(stray)
+        for report in analysis.icmp:
+            ends = frozenset((report.source, report.destination))
+            self.icmp_between.setdefault(ends, []).append(report)
+        for call in analysis.calls:
+            for role in Role:
+                to, origin = call.end_of(role), call.end_of(role.other)
+                way = call.file, origin.address, to.address
+                self.calls_between.setdefault(way, []).append((call, role))
+                if to.call_id is not None:
+                    at = call.file, to.address, to.call_id
+                    self.calls_at.setdefault(at, []).append((call, role))
+
+
 @dataclass(frozen=True, slots=True)
 class ConnectionCase:
     """A control connection with its surroundings."""
 
-    analysis: Analysis
+    scene: Scene
     connection: ControlConnection
 
     @property
@@ -113,7 +150,7 @@ class ConnectionCase:
 
     def after(self, place: Evidence | None) -> float:
         """Return for how many seconds *place*'s file goes on behind it; 0 without a place."""
-        return _after(self.analysis, place)
+        return _after(self.scene.analysis, place)
 
 
 def _after(analysis: Analysis, place: Evidence | None) -> float:
@@ -127,7 +164,7 @@ def _after(analysis: Analysis, place: Evidence | None) -> float:
 class CallCase:
     """A call with its surroundings."""
 
-    analysis: Analysis
+    scene: Scene
     call: Call
 
     @property
@@ -160,7 +197,13 @@ class CallCase:
 
     def after(self, place: Evidence | None) -> float:
         """Return for how many seconds *place*'s file goes on behind it; 0 without a place."""
-        return _after(self.analysis, place)
+        return _after(self.scene.analysis, place)
+
+    @property
+    def icmp(self) -> list[IcmpReport]:
+        """The ICMP errors about GRE between the two."""
+        ends = frozenset((self.call.pns.address, self.call.pac.address))
+        return [each for each in self.scene.icmp_between.get(ends, ()) if each.protocol == GRE]
 
     @property
     def reached_opened(self) -> bool:
@@ -170,7 +213,7 @@ class CallCase:
     @property
     def translation(self) -> Translation | None:
         """What links the call to its twin at the other side of a NAT."""
-        return self.analysis.translation_of(self.call)
+        return self.scene.translations.get(self.call.id)
 
     @property
     def twin(self) -> CallCase | None:
@@ -179,7 +222,7 @@ class CallCase:
         if found is None:
             return None
         other = found.outside if self.call is found.inside else found.inside
-        return CallCase(self.analysis, other)
+        return CallCase(self.scene, other)
 
     @property
     def ended(self) -> Evidence | None:

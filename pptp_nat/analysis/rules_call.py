@@ -8,7 +8,6 @@ from pptp_nat.analysis.model import Severity
 from pptp_nat.analysis.ppp import PppState
 from pptp_nat.analysis.rule import CallCase, Finding, Rule, dotted, evidence, seconds
 from pptp_nat.core.messages import Role
-from pptp_nat.core.packet import GRE
 from pptp_nat.core.tuples import Party
 
 _PNS, _PAC = Role.PNS, Role.PAC
@@ -91,10 +90,12 @@ def _one_way(case: CallCase, silent: Role) -> Finding | None:
 
 
 def _no_gre_from_server(case: CallCase) -> Finding | None:
+    """The client sends GRE, the server none."""
     return _one_way(case, _PAC)
 
 
 def _no_gre_from_client(case: CallCase) -> Finding | None:
+    """The server sends GRE, the client none."""
     return _one_way(case, _PNS)
 
 
@@ -235,10 +236,8 @@ def _gone_into_tunnel(case: CallCase) -> Finding | None:
 
 def _unreachable(case: CallCase) -> Finding | None:
     """An ICMP error about the call's GRE."""
-    ends = {end.address for end in (case.call.pns, case.call.pac)}
-    for report in case.analysis.icmp:
-        about = report.source, report.destination
-        if report.protocol == GRE and report.type == 3 and report.code != 4 and set(about) == ends:
+    for report in case.icmp:
+        if report.type == 3 and report.code != 4:
             return Finding(
                 f"{dotted(report.reporter)} says about GRE to {dotted(report.destination)}: "
                 f"{report.words}",

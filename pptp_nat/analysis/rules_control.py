@@ -54,7 +54,7 @@ def _filtered(case: ConnectionCase) -> Finding | None:
 def _icmp(case: ConnectionCase, kinds: set[tuple[int, int]]) -> IcmpReport | None:
     """Return the first ICMP error of *kinds* about the opener's segments."""
     opener, server = case.connection.ends
-    for report in case.analysis.icmp:
+    for report in case.scene.icmp_between.get(frozenset((opener.address, server.address)), ()):
         if (
             report.protocol == TCP
             and (report.type, report.code) in kinds

@@ -10,7 +10,6 @@ from pptp_nat.analysis.model import IcmpReport, Severity
 from pptp_nat.analysis.packets import Evidence
 from pptp_nat.analysis.rule import CallCase, Finding, Rule, evidence, seconds
 from pptp_nat.core.messages import Role
-from pptp_nat.core.packet import GRE
 
 _LEAST: Final = 5  #: packets that make a share worth a word
 _LOSS: Final = 0.02  #: TCP inside the tunnel gets half as fast
@@ -150,10 +149,8 @@ def _fragmented(case: CallCase) -> Finding | None:
 
 def _too_large(case: CallCase) -> IcmpReport | None:
     """Return an ICMP "fragmentation needed" about the call's GRE."""
-    ends = {case.call.pns.address, case.call.pac.address}
-    for report in case.analysis.icmp:
-        is_about = report.protocol == GRE and {report.source, report.destination} == ends
-        if is_about and (report.type, report.code) in ((3, 4), (11, 1)):
+    for report in case.icmp:
+        if (report.type, report.code) in ((3, 4), (11, 1)):
             return report
     return None
 

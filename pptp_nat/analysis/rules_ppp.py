@@ -8,7 +8,7 @@ from pptp_nat.analysis.model import Severity
 from pptp_nat.analysis.ppp import Authentication, PppState
 from pptp_nat.analysis.ppp_auth import Kind
 from pptp_nat.analysis.ppp_words import MS_ERRORS
-from pptp_nat.analysis.rule import CallCase, Finding, Rule, dotted, evidence, seconds
+from pptp_nat.analysis.rule import CallCase, Finding, Rule, dotted, evidence, packed, seconds
 from pptp_nat.core.messages import Role
 
 _PNS, _PAC = Role.PNS, Role.PAC
@@ -231,15 +231,15 @@ def _ip_loop(case: CallCase) -> Finding | None:
                 f"{destination} ({count} packets seen): an IP loop",
                 evidence(first),
             )
-    inner = {ppp.address(role): role for role in Role if ppp.address(role)}
-    for stray in case.analysis.strays:
-        role_there = inner.get(dotted(stray.source))
-        if role_there is not None and stray.destination == call.end_of(role_there.other).address:
-            return Finding(
-                f"GRE to {dotted(stray.destination)} leaves with the tunnel's inner address "
-                f"{dotted(stray.source)}: an IP loop",
-                evidence(stray.first),
-            )
+    for role in Role:
+        address = ppp.address(role)
+        for stray in case.scene.strays_from.get(packed(address), ()) if address else ():
+            if stray.destination == call.end_of(role.other).address:
+                return Finding(
+                    f"GRE to {dotted(stray.destination)} leaves with the tunnel's inner address "
+                    f"{dotted(stray.source)}: an IP loop",
+                    evidence(stray.first),
+                )
     return None
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import Final
 
-from pptp_nat.analysis.model import Analysis, Call, GreFlow, Severity
-from pptp_nat.analysis.rule import CallCase, Finding, Rule, dotted, evidence
+from pptp_nat.analysis.model import Call, Severity
+from pptp_nat.analysis.rule import CallCase, Finding, Rule, Scene, dotted, evidence
 from pptp_nat.core.messages import Role
 
 _FEW: Final = 3
@@ -15,22 +15,12 @@ _PAIRS: Final = 32  #: calls with one number that are compared with each other
 _MIXED: Final = 3  #: restarts or repeats in a direction that carries two calls' packets
 
 
-def _calls_between(analysis: Analysis, stray: GreFlow) -> Iterator[tuple[Call, Role]]:
-    """Yield the calls between the addresses of *stray*, with the role that it leads to."""
-    for call in analysis.calls:
-        if call.file != stray.file:
-            continue
-        for role in Role:
-            to, origin = call.end_of(role), call.end_of(role.other)
-            if (stray.source, stray.destination) == (origin.address, to.address):
-                yield call, role
-
-
-def _wrong_call_id(analysis: Analysis) -> Iterator[Finding]:
+def _wrong_call_id(scene: Scene) -> Iterator[Finding]:
     """GRE between the ends of a call, with a number that neither has announced."""
-    for stray in analysis.strays:
-        for call, role in _calls_between(analysis, stray):
-            case = CallCase(analysis, call)
+    for stray in scene.analysis.strays:
+        way = stray.file, stray.source, stray.destination
+        for call, role in scene.calls_between.get(way, ()):
+            case = CallCase(scene, call)
             known = call.end_of(role).call_id
             if stray.packets < _FEW or known is None or case.sent(role.other):
                 continue
@@ -50,29 +40,26 @@ def _wrong_call_id(analysis: Analysis) -> Iterator[Finding]:
             break
 
 
-def _wrong_source(analysis: Analysis) -> Iterator[Finding]:
+def _wrong_source(scene: Scene) -> Iterator[Finding]:
     """GRE with the number of a call, from an address that is not its party's."""
-    for stray in analysis.strays:
-        for call in analysis.calls:
-            if call.file != stray.file or stray.packets < _FEW:
-                continue
-            inner = CallCase(analysis, call).ppp
-            for role in Role:
-                to, origin = call.end_of(role), call.end_of(role.other)
-                if (
-                    (stray.destination, stray.key) == (to.address, to.call_id)
-                    and stray.source != origin.address
-                    and dotted(stray.source) != inner.address(role.other)
-                    and not CallCase(analysis, call).sent(role.other)
-                ):
-                    yield Finding(
-                        f"GRE of the call to {dotted(to.address)} comes from "
-                        f"{dotted(stray.source)}, its control connection from "
-                        f"{dotted(origin.address)}",
-                        evidence(call.connected, stray.first),
-                        connection=call.connection.id if call.connection else None,
-                        call=call.id,
-                    )
+    for stray in scene.analysis.strays:
+        if stray.packets < _FEW:
+            continue
+        for call, role in scene.calls_at.get((stray.file, stray.destination, stray.key), ()):
+            to, origin = call.end_of(role), call.end_of(role.other)
+            case = CallCase(scene, call)
+            if (
+                stray.source != origin.address
+                and dotted(stray.source) != case.ppp.address(role.other)
+                and not case.sent(role.other)
+            ):
+                yield Finding(
+                    f"GRE of the call to {dotted(to.address)} comes from {dotted(stray.source)}, "
+                    f"its control connection from {dotted(origin.address)}",
+                    evidence(call.connected, stray.first),
+                    connection=call.connection.id if call.connection else None,
+                    call=call.id,
+                )
 
 
 def _overlap(one: Call, two: Call) -> bool:
@@ -83,10 +70,10 @@ def _overlap(one: Call, two: Call) -> bool:
     return max(one.connected.time, two.connected.time) < min(ends)
 
 
-def _same_number(analysis: Analysis) -> Iterator[tuple[Call, Call]]:
+def _same_number(scene: Scene) -> Iterator[tuple[Call, Call]]:
     """Yield pairs of calls of one file that overlap, to one PAC, with one number of the PNS."""
     groups: dict[tuple[int, bytes, int], list[Call]] = {}
-    for call in analysis.calls:
+    for call in scene.analysis.calls:
         if call.pns.call_id is not None:
             key = call.file, call.pac.address, call.pns.call_id
             groups.setdefault(key, []).append(call)
@@ -96,9 +83,9 @@ def _same_number(analysis: Analysis) -> Iterator[tuple[Call, Call]]:
                 yield one, two
 
 
-def _collision(analysis: Analysis) -> Iterator[Finding]:
+def _collision(scene: Scene) -> Iterator[Finding]:
     """Two calls that look the same to the server: one address, one number."""
-    for one, two in _same_number(analysis):
+    for one, two in _same_number(scene):
         if one.pns.address == two.pns.address:
             yield Finding(
                 f"two calls from {dotted(one.pns.address)} to {dotted(one.pac.address)} have the "
@@ -110,14 +97,14 @@ def _collision(analysis: Analysis) -> Iterator[Finding]:
             )
 
 
-def _mixed_up(analysis: Analysis) -> Iterator[Finding]:
+def _mixed_up(scene: Scene) -> Iterator[Finding]:
     """Two clients chose one number, and one of them gets the packets of both."""
-    for pair in _same_number(analysis):
+    for pair in _same_number(scene):
         for poor, rich in (pair, pair[::-1]):
             if poor.pns.address == rich.pns.address:
                 continue
-            quality = CallCase(analysis, rich).quality(Role.PAC)
-            if CallCase(analysis, poor).sent(Role.PAC) or quality is None:
+            quality = CallCase(scene, rich).quality(Role.PAC)
+            if CallCase(scene, poor).sent(Role.PAC) or quality is None:
                 continue
             if quality.restarts + quality.duplicates + quality.reordered >= _MIXED:
                 yield Finding(
@@ -131,19 +118,19 @@ def _mixed_up(analysis: Analysis) -> Iterator[Finding]:
                 )
 
 
-def _twice(analysis: Analysis) -> Iterator[Finding]:
+def _twice(scene: Scene) -> Iterator[Finding]:
     """The capture holds packets twice."""
-    for file in analysis.files:
+    for file in scene.analysis.files:
         if file.repeated:
             yield Finding(f"{file.name} holds {file.repeated} packets twice; they were left out")
 
 
-def _cut(analysis: Analysis) -> Iterator[Finding]:
+def _cut(scene: Scene) -> Iterator[Finding]:
     """A snap length that hides what matters."""
-    for file in analysis.files:
+    for file in scene.analysis.files:
         cut = [
-            connection for connection in analysis.control_connections
-            if analysis.files[connection.file] is file
+            connection for connection in scene.analysis.control_connections
+            if scene.analysis.files[connection.file] is file
             and any(each.cut for each in connection.trouble)
         ]  # fmt: skip
         if cut:
@@ -153,9 +140,9 @@ def _cut(analysis: Analysis) -> Iterator[Finding]:
             )
 
 
-def _damaged(analysis: Analysis) -> Iterator[Finding]:
+def _damaged(scene: Scene) -> Iterator[Finding]:
     """A file that ends in the middle."""
-    for file in analysis.files:
+    for file in scene.analysis.files:
         if file.damage is not None:
             yield Finding(
                 f"{file.name} is damaged at octet {file.damage.offset} "
@@ -163,19 +150,20 @@ def _damaged(analysis: Analysis) -> Iterator[Finding]:
             )
 
 
-def _nothing(analysis: Analysis) -> Iterator[Finding]:
+def _nothing(scene: Scene) -> Iterator[Finding]:
     """No PPTP at all in what was read."""
+    analysis = scene.analysis
     if analysis.live or analysis.control_connections or analysis.calls or analysis.strays:
         return
-    packets = sum(file.packets for file in analysis.files)
+    packets = sum(file.packets for file in scene.analysis.files)
     if packets:
         yield Finding(f"no PPTP among {packets} packets")
 
 
-def _gre_alone(analysis: Analysis) -> Iterator[Finding]:
+def _gre_alone(scene: Scene) -> Iterator[Finding]:
     """GRE whose control connection is not in the capture."""
-    alone = [call for call in analysis.calls if call.connection is None and call.gre]
-    if alone and not analysis.control_connections:
+    alone = [call for call in scene.analysis.calls if call.connection is None and call.gre]
+    if alone and not scene.analysis.control_connections:
         flows = [flow for call in alone for flow in call.gre.values()]
         yield Finding(
             f"GRE of {len(alone)} calls, but nothing of their control connections",
@@ -186,7 +174,7 @@ def _gre_alone(analysis: Analysis) -> Iterator[Finding]:
 _E, _W, _N = Severity.ERROR, Severity.WARNING, Severity.NOTE
 
 #: Rules over everything.
-WHOLE_RULES: Final[tuple[Rule[Analysis], ...]] = (
+WHOLE_RULES: Final[tuple[Rule[Scene], ...]] = (
     Rule("wrong_call_id", _E, "A NAT on the way does not translate GRE's call ID, or two of them "
          "do: have exactly one PPTP helper on each NAT (pptp-nat or the kernel's, never both).",
          _wrong_call_id),

@@ -6,7 +6,7 @@ import subprocess
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers import ppp as scapy_ppp
 from scapy.packet import Raw
@@ -296,6 +296,7 @@ def test_no_octets_upset_the_reader(octets: bytes) -> None:
 
 
 @given(st.integers(0, 300))
+@settings(max_examples=5)
 def test_memory_does_not_grow_with_a_call_that_never_stops_talking(seed: int) -> None:
     ppp = Ppp()
     for at in range(2000):
