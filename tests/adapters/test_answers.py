@@ -1,0 +1,164 @@
+"""What the daemon answers about calls: the ones that are meant, counted, in pieces."""
+
+import contextlib
+from ipaddress import IPv4Address
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pptp_nat import answers, views
+from pptp_nat.answers import Answers
+from pptp_nat.api import Request
+from pptp_nat.carried import NOTHING
+from pptp_nat.carrier import Carrier
+from pptp_nat.core.states import CallState
+from pptp_nat.core.tuples import Party
+from pptp_nat.errors import UsageError
+from pptp_nat.linux.datapath import LegOrder
+from pptp_nat.linux.queue_path import QueuePath
+from pptp_nat.subscription import Subscription
+from pptp_nat.table import Filter
+from tests.scenario.ladder import ALICE, BOB, HOME_PAC, OTHER_PAC, PAC, TRAVELLER, Ladder
+
+from .schemas import departures
+
+
+class Daemon(SimpleNamespace):
+    """As much of the daemon as questions about calls are about."""
+
+    def __init__(self):
+        self.nat = Ladder()
+        self.nat.drawn = list(range(1000, 60_000, 7))
+        super().__init__(translator=self.nat.translator, carrier=Carrier(QueuePath()), wall=0.0)
+        self.cleared = []
+
+    def clear(self, calls):
+        self.cleared += calls
+
+    def up(self, client, server, count=1, *, answers=None):
+        """Have *client* place so many calls."""
+        tcp = self.nat.connect(client, server)
+        for number in range(count):
+            answer = number + 100 if answers is None else answers
+            self.nat.call(client, call_id=number + 7, over=tcp).to(server, answers=answer)
+        calls = list(self.nat.calls)[-count:]
+        for call in calls:
+            orders = [LegOrder(call.leg(party), 0) for party in Party]
+            self.carrier.path.install(orders)
+            for party in Party:
+                source, destination, key = call.leg(party)[:3]
+                name = source + destination + key.to_bytes(2, "big")
+                self.carrier.path._legs[name].packets = call.id + party
+        return calls
+
+    def ask(self, do, **arguments):
+        """Return the items, and how often the rest was left for another turn."""
+        items = list(Answers(self)(Request(1, do, arguments, 0)))
+        return [each for each in items if each is not None], items.count(None)
+
+
+@pytest.fixture
+def daemon():
+    """Give a daemon without calls."""
+    return Daemon()
+
+
+@pytest.mark.parametrize("many", [0, 10_000])
+def test_every_call_is_listed_once_with_its_own_counts(daemon, monkeypatch, many) -> None:
+    """Whether each is counted by itself or the whole table is read."""
+    monkeypatch.setattr(answers, "_MANY", many)
+    calls = daemon.up(ALICE, PAC, 150) + daemon.up(BOB, PAC, 150)
+    items, turns = daemon.ask("list")
+
+    assert [each["id"] for each in items] == [call.id for call in calls]
+    for item, call in zip(items, calls, strict=True):
+        assert item["counters"]["to_inside"]["packets"] == call.id + Party.ORIGINATOR
+        assert item["counters"]["to_remote"]["packets"] == call.id + Party.RESPONDER
+    assert turns >= 1
+    assert departures(items, "calls") == []
+
+
+def test_calls_that_end_meanwhile_are_left_out(daemon) -> None:
+    """An answer takes many turns, and the world goes on."""
+    calls = daemon.up(ALICE, PAC, 200)
+    answer = iter(Answers(daemon)(Request(1, "list", {}, 0)))
+    shown = [item for item in (next(answer), next(answer), next(answer)) if item is not None]
+    daemon.nat._take(daemon.nat.translator.clear(calls[100:], daemon.nat.now))
+    shown += [item for item in answer if item is not None]
+
+    assert [call.id for call in calls[:100]] == [each["id"] for each in shown]
+
+
+def test_legs_are_what_the_data_path_carries(daemon) -> None:
+    """Who looks at GRE looks for these."""
+    [call] = daemon.up(ALICE, PAC)
+    legs, _ = daemon.ask("legs", call=call.id)
+    seen = daemon.nat.external_id(ALICE)
+
+    assert {each["to"]: (each["arrives"], each["leaves"]) for each in legs} == {
+        "inside": ({"src": "198.18.7.2", "dst": "198.18.7.1", "key": seen},
+                   {"src": "198.18.7.2", "dst": "192.168.77.10", "key": 7}),
+        "remote": ({"src": "192.168.77.10", "dst": "198.18.7.2", "key": 100},
+                   {"src": "198.18.7.1", "dst": "198.18.7.2", "key": 100}),
+    }  # fmt: skip
+
+
+def test_clearing_takes_the_calls_that_list_would_show(daemon) -> None:
+    """And refuses to take all for want of a word."""
+    mine = daemon.up(ALICE, PAC, 3)
+    daemon.up(BOB, PAC, 2)
+
+    assert Answers(daemon)(Request(1, "clear", {"client": "192.168.77.10"}, 0)) == {"cleared": 3}
+    assert daemon.cleared == mine
+    with pytest.raises(UsageError, match="clear: say which calls"):
+        Answers(daemon)(Request(1, "clear", {}, 0))
+
+
+@pytest.mark.parametrize("do", ["list", "legs"])
+@pytest.mark.parametrize("arguments", [{"state": "down"}, {"clients": 1}, {"call_id": "7"}])
+def test_a_wrong_filter_is_refused_at_once(daemon, do, arguments) -> None:
+    """And not after half an answer."""
+    with pytest.raises(UsageError):
+        Answers(daemon)(Request(1, do, arguments, 0))
+
+
+WORLD = Daemon()
+for _client, _server in ((ALICE, PAC), (ALICE, OTHER_PAC), (BOB, PAC), (TRAVELLER, HOME_PAC)):
+    WORLD.up(_client, _server, 2)
+WORLD.nat.ring(HOME_PAC, call_id=9).to(PAC, answers=7)
+WORLD.nat.call(BOB, call_id=0).to(OTHER_PAC)
+
+
+@given(st.fixed_dictionaries({}, optional={
+    "state": st.sampled_from([state.value for state in CallState]),
+    "client": st.sampled_from([ALICE, BOB, HOME_PAC, TRAVELLER]).map(
+        lambda host: str(IPv4Address(host.address))),
+    "server": st.sampled_from([PAC, OTHER_PAC, TRAVELLER]).map(
+        lambda host: str(IPv4Address(host.address))),
+    "call_id": st.sampled_from([0, 7, 8, 9, 100, 101, 1000]),
+    "call": st.integers(0, 30),
+}))  # fmt: skip
+def test_a_call_is_meant_if_its_row_is(arguments) -> None:
+    """The quick look at a call and the filter of rows are one."""
+    wanted = Filter.of(arguments)
+    for call in WORLD.nat.calls:
+        row = views.call_row(call, NOTHING, wall=0.0)
+
+        assert views.fits(call, wanted) == wanted.matches(row)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+NAMES = st.sampled_from(["types", "call", "connection", "client", "server", "rate", "seconds", "x"])
+
+
+@given(st.dictionaries(NAMES, JSON | st.integers(1, 9), max_size=3))
+def test_no_arguments_harm_who_subscribes(arguments) -> None:
+    """They are what there is, or refused with a word."""
+    with contextlib.suppress(UsageError):
+        assert Subscription.of(1, arguments, 0.0).number == 1
