@@ -21,11 +21,13 @@ from typing import Final, NamedTuple
 
 from pptp_nat.core.bindings import Pair
 from pptp_nat.core.messages import MessageType
+from pptp_nat.core.refused import Asked
 from pptp_nat.core.snapshot import (
     CallRecord,
     ConnectionRecord,
     KeptBack,
     Positions,
+    RefusedRecord,
     Snapshot,
     StreamRecord,
 )
@@ -154,7 +156,20 @@ def positions(known: Positions) -> bytes:
             ),
             head, overlays, history,
         )  # fmt: skip
+    parts.append(_refused(known.refused))
     return record(POSITIONS, b"".join(parts))
+
+
+def _refused(known: RefusedRecord | None) -> bytes:
+    if known is None:
+        return bytes(1)
+    first, second = known.requests
+    flags = 1 | (first is not None) << 1 | (second is not None) << 2
+    flags |= known.replies[0] << 3 | known.replies[1] << 4
+    asked = [each for each in (first, second) if each is not None]
+    return bytes((flags, len(known.waiting))) + b"".join(
+        _FRESH.pack(*each) for each in (*asked, *known.waiting)
+    )
 
 
 def closed(number: int) -> bytes:
@@ -299,8 +314,23 @@ def _read_positions(body: bytes, into: Contents) -> None:
             body[middle:last], body[last:at],
         ))  # fmt: skip
     into.positions[number] = Positions(
-        number, last_message, tuple(fresh), (streams[0], streams[1])
+        number, last_message, tuple(fresh), (streams[0], streams[1]), _read_refused(body, at)
     )
+
+
+def _read_refused(body: bytes, at: int) -> RefusedRecord | None:
+    flags = body[at]
+    if not flags:
+        return None
+    waiting, at = body[at + 1], at + 2
+    asked = []
+    for _ in range((flags >> 1 & 1) + (flags >> 2 & 1) + waiting):
+        party, own, seen = _FRESH.unpack_from(body, at)
+        asked.append(Asked(Party(party), own, seen))
+        at += _FRESH.size
+    requests = [asked.pop(0) if flags >> bit & 1 else None for bit in (1, 2)]
+    replies = bool(flags & 8), bool(flags & 16)
+    return RefusedRecord((requests[0], requests[1]), replies, tuple(asked))
 
 
 def _read_closed(body: bytes, into: Contents) -> None:

@@ -20,6 +20,7 @@ from pptp_nat.core.bindings import Pair
 from pptp_nat.core.book import Book
 from pptp_nat.core.calls import NOBODY, Call, Connection
 from pptp_nat.core.messages import MessageType
+from pptp_nat.core.refused import Asked, Refused
 from pptp_nat.core.states import CallState, ControlState, End
 from pptp_nat.core.stream import Stream
 from pptp_nat.core.tuples import Address, Flow, Party, Placement, Seat
@@ -37,6 +38,14 @@ class StreamRecord(NamedTuple):
     history: bytes = b""  #: only in a hand-over: without it, what comes again is not compared
 
 
+class RefusedRecord(NamedTuple):
+    """What one connection has had refused; fields are those of `Refused`."""
+
+    requests: tuple[Asked | None, Asked | None]
+    replies: tuple[bool, bool]
+    waiting: tuple[Asked, ...]
+
+
 class Positions(NamedTuple):
     """Where a control connection stands in its octets: what nearly every packet changes."""
 
@@ -44,6 +53,7 @@ class Positions(NamedTuple):
     last_message: float = 0.0
     fresh: tuple[tuple[Party, int, int], ...] = ()  #: party, own, seen
     streams: tuple[StreamRecord, StreamRecord] = (StreamRecord(), StreamRecord())
+    refused: RefusedRecord | None = None
 
 
 class ConnectionRecord(NamedTuple):
@@ -116,11 +126,15 @@ def stream_record(stream: Stream, *, whole: bool = False) -> StreamRecord:
 def positions(connection: Connection, *, whole: bool = False) -> Positions:
     """Return where *connection* stands; *whole* as in `stream_record`."""
     first, second = connection.streams
-    fresh = connection.fresh
+    fresh, refused = connection.fresh, connection.refused
     return Positions(
         connection.id, connection.last_message,
         () if fresh is None else tuple((*key, seen) for key, seen in fresh.items()),
         (stream_record(first, whole=whole), stream_record(second, whole=whole)),
+        None if refused is None else RefusedRecord(
+            (refused.requests[0], refused.requests[1]),
+            (refused.replies[0], refused.replies[1]), tuple(refused.waiting),
+        ),
     )  # fmt: skip
 
 
@@ -214,11 +228,21 @@ def _connection(record: ConnectionRecord) -> Connection:
     connection = Connection(record.id, placement, record.created, is_local=record.is_local)
     connection.passive = record.passive
     connection.last_message = record.positions.last_message
+    connection.refused = _refused(record.positions.refused)
     for stream, known in zip(connection.streams, record.positions.streams, strict=True):
         if known != _UNKNOWN:
             for name, value in known._asdict().items():
                 setattr(stream, name, value)
     return connection
+
+
+def _refused(record: RefusedRecord | None) -> Refused | None:
+    if record is None:
+        return None
+    refused = Refused()
+    refused.requests, refused.replies = list(record.requests), list(record.replies)
+    refused.waiting = list(record.waiting)
+    return refused
 
 
 def _call(record: CallRecord, connection: Connection) -> Call:

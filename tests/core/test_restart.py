@@ -14,7 +14,9 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from pptp_nat import records
+from pptp_nat.core.book import Settings
 from pptp_nat.core.events import Outcome, Verdict
+from pptp_nat.core.messages import MessageType, pack, unpack
 from pptp_nat.core.snapshot import without_positions
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Leg, Party
@@ -25,7 +27,21 @@ from .effort import effort
 from .hosts import Round, conversations
 from .legs import Legs
 from .network import RTT, Weather, Wire
-from .test_commutes import FLOWS, SETTINGS, STARTS, WEATHER, Setting, doubtful, end, wire_of
+from .test_commutes import (
+    ALICE,
+    FLOWS,
+    SERVER,
+    SETTINGS,
+    STARTS,
+    WEATHER,
+    Setting,
+    doubtful,
+    end,
+    wire_of,
+)
+from .wire import ACK, read, tcp_packet
+
+M = MessageType
 
 
 @dataclass
@@ -208,3 +224,44 @@ def test_octets_cut_off_anywhere_are_records_up_to_there(
     heir.restore(without_positions(into.snapshot(0.0)), wire.now)
     assert heir.book.last_id <= wire.translator.book.last_id
     assert {call.id for call in heir.book.calls.values()} <= set(range(heir.book.last_id + 1))
+
+
+def test_a_call_that_was_refused_stays_refused() -> None:
+    """A crash between the request that goes on in vain and the reply that is to say no."""
+    alice, server = ALICE, SERVER
+    placement = FLOWS["opener inside"]
+    memory = Memory()
+    settings = Settings(calls=1)
+    at = [1, 1]
+
+    def fresh() -> tuple[Translator, Recorder]:
+        translator = Translator(lambda _: placement, lambda: 77, settings)
+        translator.restore(memory.contents().snapshot(1.0), 1.0)
+        recorder = Recorder(translator, memory)
+        recorder.begin(1.0)
+        return translator, recorder
+
+    def said(sender: Party, octets: bytes) -> tuple[MessageType, dict[str, int | bytes]]:
+        """Return what is heard of *octets*, of a translator that dies right after."""
+        hosts = (alice, 4711, server, 1723)
+        flow = hosts[2:] + hosts[:2] if sender else hosts
+        packet = tcp_packet(
+            *flow, sequence=at[sender], acknowledgement=at[sender.other], flags=ACK, payload=octets
+        )
+        at[sender] += len(octets)
+        translator, recorder = fresh()
+        outcome = translator.handle(packet, 1.0, packet_id=1)
+        recorder.note(outcome, 1.0)
+        assert outcome.verdict is Verdict.ACCEPT
+        return unpack(read(outcome.packet or packet).payload)
+
+    said(Party.ORIGINATOR, pack(M.START_CONTROL_CONNECTION_REQUEST))
+    said(Party.RESPONDER, pack(M.START_CONTROL_CONNECTION_REPLY, result=1))
+    said(Party.ORIGINATOR, pack(M.OUTGOING_CALL_REQUEST, call_id=7))
+    _, request = said(Party.ORIGINATOR, pack(M.OUTGOING_CALL_REQUEST, call_id=8))
+    assert 0 == request["call_id"]
+    _, reply = said(
+        Party.RESPONDER,
+        pack(M.OUTGOING_CALL_REPLY, call_id=33, peer_call_id=0, result=1),
+    )
+    assert (8, 2, 4) == (reply["peer_call_id"], reply["result"], reply["error"])
