@@ -101,6 +101,13 @@ class Limits:
     connections: Annotated[int, whole(1, 1 << 20), LIVE] = 65536
     calls: Annotated[int, whole(1, 1 << 22), LIVE] = 131072
     calls_per_connection: Annotated[int, whole(0, 65535), LIVE] = 0  #: 0: only `calls` limits
+    #: of whoever asks for them, by its address; 0: only `calls` limits
+    calls_per_client: Annotated[int, whole(0, 65535), LIVE] = 4096
+    #: new calls that one client may ask for; 0: no limit
+    setups_per_client: Annotated[int, whole(0, 1_000_000, "calls per second"), LIVE] = 100
+    half_open: Annotated[int, whole(16, 1 << 20), LIVE] = 4096  #: SYNs remembered
+    #: octets of control streams of all connections kept until they are acknowledged
+    buffered: Annotated[int, whole(1 << 16, 1 << 34, "octets"), LIVE] = 64 << 20
     #: octets of control stream kept per direction until they are acknowledged
     history: Annotated[int, whole(512, 1 << 20, "octets"), LIVE] = 4096
 

@@ -57,6 +57,8 @@ _CONNECTION_LINES: Final = {
 REFUSALS: Final = {
     "calls_limit": "limits.calls are up already",
     "calls_per_connection_limit": "limits.calls_per_connection are up on its control connection",
+    "calls_per_client_limit": "limits.calls_per_client are up of this client",
+    "setups_per_client_limit": "the client asks for more than limits.setups_per_client a second",
     "call_ids_exhausted": "all 65,535 call IDs between these two addresses are taken",
     "call_id_block_full": "the call IDs that begin as this one had to are taken",
     "router_number_taken": "another call has the number that this router's own client has chosen",

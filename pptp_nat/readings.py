@@ -49,7 +49,8 @@ _ELSEWHERE: Final = {"collision_avoided", "rewritten", *PARSE_ERRORS}
 _REFUSED: Final = "refused_"
 #: What refuses calls; there from the start, so that the first refusal is an increase.
 REFUSALS: Final = (
-    "calls_limit", "calls_per_connection_limit", "call_ids_exhausted", "call_id_block_full",
+    "calls_limit", "calls_per_connection_limit", "calls_per_client_limit",
+    "setups_per_client_limit", "call_ids_exhausted", "call_id_block_full",
     "router_number_taken",
 )  # fmt: skip
 

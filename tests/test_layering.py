@@ -14,7 +14,8 @@ LONGEST = 420  #: lines; a longer file is two
 
 #: What the core may use of the standard library: nothing that waits, reads or writes.
 PURE = {
-    "__future__", "collections", "dataclasses", "enum", "operator", "struct", "types", "typing",
+    "__future__", "array", "collections", "dataclasses", "enum", "itertools", "operator", "struct",
+    "types", "typing",
 }  # fmt: skip
 
 #: The only homes of packages that are not ours.
@@ -28,7 +29,8 @@ HOMES = {
 #: What the core's files may import of the core, each at most those before it.
 ORDER = [
     "tuples", "checksum", "packet", "messages", "causes", "states", "stream", "bindings",
-    "refused", "calls", "events", "held", "book", "snapshot", "numbers", "dialogue", "translator",
+    "refused", "calls", "events", "held", "clients", "book", "snapshot", "numbers", "dialogue",
+    "translator",
 ]  # fmt: skip
 
 #: Folders and files of `pptp_nat`, and the parts of it that they must not know.

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 
 from pptp_nat.core.bindings import Bindings
 from pptp_nat.core.calls import NOBODY, Call, Connection
+from pptp_nat.core.clients import Clients
 from pptp_nat.core.events import (
     CallChanged,
     CallRefused,
@@ -49,6 +50,9 @@ class Settings:
     connections: int = 65_536  #: followed at once
     calls: int = 131_072  #: at once, those in quarantine not counted
     calls_per_connection: int = 0  #: 0: no limit but `calls`
+    calls_per_client: int = 0  #: of whoever asks for them; 0: no limit but `calls`
+    setups_per_client: float = 0.0  #: new calls per second; 0: no limit
+    buffered: int = 64 << 20  #: octets of unacknowledged stream kept of all connections
     history: int = 4_096  #: octets of unacknowledged stream kept per direction
     half_open: int = 4_096  #: SYNs remembered
     request: float = 180.0  #: until a request without a reply is forgotten
@@ -98,7 +102,14 @@ class Book:
         self.ends: Counter[End] = Counter()
         self.events: list[Event] = []  #: of the packet or tick under way
         self.last_id = 0  #: the highest identity given
+        self.clients = Clients()
         self._shared: dict[Any, Any] = {}
+
+    @property
+    def history(self) -> int:
+        """Octets of unacknowledged stream that may be kept of one direction now."""
+        share = self.settings.buffered // (2 * len(self.connections) + 1)
+        return min(self.settings.history, share)
 
     def next_id(self) -> int:
         """Return a new identity for a call or connection."""
@@ -132,6 +143,7 @@ class Book:
         """Take a new call in; it is IDLE."""
         call = Call(self.next_id(), connection, requester, pns, now)
         self.calls[call.id] = call
+        self.clients.began(connection.own(requester))
         return call
 
     def move(
@@ -157,6 +169,7 @@ class Book:
         assert call.end is not None
         self.ends[call.end] += 1
         del self.calls[call.id]
+        self.clients.ended(call.connection.own(call.requester))
         for party in Party:
             if call.own_of(party) != NOBODY:
                 self._withdraw(call, party, now)
@@ -272,6 +285,7 @@ class Book:
                 self.retired.append((due or 0.0, call))
                 continue
             self.calls[call.id] = call
+            self.clients.began(call.connection.own(call.requester))
             if due is not None:
                 dues.append((due, _CALL_DEADLINE[state], call))
         for until, kind, subject in sorted(dues, key=itemgetter(0)):

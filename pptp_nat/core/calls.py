@@ -253,6 +253,10 @@ class Connection:
             key[:4], int.from_bytes(key[8:10], "big"), key[4:8], int.from_bytes(key[10:], "big")
         )
 
+    def own(self, party: Party) -> Address:
+        """Return the own address of *party*."""
+        return self.key[4:8] if party else self.key[:4]
+
     def seat(self, party: Party) -> Seat:
         """Return where *party* sits."""
         own = self.key[4:8] if party else self.key[:4]

@@ -163,6 +163,12 @@ class Numbers:
             raise ExhaustedError("calls_limit")
         if 0 < settings.calls_per_connection <= sum(c.state in LIVE for c in connection.calls):
             raise ExhaustedError("calls_per_connection_limit")
+        client, clients = connection.own(self._sender), self._book.clients
+        if 0 < settings.calls_per_client <= clients.calls(client):
+            raise ExhaustedError("calls_per_client_limit")
+        rate = settings.setups_per_client
+        if rate and not clients.may_ask(client, rate, self._now):
+            raise ExhaustedError("setups_per_client_limit")
 
     def _block(self, high: int) -> int:
         """Choose the high octet of what a number that begins with *high* is seen as.

@@ -17,6 +17,7 @@ monotonic seconds from the caller, `locate` and `draw` are the caller's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Final
 
 from pptp_nat.core.bindings import Bindings, Pair
@@ -41,6 +42,7 @@ from pptp_nat.core.stream import Progress
 from pptp_nat.core.tuples import Address, Flow, Party, Placement, Seat
 from pptp_nat.errors import AdapterError, ExhaustedError
 
+_LOOKED_AT: Final = 64  #: connections, to find one that carries no call
 _WINDOW: Final = 1 << 16  #: octets around the expected one in which FIN, RST, SYN are believed
 _SWEEP_SECONDS: Final = 60.0
 _QUIET_SECONDS: Final = 120.0  #: after which no retransmission is to be expected
@@ -197,11 +199,15 @@ class Translator:
 
     def _evict(self, now: float) -> bool:
         """Make room by forgetting the oldest connection that carries no call."""
-        for connection in self.book.connections.values():
+        connections = self.book.connections
+        for key in list(islice(connections, _LOOKED_AT)):
+            connection = connections[key]
             if not connection.calls:
                 self._forget(connection, now)
                 self.book.counts["connections_evicted"] += 1
                 return True
+            # It stays; a flood must not have us look at it again for every packet.
+            connections[key] = connections.pop(key)
         return False
 
     def _forget(self, connection: Connection, now: float) -> None:
@@ -220,7 +226,7 @@ class Translator:
             dialogue.attend(connection, sender, now)
             try:
                 progress, edits = stream.push(
-                    view.sequence, octets, dialogue, limit=self.book.settings.history
+                    view.sequence, octets, dialogue, limit=self.book.history
                 )
             except ExhaustedError as refusal:
                 self.book.refuse(connection, sender, refusal.reason)

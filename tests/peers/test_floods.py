@@ -1,0 +1,143 @@
+"""One client that floods: others' new calls still come up, and their data still arrive."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pptp_nat.lab.network import Host
+
+from .conftest import By, World
+
+pytestmark = pytest.mark.kernel
+every_path = pytest.mark.parametrize("by", ["conntrack", "queue"])
+
+#: ``make faults`` tries every flood on either data path.
+KINDS = [("conntrack", "sccrq"), ("conntrack", "gre"), ("queue", "syn"), ("queue", "gre")]
+if os.environ.get("PPTP_NAT_FAULTS"):
+    kinds = ("syn", "garbage", "sccrq", "gre")
+    KINDS = [(by, kind) for by in ("conntrack", "queue") for kind in kinds]
+
+#: A program that sends as fast as one core lets it, until it is ended.
+FLOOD = """
+import socket, struct, sys, random
+kind, me, to = sys.argv[1:]
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+lots = random.Random(1)
+def add(total):
+    total = (total >> 16) + (total & 0xFFFF)
+    return ~(total + (total >> 16)) & 0xFFFF
+def tcp(flags, payload):
+    size = 20 + len(payload)
+    head = struct.pack("!HHIIBBHHH", lots.randrange(1024, 65536), 1723, lots.getrandbits(32),
+                       lots.getrandbits(32), 5 << 4, flags, 512, 0, 0)
+    pseudo = socket.inet_aton(me) + socket.inet_aton(to) + struct.pack("!BBH", 0, 6, size)
+    octets = pseudo + head + payload + bytes(len(payload) % 2)
+    check = add(sum(struct.unpack(f"!{len(octets) // 2}H", octets)))
+    return ip(6, head[:16] + struct.pack("!H", check) + head[18:] + payload)
+def ip(protocol, rest):
+    return struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(rest), 0, 0, 64, protocol, 0,
+                       socket.inet_aton(me), socket.inet_aton(to)) + rest
+ocrq = bytes.fromhex("00a800011a2b3c4d00070000") + bytes(156)
+make = {
+    "syn": lambda: tcp(2, b""),
+    "garbage": lambda: tcp(24, lots.randbytes(64)),
+    "sccrq": lambda: tcp(24, bytes.fromhex("009c00011a2b3c4d0001000001000000") + bytes(140)),
+    "gre": lambda: ip(47, struct.pack("!HHHHI4s", 0x3001, 0x880B, 4, lots.getrandbits(16), 1,
+                                      b"abcd")),
+}[kind]
+packets = [make() for _ in range(3000)]
+while True:
+    for packet in packets:
+        try:
+            raw.sendto(packet, (to, 0))
+        except OSError:
+            pass
+"""
+
+
+@contextmanager
+def _flooded(here: World, host: Host, kind: str) -> Iterator[None]:
+    command = [sys.executable, "-c", FLOOD, kind, host.address, here.lab.outside[0].address]
+    process: subprocess.Popen[bytes] = here.lab.popen(host, command)
+    try:
+        time.sleep(1)  # it is to be well under way; nothing depends on how far
+        assert process.poll() is None, "the flood has ended by itself"
+        yield
+    finally:
+        here.lab.end(process)
+
+
+@pytest.mark.parametrize(("by", "kind"), KINDS)
+def test_under_a_flood_others_still_call_and_are_heard(
+    world: Callable[..., World], by: By, kind: str
+) -> None:
+    """With a core of its own the flood is all that the router can take."""
+    here = world(by, inside=4)
+    here.station(here.lab.outside[0]).listen()
+    clients = [here.station(host) for host in here.lab.inside[:3]]
+    lasting = here.up([here.dial(clients[0], here.lab.outside[0].address).call(7)])
+    with _flooded(here, here.lab.inside[3], kind):
+        connections = [each.dial(here.lab.outside[0].address) for each in clients[1:]]
+        assert here.loop.run_until(lambda: all(each.established for each in connections), 60)
+        calls = [each.call(7) for each in connections]
+        assert here.loop.run_until(lambda: all(each.up for each in calls), 60)
+        both = [end for call in calls for end in (call, here.other_end(call))] + lasting
+        before = [call.right for call in both]
+        for _ in range(20):
+            for call in both:
+                call.say()
+            here.loop.run_dry(0.01)
+        # A flood of GRE fills the queue that data wait in; then some is lost, as on any full link.
+        least = 1 if (by, kind) == ("queue", "gre") else 20
+        assert here.loop.run_until(
+            lambda: all(c.right >= b + least for c, b in zip(both, before, strict=True)), 30
+        ), [c.right - b for c, b in zip(both, before, strict=True)]
+    assert [] == [payload for call in both for payload in call.wrong]
+    here.listed(3, "--state", "up")
+
+
+@every_path
+def test_one_client_cannot_take_all_numbers_at_once(
+    world: Callable[..., World], by: By
+) -> None:
+    """It asks for more than its share, and hears no; another one is served meanwhile."""
+    here = world(by, inside=2, config="[limits]\nsetups_per_client = 10\ncalls_per_client = 30\n")
+    here.station(here.lab.outside[0]).listen()
+    greedy, modest = (here.station(host) for host in here.lab.inside)
+    connection = here.dial(greedy, here.lab.outside[0].address)
+    calls = [connection.call() for _ in range(60)]
+    here.until(lambda: all(each.state != "requested" for each in calls), "all are answered")
+    assert 20 <= sum(each.up for each in calls) <= 30
+    served = here.up([here.dial(modest, here.lab.outside[0].address).call(7)])
+    here.all_hear(served)
+    assert here.daemon is not None
+    assert "reason=" in here.daemon.log
+
+
+def test_memory_stays_within_bounds_under_a_flood(world: Callable[..., World]) -> None:
+    """Tens of thousands of connections that nobody means, and then it is as it was."""
+    here = world("conntrack", inside=2, config="[limits]\nconnections = 2000\nbuffered = 65536\n")
+    daemon = here.daemon
+    assert daemon is not None
+    here.station(here.lab.outside[0]).listen()
+    lasting = here.up(
+        [here.dial(here.station(here.lab.inside[0]), here.lab.outside[0].address).call(7)]
+    )
+    before = _resident(daemon.pid)
+    with _flooded(here, here.lab.inside[1], "sccrq"):
+        time.sleep(3)
+    grown = _resident(daemon.pid) - before
+    assert grown < 16 << 20, f"{grown} octets more"
+    here.all_hear(lasting)
+
+
+def _resident(pid: int | None) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
