@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pptp_nat import __version__
+from pptp_nat.analysis.conntrack_rules import RULES as RULES_OF_TABLES
 from pptp_nat.doctor import checks, kernel, openwrt, ours, report, rules
 from pptp_nat.doctor.firewall import Chain, Fate, Match, Packet, Rule, chains, fates
 from pptp_nat.doctor.model import Judgement, Outcome, worst
@@ -457,3 +459,16 @@ def test_mends_name_commands_that_shells_can_read(made) -> None:
     """What is to be typed must be typable."""
     for each in checks.examine(made(queues={}, gre_complaint=lambda: "no", status=None)):
         shlex.split(each.mend.replace("'", ""))
+
+
+def test_the_checks_and_rules_that_errors_are_put_down_to_are_ours() -> None:
+    """The guide's table of error numbers names what there is to find, and no more."""
+    page = Path(__file__).parents[2] / "docs/guides/troubleshooting.md"
+    rows = re.findall(r"^\| ([\d, ]+) \([^)]*\) \|(.*) \|$", page.read_text(), re.MULTILINE)
+    found = set(SCHEMA["properties"]["checks"]["items"]["properties"]["check"]["enum"])
+    found |= {rule.slug for rule in RULES_OF_TABLES}
+
+    assert {"800", "868", "806", "807", "619", "691", "734"} == {
+        number for numbers, _ in rows for number in numbers.split(", ")
+    }
+    assert {name for _, cells in rows for name in re.findall(r"`(\w+)`", cells)} <= found
