@@ -27,6 +27,7 @@ INTERRUPTED: Final = 130  #: 128 and SIGINT
 
 #: parts that a small router may be without, and how to have them
 APART: Final = {
+    "curses": "on OpenWrt it is in the package python3-ncurses",
     "pptp_nat.analysis": "on OpenWrt it is in the package pptp-nat-tools",
     "pptp_nat.lab": "OpenWrt has no package of it; look at it on another machine",
 }

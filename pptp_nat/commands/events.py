@@ -77,7 +77,9 @@ def lasting(
 
     def subscribed() -> None:
         if state["gone"]:
-            sys.stderr.write("pptp-nat: the daemon is back; what happened meanwhile is not shown\n")
+            sys.stderr.write(
+                "pptp-nat: the daemon tells again; what happened meanwhile is not shown\n"
+            )
         state.update(subscribed=True, gone=False)
 
     while True:
@@ -99,5 +101,8 @@ def lasting(
             raise UsageError(f"the daemon on {path} broke off before it answered; look at its log")
         if not state["gone"]:
             state["gone"] = True
-            sys.stderr.write(f"pptp-nat: the daemon on {path} is gone; waiting for it\n")
+            sys.stderr.write(
+                f"pptp-nat: the daemon on {path} broke off: it has ended, or we were too slow "
+                "for it; waiting for it\n"
+            )
         time.sleep(AGAIN_SECONDS if left is None else min(AGAIN_SECONDS, left))

@@ -443,7 +443,8 @@ def test_events_go_on_with_the_daemon_that_comes_back(run, daemon) -> None:
     assert json.loads(process.stdout.readline())["n"] == 1
     daemon.close()
     assert process.stderr.readline() == (
-        f"pptp-nat: the daemon on {daemon.path} is gone; waiting for it\n"
+        f"pptp-nat: the daemon on {daemon.path} broke off: it has ended, or we were too slow "
+        "for it; waiting for it\n"
     )
     daemon.__init__(daemon.path)
     daemon.tell({**gone(2), "n": 2})
@@ -451,7 +452,7 @@ def test_events_go_on_with_the_daemon_that_comes_back(run, daemon) -> None:
 
     assert process.returncode == 0
     assert json.loads(out)["n"] == 2
-    assert err == "pptp-nat: the daemon is back; what happened meanwhile is not shown\n"
+    assert err == "pptp-nat: the daemon tells again; what happened meanwhile is not shown\n"
 
 
 def test_events_of_a_call_that_there_is_not_is_one_line_and_1(daemon, capsys) -> None:

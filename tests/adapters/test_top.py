@@ -206,6 +206,18 @@ def test_without_a_terminal_there_is_one_line(tmp_path, capsys, monkeypatch) -> 
     )
 
 
+def test_without_curses_it_says_where_that_is(tmp_path, capsys, monkeypatch) -> None:
+    """Small routers have Python in pieces."""
+    monkeypatch.delitem(sys.modules, "pptp_nat.commands.top", raising=False)
+    monkeypatch.setitem(sys.modules, "curses", None)
+
+    assert cli.main(["top", "--socket", str(tmp_path / "s")]) == 1
+    assert capsys.readouterr().err == (
+        "pptp-nat: Python package curses is missing: on OpenWrt it is in the package "
+        "python3-ncurses\n"
+    )
+
+
 # --- on a terminal ----------------------------------------------------------------------
 
 
