@@ -19,6 +19,7 @@ from pptp_nat.analysis.html_elements import (
     tag,
 )
 from pptp_nat.analysis.html_plots import amount
+from pptp_nat.analysis.html_topology import views
 from pptp_nat.analysis.model import Analysis, Call, Severity
 from pptp_nat.analysis.ppp import Ppp
 from pptp_nat.analysis.rule import dotted
@@ -63,8 +64,8 @@ class Broken(NamedTuple):
 
 def stack(analysis: Analysis, call: Call) -> Markup:
     """Draw *call*, which is not the outer one of a translation."""
-    translation = analysis.translation_of(call)
-    outer = translation.outside if translation else call
+    call, behind = views(analysis, call)
+    outer = behind or call
     ids = {call.id, outer.id}
     connections = {each.connection.id for each in (call, outer) if each.connection}
     slugs = {
@@ -76,7 +77,7 @@ def stack(analysis: Analysis, call: Call) -> Markup:
     broken = Broken(frozenset[str]().union(*(_BREAKS.get(slug, ()) for slug in slugs)))
     parts = [_client(call, broken, 4)]
     y = 4.0 + _HOST
-    if translation is not None:
+    if behind is not None:
         parts += [_wire(call, y, broken), _nat(call, outer, y + _WIRE)]
         y += _WIRE + _NAT
     parts += [_wire(outer, y, broken), _server(outer, broken, y + _WIRE)]

@@ -58,23 +58,32 @@ class Path(NamedTuple):
         return dotted(self.connection.ends[1].address)
 
 
+def views(analysis: Analysis, call: Call) -> tuple[Call, Call | None]:
+    """Return *call* as seen nearer to the client, and behind a NAT if it was seen there."""
+    translation = analysis.translation_of(call)
+    if translation is None or translation.hidden is None:
+        return call, None
+    if translation.hidden is Role.PNS:
+        return translation.inside, translation.outside
+    return translation.outside, translation.inside
+
+
 def paths(analysis: Analysis) -> list[Path]:
     """Return what there is to draw, the troubled first."""
     errors = [each for each in analysis.diagnoses if each.severity is Severity.ERROR]
     bad_calls = {each.call for each in errors if each.call is not None}
     without_tcp = {each.connection for each in errors if each.rule in _NO_TCP}
     bad_connections = {each.connection for each in errors if each.call is None}
-    outer_of = {each.inside.id: each.outside for each in analysis.translations}
-    outer_ids = {each.id for each in outer_of.values()}
+    outer_ids = {each.outside.id for each in analysis.translations}
     found = []
     for call in analysis.calls:
         if call.id in outer_ids:
             continue
-        outer = outer_of.get(call.id)
-        ids = {call.id, outer.id if outer else None}
-        own = {each.connection.id for each in (call, outer) if each and each.connection}
+        inner, outer = views(analysis, call)
+        ids = {inner.id, outer.id if outer else None}
+        own = {each.connection.id for each in (inner, outer) if each and each.connection}
         is_bad = bool(ids & bad_calls or own & bad_connections)
-        found.append(Path(call.connection, call, outer, is_bad, not own & without_tcp))
+        found.append(Path(inner.connection, inner, outer, is_bad, not own & without_tcp))
     for connection in analysis.control_connections:
         if not connection.calls:
             is_bad = connection.id in bad_connections

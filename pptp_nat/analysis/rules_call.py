@@ -181,6 +181,8 @@ def _one_way_death(case: CallCase) -> tuple[Role, float, Finding] | None:
         silence = quality.unanswered
         if silence is None or silence.since is None or silence.heard < _FEW:
             continue
+        if not quality.acknowledging:
+            continue  # who never acknowledges may well be silent while the other speaks
         ended = case.ended
         until = min(silence.until, ended.time) if ended else silence.until
         if until - (silence.began if silence.rest >= _IDLE else silence.begin) < _DEAD:

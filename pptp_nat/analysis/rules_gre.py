@@ -126,6 +126,8 @@ def _silence(case: CallCase) -> Finding | None:
         silence = quality.silence
         if silence is None or silence.heard < _LEAST or silence.since is None:
             continue
+        if not quality.acknowledging:
+            continue
         if silence.until - silence.began >= _SILENCE:
             return Finding(
                 f"{case.name(role)} says nothing for {seconds(silence.until - silence.began)} "

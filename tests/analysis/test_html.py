@@ -149,6 +149,23 @@ def test_gre_that_is_missing_is_crossed_out_where_it_is_missing() -> None:
     assert 'class="cross"' not in captured("healthy")
 
 
+def test_a_server_behind_the_nat_stands_behind_the_nat(tmp_path: Path) -> None:
+    """A port forward hides the server's address and number, and not the client's."""
+    traveller, home = s.Host("", bytes((203, 0, 113, 5))), s.Host("", bytes((192, 168, 77, 20)))
+    for name, server, number, later in (("in", home, 7, 0.001), ("out", s.ROUTER, 5001, 0.0)):
+        call = Story(s.START + later).dial(traveller, server, call_id=1, answers=number, serial=9)
+        call.link().prove().mppe().network().chat().story.pcap(tmp_path / f"{name}.pcap")
+
+    page = report(analyze(sorted(tmp_path.glob("*.pcap"))))
+
+    picture = page[page.index("<svg") : page.index("</svg>")]
+    words = Reader()
+    words.feed(picture)
+    hosts = [word for word in words.words if word.count(".") == 3 and not word.startswith("ppp")]
+    assert hosts == ["203.0.113.5", "192.168.77.20", "198.18.7.1"]  # client, server, NAT
+    assert "5001 \N{RIGHTWARDS ARROW OVER LEFTWARDS ARROW} 7" in words.words
+
+
 @given(st.text(max_size=80), st.text(max_size=80))
 def test_text_stays_text(words: str, attribute: str) -> None:
     reader = read(tag("p", words, joined(words), class_=attribute))

@@ -490,6 +490,18 @@ def silent_with_everything_once_it_has_an_address() -> Story:
     return call.story
 
 
+@near_miss("gone_silent", "idle_death", "one_way_silence")
+def a_monologue_to_one_who_never_acknowledges() -> Story:
+    call = dialled()
+    call.acknowledges = False
+    call.link().prove().mppe().network()
+    for pause in (40, 2, 2, 2, 2, 2, 2, 2):
+        call.story.wait(pause)
+        call.seal(PAC_ROLE)
+    call.tcp.echo(ALICE)
+    return call.story
+
+
 @trouble("call_disconnected")
 def lost_carrier() -> Story:
     call = up()
