@@ -114,7 +114,7 @@ counter   textfile_failures_total Times that the textfile could not be written.
 gauge     collector_success{collector} Whether this part of the scrape could be read.
 gauge     collector_duration_seconds{collector} Processor time spent on this part of the scrape.
 gauge     scrape_longest_step_seconds Processor time of the longest step since the last reading began: a verdict may have waited for it.
-gauge     client_calls{client} Legs of calls of one of the busiest clients, halved.
+gauge     client_calls{client} Calls of one of the busiest clients.
 counter   client_packets_total{client,direction} GRE packets of one of the busiest clients.
 counter   client_bytes_total{client,direction} Octets of the IP packets in pptp_nat_client_packets_total.
 counter   client_series_overflow_total Clients left out of scrapes since there were more than metrics.top_clients.

@@ -98,7 +98,7 @@ class Readings:
         self._overflow += max(0, len(busiest) - self._top_clients)
         for client in busiest[: self._top_clients]:
             name, kept = inet_ntoa(client), clients[client]
-            _add(found, "client_calls", kept.legs / 2, name)
+            _add(found, "client_calls", (kept.legs + 1) // 2, name)
             for to_inside, direction in enumerate(_DIRECTIONS):
                 _add(found, "client_packets_total", kept.packets[to_inside], name, direction)
                 _add(found, "client_bytes_total", kept.octets[to_inside], name, direction)

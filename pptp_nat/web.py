@@ -141,8 +141,9 @@ class WebServer:
                 peer, _ = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
-            except OSError:  # no descriptor is left
+            except OSError:  # no descriptor is left: calls may need the next one more
                 self._shed(0.0)
+                self._listen(wanted=False)
                 return
             self._allowance -= 1 if self.tls is None else _TLS_COST
             self._welcome(peer)
@@ -155,8 +156,10 @@ class WebServer:
             self.closed["no_place"] += 1
             peer.close()
             return
-        with contextlib.suppress(OSError):  # gone already
+        try:
             self.clients.add(Client(self, peer))
+        except OSError:  # gone already
+            peer.close()
 
     def _shed(self, patience: float) -> None:
         """Disconnect who stood still longest, if for *patience* seconds."""

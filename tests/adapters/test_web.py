@@ -283,6 +283,29 @@ def test_a_flood_of_connections_waits_in_the_kernel(loop) -> None:
 pieces = st.binary(max_size=60) | st.sampled_from([GET, b"\r\n\r\n", b"GET / "])
 
 
+def test_without_descriptors_the_loop_does_not_spin(loop, monkeypatch) -> None:
+    """The newcomer stays in the kernel's queue, where it would wake us for ever."""
+    real = loop.server._listener
+
+    class Exhausted:
+        def accept(self):
+            raise OSError(24, "Too many open files")
+
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+    kept = loop.connect(GET)
+    loop.turn()
+    monkeypatch.setattr(loop.server, "_listener", Exhausted())
+    waiting = loop.connect(GET)
+    assert loop.turn() < 5
+    assert 1 == loop.server.closed["replaced"]  # one descriptor is given up for whoever needs it
+    monkeypatch.setattr(loop.server, "_listener", real)
+    loop.pass_by(1.5)
+    assert 200 == status(read(waiting))
+    kept.close()
+
+
 @given(st.lists(pieces, max_size=6))
 @settings(deadline=None, max_examples=40)
 def test_whatever_octets_come_somebody_else_is_served(octets) -> None:

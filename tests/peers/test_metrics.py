@@ -109,7 +109,10 @@ def test_totals_are_what_the_clients_sent_also_when_calls_are_over(
     calls = here.up(each.call(7) for each in connections)
     here.all_hear(calls, count=10, padding=200)
     rows = here.listed(3)
-    values = scrape(here)
+    text = get(here)[1]
+    values = parsed(text)
+    addresses = [host.address for host in (*here.lab.inside, *here.lab.outside)]
+    assert [] == [address for address in addresses if address in text]
     assert (30, 30) == gre(values)
     assert carried(rows) == gre(values)
     assert carried(rows, "bytes") == gre(values, "bytes")
@@ -135,6 +138,32 @@ def test_totals_are_what_the_clients_sent_also_when_calls_are_over(
     assert values["pptp_nat_verdict_duration_seconds_count",] == sum(
         values["pptp_nat_control_packets_total", verdict] for verdict in ("accept", "drop", "hold")
     )
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_new_daemon_counts_what_comes_not_what_came(
+    world: Callable[..., World], end: str
+) -> None:
+    """The kernel's counts go on over a restart; as a rate they would be a burst of days."""
+    here = world("conntrack", inside=2, metrics=PLACE)
+    here.station(here.lab.outside[0]).listen()
+    calls = here.up(
+        here.dial(here.station(host), here.lab.outside[0].address).call(7)
+        for host in here.lab.inside
+    )
+    here.all_hear(calls, count=10)
+    assert (20, 20) == gre(scrape(here))
+
+    assert here.daemon is not None
+    getattr(here.daemon, end)()
+    here.daemon.start()
+    assert (26, 26) == (_heard(here, calls, 3), carried(here.listed(2, "--state", "up"))[0])
+    assert (6, 6) == gre(scrape(here))
+
+
+def _heard(world: World, calls: list[Any], count: int) -> int:
+    world.all_hear(calls, count=count)
+    return sum(call.right for call in calls[::2])
 
 
 @needs_prometheus
