@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from pptp_nat.doctor.router import Router, Saved
+from pptp_nat.linux.ruleset_iptables import JUDGED, PREFIX
 
 MOST_STEPS: Final = 20_000  #: rules looked at in one walk; chains may call each other in rings
 DEEPEST: Final = 16  #: jumps within jumps, as in the kernel (NFT_JUMP_STACK_SIZE)
 PROTOCOLS: Final = {"gre": 47, "tcp": 6, "udp": 17, "icmp": 1, "ipv6-icmp": 58, "esp": 50,
                     "ah": 51, "sctp": 132, "udplite": 136}  # fmt: skip
-OURS: Final = "PPTP_NAT_"
 OUR_TABLE: Final = "pptp_nat"
 
 
@@ -125,8 +125,10 @@ def _iptables(saved: Saved, packet: Packet) -> Iterator[Chain]:
         judged = {
             name: [_iptables_rule(rule, packet) for rule in rules]
             for name, rules in tables.items()
-            if not name.startswith(OURS)
+            if not name.startswith(PREFIX)
         }
+        if JUDGED in tables:  # the one chain of ours that accepts: enhanced GRE, by its octets
+            judged[JUDGED] = [Rule(Match.YES, "accept", "", True, "GRE of calls")]
         for hook in hooks:
             policy = saved.policies.get((table, hook), "ACCEPT").lower()
             yield Chain(f"{saved.command} {table}", judged, hook, policy)

@@ -24,7 +24,7 @@ from pptp_nat.lab.real_peers import absent, start_server
 from pptp_nat.lab.router import daemon, kernel_helper
 from pptp_nat.linux.ruleset import RuleSettings
 
-from .conftest import World
+from .conftest import By, World
 
 pytestmark = pytest.mark.peers
 PROGRAM = [sys.executable, "-m", "pptp_nat", "doctor", "-o", "json"]
@@ -138,9 +138,12 @@ def test_mending_mends(router: Broken) -> None:
     assert {} == looked(router.world)
 
 
-def test_a_healthy_router_with_a_firewall_passes_everything(world: Callable[..., World]) -> None:
+@pytest.mark.parametrize("by", ["conntrack", "queue"])
+def test_a_healthy_router_with_a_firewall_passes_everything(
+    world: Callable[..., World], by: By
+) -> None:
     """FORWARD drops all that is not known; a default route says which side is the world."""
-    made = Broken(world("conntrack", inside=1, firewall="established"))
+    made = Broken(world(by, inside=1, firewall="established"))
     made.default_route()
     assert (0, {}) == examined(made.world)
 
