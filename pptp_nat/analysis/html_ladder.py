@@ -20,7 +20,7 @@ _STEP: Final = 24
 _TOP: Final = 34
 _PAUSE: Final = 1.0  #: seconds without a rung that get a gap of their own
 _HEAD, _TAIL = 44, 20  #: rungs that are drawn of a long ladder
-_CHARACTERS: Final = 50
+_CHARACTERS: Final = 48
 _RUN: Final = 4  #: rungs with the same words that are told in short
 _TO_SAY: Final = ("result", "error", "cause", "reason", "call_id", "peer_call_id")
 

@@ -30,7 +30,7 @@ body {
 }
 main { max-width: 1120px; margin: 0 auto; padding: 24px 16px 48px; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 4px; }
-h2 { font-size: 1.15rem; margin: 40px 0 12px; }
+h2 { font-size: 1.15rem; margin: 28px 0 12px; }
 h3 { font-size: 1rem; margin: 0 0 4px; overflow-wrap: anywhere; }
 h4 { font-size: .8rem; margin: 20px 0 8px; color: var(--soft); text-transform: uppercase;
      letter-spacing: .06em; }
