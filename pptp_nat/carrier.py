@@ -174,6 +174,8 @@ class Carrier:
             present = set(self.path.matches())
         except AdapterError as error:
             self._complain(error)
+            self._unsure.update((Match(*order.leg[:3]), order) for order in legs)
+            self._retry_at = now + _RETRY_SECONDS
             return 0
         missing = list({
             match: order for order in legs if (match := Match(*order.leg[:3])) not in present
