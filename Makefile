@@ -1,10 +1,10 @@
-# make venv | demo | test | check | bench | compiled | deb | openwrt | dist: each does all its own set-up on Debian 12, as root.
+# make venv | demo | test | check | bench | faults | soak | fuzz | compiled | deb | openwrt | dist: each does all its own set-up on Debian 12, as root.
 # Debian's own Python where there is one: apt's python3-dev and python3-venv are for it.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 BIN := .venv/bin
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: venv demo test check unit bench compiled deb openwrt dist clean
+.PHONY: venv demo test check unit bench faults soak fuzz compiled deb openwrt dist clean
 
 venv: .venv/ready
 
@@ -28,6 +28,21 @@ unit: venv
 
 bench: venv
 	$(BIN)/python -m benchmarks
+
+# The long forms of what make test does for seconds: a hundred crashes under 200 calls and every
+# flood on either data path; an hour of churn; ten million spoiled inputs.
+faults: venv
+	PPTP_NAT_FAULTS=1 PPTP_NAT_KILLS=100 PPTP_NAT_CLIENTS=100 $(BIN)/pytest -p no:randomly \
+		tests/peers/test_restarts.py tests/peers/test_takeover.py tests/peers/test_floods.py \
+		tests/peers/test_strangers.py tests/peers/test_addresses.py tests/kernel/test_refusals.py
+
+soak: venv
+	PPTP_NAT_SOAK_SECONDS=$${PPTP_NAT_SOAK_SECONDS:-3600} $(BIN)/pytest -s -p no:randomly \
+		tests/peers/test_soak.py
+
+fuzz: venv
+	$(BIN)/python -m tests.fuzz 2000
+	$(BIN)/python -m tests.fuzz.storm 10
 
 # The package with its hot modules in C, in build/compiled, and what of the tests is about them;
 # those left out hand in stand-ins, which C takes no notice of.

@@ -142,6 +142,11 @@ class Daemon:
         full = [*_PROGRAM, command, "--socket", str(self.socket), *rest]
         return self._lab.run(self._lab.router, full, check=check)
 
+    def status(self) -> dict[str, Any]:
+        """Return what ``pptp-nat status -o json`` says."""
+        found: dict[str, Any] = json.loads(self.ask("status", "-o", "json").stdout)
+        return found
+
     def calls(self, *argv: str) -> list[dict[str, Any]]:
         """Return what ``pptp-nat list -o json`` knows of the calls."""
         found: list[dict[str, Any]] = json.loads(self.ask("list", "-o", "json", *argv).stdout)

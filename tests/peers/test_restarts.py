@@ -80,6 +80,16 @@ class Churn:
         )
         self.judge()
 
+    def forget(self) -> None:
+        """Let go of what is over, so that a long run does not fill this process instead."""
+        for station in (*self.stations, self.server):
+            station.connections[:] = [each for each in station.connections if not each.closed]
+            for connection in station.connections:
+                connection.received.clear()
+                for number, call in list(connection.calls.items()):
+                    if call.state == "gone":
+                        del connection.calls[number]
+
     def judge(self) -> None:
         """Nothing was delivered to anybody for whom it was not."""
         calls = [call for each in self.here.stations.values() for call in each.calls()]
