@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -81,7 +82,8 @@ def rule_problems(config: Config, settings: ruleset.RuleSettings) -> list[str]:
     try:
         return ruleset.check(settings, backend_of(config))
     except AdapterError as error:  # in a sandbox: they are not ours to read, nor to mend
-        return [f"cannot be checked: {error}"]
+        ask = "" if os.geteuid() == 0 else "; as root, ask `pptp-nat rules check`"
+        return [f"cannot be checked: {error}{ask}"]
 
 
 def arrange_rules(

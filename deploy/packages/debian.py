@@ -55,6 +55,8 @@ COMPLETIONS: Final = {
     "zsh": "usr/share/zsh/vendor-completions/_pptp-nat",
     "fish": "usr/share/fish/vendor_completions.d/pptp-nat.fish",
 }
+#: folders of `deploy` whose files are examples
+EXAMPLES: Final = ("systemd/keepalived", "prometheus", "grafana")
 MAINTAINER_SCRIPTS: Final = ("postinst", "prerm", "postrm")
 
 
@@ -80,14 +82,11 @@ def files() -> Iterator[File]:
     yield File(f"{documents}/copyright", _copyright().encode())
     yield File(f"{documents}/changelog.Debian.gz", _gzip(_changelog().encode()))
     yield copied(ROOT / "README.md", f"{documents}/README.md")
-    for name in ("configuration.md", "theory.md", "api.md"):
-        yield copied(ROOT / "docs" / name, f"{documents}/{name}")
-    yield from _examples(documents)
-
-
-def _examples(documents: str) -> Iterator[File]:
-    for source in sorted((DEPLOY / "systemd" / "keepalived").glob("*")):
-        yield copied(source, f"{documents}/examples/keepalived/{source.name}")
+    for document in sorted((ROOT / "docs").rglob("*.md")):
+        yield copied(document, f"{documents}/{document.relative_to(ROOT)}")
+    for name in EXAMPLES:
+        for source in sorted((DEPLOY / name).glob("*")):
+            yield copied(source, f"{documents}/examples/{Path(name).name}/{source.name}")
 
 
 def build(target: Path) -> Path:

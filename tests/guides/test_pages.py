@@ -138,14 +138,19 @@ def test_the_kernels_helper_goes_as_the_guide_says(lab: Lab) -> None:
 
 @pytest.mark.kernel
 def test_the_debian_guide_is_followed_to_its_end(lab: Lab, tmp_path: Path) -> None:
+    """With the older iptables, whose rules the daemon may not read in its sandbox."""
     lab.sysctl(lab.router, "net.netfilter.nf_conntrack_acct", "1")
     with booted(tmp_path, lab.router.namespace) as machine:
+        legacy = "/usr/sbin/iptables-legacy"
+        machine.run("update-alternatives", "--set", "iptables", legacy)
         package = debian.build(tmp_path / "deb")
         shutil.copyfile(package, machine.root / "root" / package.name)
         for block in of("debian.md", "sh debian"):
             machine.run("bash", "-ec", f"cd /root\n{block.text}")
             if "apt-get install" in block.text:
                 machine.run("pptp-nat", "status")
+                assert "PPTP_NAT" in machine.said(f"{legacy}-save")
+        assert "PPTP_NAT" not in machine.said(f"{legacy}-save")
 
 
 def test_the_openwrt_guide_is_followed_to_its_end(lab: Lab, tmp_path: Path) -> None:
