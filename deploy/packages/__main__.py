@@ -23,7 +23,7 @@ def pages(target: Path) -> list[Path]:
 KINDS: Final[dict[str, Callable[[Path], list[Path]]]] = {
     "deb": lambda target: [debian.build(target)],
     "ipk": openwrt.build,
-    "keys": lambda _target: [keys.write()],
+    "keys": lambda target: [keys.write(target)],
     "man": pages,
     "dist": pypi.build,
     "pot": lambda _target: [openwrt.write_translations()],

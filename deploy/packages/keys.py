@@ -9,10 +9,9 @@ import dataclasses
 from pathlib import Path
 from typing import Final
 
-from deploy.packages.tree import ROOT
 from pptp_nat.config import SECTIONS, Config
 
-HOME: Final = ROOT / "deploy" / "openwrt" / "pptp-nat" / "files" / "keys"
+NAME: Final = "keys"
 
 
 def table() -> str:
@@ -39,7 +38,9 @@ def _kind(default: object, hint: str) -> str:
     return "whole" if isinstance(default, int) else "text"
 
 
-def write(path: Path = HOME) -> Path:
-    """Write the table where the init script's package has it."""
+def write(folder: Path) -> Path:
+    """Write the table into *folder*, where a recipe of OpenWrt's takes it from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / NAME
     path.write_text(table(), encoding="utf-8")
     return path

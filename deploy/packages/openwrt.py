@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from deploy.packages import keys
 from deploy.packages.tree import ROOT, File, copied, distribution, modules, tar_gz, version
 
 FEED: Final = ROOT / "deploy" / "openwrt"
@@ -35,7 +36,6 @@ PLACES: Final = (
     ("pptp-nat.defaults", "etc/uci-defaults/50-pptp-nat", 0o755),
     ("capabilities.json", "etc/capabilities/pptp-nat.json", 0o644),
     ("generate.sh", f"{HOME}/generate.sh", 0o644),
-    ("keys", f"{HOME}/keys", 0o644),
     ("firewall-include", f"{HOME}/firewall-include", 0o755),
     ("ruleset-post.nft", "usr/share/nftables.d/ruleset-post/pptp-nat.nft", 0o644),
     ("forward.nft", "usr/share/nftables.d/chain-pre/forward/pptp-nat.nft", 0o644),
@@ -110,6 +110,7 @@ def _daemon() -> Iterator[File]:
     yield from modules(HOME, without=(*TOOLS, *NOT_FOR_ROUTERS))
     for name, path, mode in PLACES:
         yield copied(FILES / name, path, mode)
+    yield File(f"{HOME}/{keys.NAME}", keys.table().encode())
 
 
 def _tools() -> Iterator[File]:
