@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from pptp_nat.analysis import ppp_wire as wire
 from pptp_nat.analysis.model import Severity
 from pptp_nat.analysis.ppp import Authentication, PppState
 from pptp_nat.analysis.ppp_auth import Kind
@@ -34,6 +35,9 @@ _MS_REMEDIES: Final = {
 def _failed(case: CallCase) -> Finding | None:
     """Somebody was told that he is not who he says."""
     for role, proof in case.ppp.authentications.items():
+        may_follow = proof.may_retry and case.scene.analysis.live and not case.ended
+        if may_follow and case.after(proof.outcome_at) < _WAIT:
+            continue
         if proof.outcome is Kind.FAILURE:
             words = "" if proof.error is None else MS_ERRORS.get(proof.error, "unknown error")
             code = "" if proof.error is None else f" (E={proof.error})"
@@ -197,7 +201,7 @@ def _no_address(case: CallCase) -> Finding | None:
     """The network phase is reached, and IP gets no address."""
     ppp, ipcp = case.ppp, case.ppp.ipcp
     began = ppp.reached(PppState.NETWORK)
-    if began is None or ipcp.opened or case.reached_opened:
+    if began is None or ipcp.opened or ppp.under_way or any(d.sealed for d in ppp.data.values()):
         return None
     if ipcp.rejected and ipcp.rejected_by:
         return Finding(f"{case.name(ipcp.rejected_by)} does no IPCP", evidence(ipcp.rejected))
@@ -210,6 +214,8 @@ def _no_address(case: CallCase) -> Finding | None:
     waited = last.time - began.time if last else case.after(began)
     sides = ipcp.sides.values()
     requests = sum(side.requests for side in sides)
+    if not requests and ppp.layers[wire.IPV6CP].opened:
+        return None
     if waited < _WAIT or (not requests and ppp.ccp.sides[_PNS].requests):
         return None
     asked = ipcp.sides[_PNS].asked.get("address", "none")

@@ -684,6 +684,30 @@ def ipcp_is_rejected() -> Story:
     return call.story
 
 
+def interface_identifiers(call: Call) -> Call:
+    """Let IPV6CP agree."""
+    return call.agree(s.IPV6CP, {
+        PNS: s.option(1, b"\0\0\0\0\0\0\0\1"), PAC_ROLE: s.option(1, b"\0\0\0\0\0\0\0\2"),
+    })  # fmt: skip
+
+
+@trouble("no_address")
+def ipv6_comes_up_and_ipv4_does_not() -> Story:
+    call = interface_identifiers(dialled().link().prove().mppe())
+    for at in range(4):
+        call.ppp(PNS, IPCP, s.REQUEST, s.option(3, bytes(4)), identifier=at)
+        call.story.wait(3)
+    call.tcp.segment(ALICE, b"", ACK)
+    return call.story
+
+
+@near_miss("no_address")
+def ipv6_alone_is_wanted() -> Story:
+    call = interface_identifiers(dialled().link().prove().mppe()).chat()
+    call.story.wait(20)
+    return call.chat().story
+
+
 @trouble("ip_loop")
 def pptp_in_the_tunnel_to_the_same_server() -> Story:
     call = dialled().link().prove().network()
