@@ -17,7 +17,7 @@ import struct
 import sys
 from array import array
 from itertools import compress, islice, repeat
-from operator import lt, mul, rshift, sub
+from operator import add, lt, rshift, truediv
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pptp_nat.analysis import links
@@ -45,10 +45,12 @@ _IP_AND_GRE: Final = 40  #: octets: IP, GRE with both numbers, 4 of payload
 _SIZES: Final = bytes((0, 32, 36)) + bytes(253)
 _BIT_4: Final = bytes(octet >> 4 & 1 for octet in range(256))
 _BIT_7: Final = bytes(octet >> 7 for octet in range(256))
-_NOT: Final = b"\1" + bytes(255)
+_NOT_ZERO: Final = b"\0" + b"\1" * 255
+_BELOW_4: Final = b"\0\1\1\1" + bytes(252)  #: zero is no payload at all
+_FULL: Final = b"\0\xff" + bytes(254)
 _MASKS: Final = (0, 0xFF000000, 0xFFFF0000, 0xFFFFFF00)  #: of a head, by octets of payload
 _ADDRESS_CONTROL: Final = 0xFF03
-_LITTLE: Final = int(sys.byteorder == "little")
+_LITTLE: Final = sys.byteorder == "little"
 _U32: Final = "I" if array("I").itemsize == 4 else "L"
 
 
@@ -192,44 +194,78 @@ class Bulk:
 
         Return False, with nothing done, if they are not alike.
         """
-        step, ip, count = self._step, self._ip, len(places)
+        step, ip = self._step, self._ip
         joined = b"".join([buffer[at : at + step] for at in places])
         if not self._alike(joined):
             return False
         sequenced = joined[ip + 20 :: step].translate(_BIT_4)
         acknowledged = joined[ip + 21 :: step].translate(_BIT_7)
         sizes = _sum(sequenced, acknowledged).translate(_SIZES)
-        lengths, totals = self._shorts(joined, ip + 24), self._shorts(joined, ip + 2)
-        captured = self._native(joined, self._lengths_at[0])
-        if b"\0" in sizes or not _agree(totals, lengths, sizes):
+        lengths = self._packed(joined, ip + 24, 2)
+        captured = self._packed(joined, self._lengths_at[0], 4, self._form.order)
+        if b"\0" in sizes or not self._are_whole(joined, sizes, lengths, captured):
             return False
-        before = self._before
-        if min(map(sub, captured, totals)) < before and not all(
-            there >= before + size + min(length, 4)
-            for there, size, length in zip(captured, sizes, lengths, strict=True)
-        ):
-            return False
-        third, fourth = self._longs(joined, ip + 28), self._longs(joined, ip + 32)
-        if any(compress(lengths, sequenced.translate(_NOT))):
+        upper, lower = joined[ip + 24 :: step], joined[ip + 25 :: step]
+        has_payload = _flags(upper, _NOT_ZERO) | _flags(lower, _NOT_ZERO)
+        if has_payload & ~_flags(sequenced):
             return False  # payload without a sequence number
-        heads = self._heads(joined, sequenced, acknowledged, fourth, lengths)
+        third, fourth = self._packed(joined, ip + 28, 4), self._packed(joined, ip + 32, 4)
+        heads: Sequence[int] = array(_U32, _chosen(
+            sequenced, _chosen(acknowledged, self._packed(joined, ip + 36, 4), fourth),
+            bytes(len(third)),
+        ))  # fmt: skip
+        if ~_flags(upper, _NOT_ZERO) & _flags(lower, _BELOW_4) & _flags(sequenced):
+            heads = [
+                head if length > 3 else head & _MASKS[length]
+                for head, length in zip(heads, array("H", lengths), strict=True)
+            ]
         columns = Columns(
-            self._times(joined), numbers, lengths, sequenced, third,
-            acknowledged, _chosen(sequenced, fourth, third), heads,
+            self._times(joined), numbers, array("H", lengths),
+            sequenced, array(_U32, third),
+            acknowledged, array(_U32, _chosen(sequenced, fourth, third)), heads,
         )  # fmt: skip
         flow: FlowKey = (self._tap(joined), pair, int.from_bytes(key, "big"))
-        wire = self._native(joined, self._lengths_at[1])
         window = self._sorter.window
         known = window.flows.get(flow)
         window.flows[flow] = columns if known is None else concatenated(known, columns)
-        window.counts["gre"] += count
-        window.packets += count
-        window.octets += sum(wire)
-        if captured != wire:
-            window.cut += sum(map(lt, captured, wire))
-        self._sorter.seen(min(columns.times), max(columns.times))
-        self._show(buffer, places, columns, flow, captured)
+        self._count(joined, captured, columns)
+        self._show(buffer, places, columns, flow, array(_U32, captured))
         return True
+
+    def _are_whole(self, joined: bytes, sizes: bytes, lengths: bytes, captured: bytes) -> bool:
+        """Whether IP's length is headers and payload, and enough of both was captured."""
+        step, ip, before = self._step, self._ip, self._before
+        totals = self._packed(joined, ip + 2, 2)
+        if b"\xff" in joined[ip + 2 :: step] or b"\xff" in joined[ip + 24 :: step]:
+            return False  # sums below would run over; packets of 64 KiB are looked at singly
+        length = int.from_bytes(totals, sys.byteorder)
+        if length != int.from_bytes(lengths, sys.byteorder) + _wide(sizes):
+            return False
+        # As a rule a frame is what stands before IP, and IP.
+        frames = (length + _wide(bytes((before,)) * len(sizes))).to_bytes(
+            len(totals), sys.byteorder
+        )
+        whole = bytearray(len(captured))
+        at = 0 if _LITTLE else 2
+        whole[at::4], whole[at + 1 :: 4] = frames[::2], frames[1::2]
+        if whole == captured:
+            return True
+        return all(
+            there >= before + size + min(length, 4)
+            for there, size, length in zip(
+                array(_U32, captured), sizes, array("H", lengths), strict=True
+            )
+        )
+
+    def _count(self, joined: bytes, captured: bytes, columns: Columns) -> None:
+        window = self._sorter.window
+        wire = self._packed(joined, self._lengths_at[1], 4, self._form.order)
+        window.counts["gre"] += len(columns)
+        window.packets += len(columns)
+        window.octets += sum(array(_U32, wire))
+        if captured != wire:
+            window.cut += sum(map(lt, array(_U32, captured), array(_U32, wire)))
+        self._sorter.seen(columns.times[0], columns.times[-1])
 
     def _tap(self, joined: bytes) -> bytes:
         return b"".join([joined[each] for each in self._taps]) + self._prefix
@@ -251,48 +287,23 @@ class Bulk:
             or joined[ip + 21 :: step].strip(b"\x01\x81")
         )
 
-    def _shorts(self, joined: bytes, at: int) -> array[int]:
-        """Return the 16-bit column at *at*, which is in network order."""
+    def _packed(self, joined: bytes, at: int, size: int, order: str = ">") -> bytes:
+        """Return the column at *at* of integers of *size* octets, in this machine's order."""
         step = self._step
-        octets = bytearray(len(joined) // step * 2)
-        octets[_LITTLE::2], octets[1 - _LITTLE :: 2] = joined[at::step], joined[at + 1 :: step]
-        return array("H", bytes(octets))
-
-    def _longs(self, joined: bytes, at: int, order: str = ">") -> array[int]:
-        """Return the 32-bit column at *at*."""
-        step = self._step
-        octets = bytearray(len(joined) // step * 4)
-        flip = 3 if (order == ">") == bool(_LITTLE) else 0
-        for octet in range(4):
-            octets[octet ^ flip :: 4] = joined[at + octet :: step]
-        return array(_U32, bytes(octets))
-
-    def _native(self, joined: bytes, at: int) -> array[int]:
-        """Return the 32-bit column at *at* of the record's own header."""
-        return self._longs(joined, at, self._form.order)
+        octets = bytearray(len(joined) // step * size)
+        flip = size - 1 if (order == ">") is _LITTLE else 0
+        for octet in range(size):
+            octets[octet ^ flip :: size] = joined[at + octet :: step]
+        return bytes(octets)
 
     def _times(self, joined: bytes) -> list[float]:
-        rate, offset = self._interface.rate, self._interface.offset
+        rate, offset, order = self._interface.rate, self._interface.offset, self._form.order
+        first, second = (0, 4) if self._form.kind == "pcap" else (12, 16)
+        upper = array(_U32, self._packed(joined, first, 4, order))
+        lower = array(_U32, self._packed(joined, second, 4, order))
         if self._form.kind == "pcap":
-            seconds, parts = self._native(joined, 0), self._native(joined, 4)
-            return [whole + part / rate for whole, part in zip(seconds, parts, strict=True)]
-        upper, lower = self._native(joined, 12), self._native(joined, 16)
-        return [(u << 32 | v) / rate + offset for u, v in zip(upper, lower, strict=True)]
-
-    def _heads(
-        self, joined: bytes, sequenced: bytes, acknowledged: bytes, fourth: array[int],
-        lengths: array[int],
-    ) -> Sequence[int]:  # fmt: skip
-        """Return the first 4 octets of each payload."""
-        heads = _chosen(acknowledged, self._longs(joined, self._ip + 36), fourth)
-        if 0 in sequenced:
-            heads = list(map(mul, heads, sequenced))
-        if min(compress(lengths, sequenced), default=4) < 4:
-            heads = [
-                head if length > 3 else head & _MASKS[length]
-                for head, length in zip(heads, lengths, strict=True)
-            ]
-        return heads
+            return list(map(add, upper, map(truediv, lower, repeat(rate))))
+        return [(high << 32 | low) / rate + offset for high, low in zip(upper, lower, strict=True)]
 
     def _show(
         self, buffer: bytes, places: Sequence[int], columns: Columns, flow: FlowKey,
@@ -300,6 +311,10 @@ class Bulk:
     ) -> None:  # fmt: skip
         """Keep what may be PPP control, and the first data in the clear, for a closer look."""
         heads, header, sorter = columns.heads, self._form.header, self._sorter
+        if isinstance(heads, array):
+            firsts = heads.tobytes()[3 if _LITTLE else 0 :: 4]
+            if not firsts.strip(b"\xfd"):
+                return  # as a rule all is encrypted
         tops = list(map(rshift, heads, repeat(16)))
         kinds = {top: _kind(top) for top in set(tops)}
         shown = {top for top, kind in kinds.items() if kind != ENCRYPTED}
@@ -326,22 +341,31 @@ def _kind(top: int) -> int:
 
 def _sum(one: bytes, other: bytes) -> bytes:
     """Add two columns of octets, whose sums are octets too."""
-    total = int.from_bytes(one, "little") + int.from_bytes(other, "little")
-    return total.to_bytes(len(one), "little")
+    return (_flags(one) + _flags(other)).to_bytes(len(one), sys.byteorder)
 
 
-def _agree(totals: array[int], lengths: array[int], sizes: bytes) -> bool:
-    """Whether IP's length is that of the headers and the payload, for each packet."""
-    try:
-        return bytes(map(sub, totals, lengths)) == sizes
-    except ValueError:  # a difference that is no octet
-        return False
+def _flags(octets: bytes, meaning: bytes | None = None) -> int:
+    """Return a column of octets as one number, each octet being what *meaning* has for it."""
+    return int.from_bytes(octets if meaning is None else octets.translate(meaning), sys.byteorder)
 
 
-def _chosen(which: bytes, one: array[int], other: array[int]) -> Sequence[int]:
-    """Return of each pair the number from *one* where *which* is 1, else that from *other*."""
+def _wide(octets: bytes) -> int:
+    """Return a column of octets as one number, 16 bits each."""
+    wide = bytearray(2 * len(octets))
+    wide[0 if _LITTLE else 1 :: 2] = octets
+    return int.from_bytes(wide, sys.byteorder)
+
+
+def _chosen(which: bytes, one: bytes, other: bytes) -> bytes:
+    """Return of each pair the 32 bits from *one* where *which* is 1, else those from *other*."""
     if 0 not in which:
         return one
     if 1 not in which:
         return other
-    return [a if first else b for first, a, b in zip(which, one, other, strict=True)]
+    lanes = bytearray(len(one))
+    whole = which.translate(_FULL)
+    for octet in range(4):
+        lanes[octet::4] = whole
+    mask = int.from_bytes(lanes, sys.byteorder)
+    first, second = _flags(one), _flags(other)
+    return (second ^ ((first ^ second) & mask)).to_bytes(len(one), sys.byteorder)

@@ -14,6 +14,7 @@ import struct
 import zlib
 from bisect import bisect_left
 from collections import Counter
+from operator import itemgetter
 from typing import IO, TYPE_CHECKING, Final
 
 from pptp_nat.analysis import formats
@@ -96,8 +97,7 @@ class Stretch:
             for key, indices in keys.items():
                 known = indices[: bisect_left(indices, count)]
                 if len(known) < FEWEST or not bulk.take(
-                    buffer, [starts[index] for index in known],
-                    [first + index for index in known], pair, key,
+                    buffer, itemgetter(*known)(starts), list(map(first.__add__, known)), pair, key
                 ):  # fmt: skip
                     alone += known
         for index in sorted(alone):
