@@ -26,7 +26,8 @@ _IP: Final = struct.Struct("!BBHHHBBH4s4s")
 _TCP: Final = struct.Struct("!HHIIBBHHH")
 _START: Final = 1_700_000_000
 _SERVER: Final = bytes((198, 51, 100, 1))
-_CONFIGURE_REQUEST: Final = bytes.fromhex("ff03c021010100140206000000000506a1b2c3d407020802")
+#: LCP Configure-Request, but for the magic number at its end.
+_CONFIGURE_REQUEST: Final = bytes.fromhex("ff03c02101010014020600000000070208020506")
 _SIZES: Final = (62, 62, 90, 140, 230, 420, 800, 1402)  #: octets of data, the small ones mostly
 
 
@@ -85,8 +86,8 @@ def _beginning(client: _End, server: _End) -> Iterator[bytes]:
         _M.OUTGOING_CALL_REPLY,
         call_id=server.call_id, peer_call_id=client.call_id, result=1, window=64, speed=10_000_000,
     ))  # fmt: skip
-    yield _gre(client, server, _CONFIGURE_REQUEST, acknowledge=False)
-    yield _gre(server, client, _CONFIGURE_REQUEST, acknowledge=True)
+    yield _gre(client, server, _CONFIGURE_REQUEST + client.address, acknowledge=False)
+    yield _gre(server, client, _CONFIGURE_REQUEST + server.address, acknowledge=True)
 
 
 def _end(client: _End, server: _End) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pptp_nat.analysis import parallel
 from pptp_nat.analysis.capture import CaptureReader
 from pptp_nat.analysis.diagnosis import diagnose
 from pptp_nat.analysis.follower import Follower
@@ -83,7 +84,10 @@ def _in_time(
     begun = []
     for reader in readers:
         windows = reader.windows()
-        begun.append((reader, next(windows), windows))
+        first = next(windows)
+        if parallel.is_worth_it(reader) and first.damage is None:
+            windows = parallel.windows(reader)
+        begun.append((reader, first, windows))
     return sorted(begun, key=lambda item: item[1].first or 0.0)
 
 

@@ -169,6 +169,8 @@ class CaptureReader:
 
     def __init__(self, path: Path, ports: frozenset[int] = frozenset((PORT,))) -> None:
         self.name = str(path)
+        self.ports = ports
+        self.position = 0  #: octets that have been read, as stored
         try:
             self._stored = path.open("rb")
             self.size = os.fstat(self._stored.fileno()).st_size  #: octets, as stored
@@ -187,9 +189,9 @@ class CaptureReader:
         self.kind = form.kind + (".gz" if compressed else "")
 
     @property
-    def position(self) -> int:
-        """Octets that have been read, as stored."""
-        return self._stored.tell()
+    def state(self) -> tuple[int, int, Form, Main | None]:
+        """Offset of the next record, packets before it, and how it is to be read."""
+        return self._base + self._at, self._stretch.packets, self._stretch.form, self._stretch.main
 
     def windows(self) -> Iterator[Window]:
         """Yield what is in the file, sorted, a stretch at a time."""
@@ -211,9 +213,10 @@ class CaptureReader:
                 window.damage = Damage(self._base + at, stretch.packets, what)
                 final = True
             assert window.packets == stretch.packets - before
-            yield window
             self._rest, self._at = buffer[at:end], 0
             self._base += at
+            self.position = self._stored.tell()
+            yield window
         self._stored.close()
 
     def _more(self, octets: int) -> bytes:

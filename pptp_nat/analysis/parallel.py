@@ -1,0 +1,177 @@
+"""A large capture read by several processes, each a stretch at a time.
+
+A stretch begins anywhere, so a worker looks for the first place where one plausible record
+follows another.  That is a guess, and it is checked: each stretch must begin just where the
+one before it has ended.  Where it does not, or where a pcapng file describes further
+interfaces, that stretch is read once more from the right place, so the outcome is always
+that of `pptp_nat.analysis.capture.CaptureReader.windows`.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+import signal
+import struct
+from array import array
+from collections import deque
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from pptp_nat.analysis.bulk import MARGIN
+from pptp_nat.analysis.capture import Stretch
+from pptp_nat.analysis.formats import ENHANCED, LONGEST
+from pptp_nat.analysis.model import Damage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Executor, Future
+
+    from pptp_nat.analysis.bulk import Main
+    from pptp_nat.analysis.capture import CaptureReader
+    from pptp_nat.analysis.formats import Form
+    from pptp_nat.analysis.sorting import Window
+
+STRETCH: Final = 16 << 20  #: octets
+SMALLEST: Final = 64 << 20  #: octets of a file that is worth several processes
+_CHAIN: Final = 12  #: records in a row that make a beginning plausible
+_SEARCHED: Final = 1 << 19  #: octets in which a record must begin
+_AHEAD: Final = 2  #: stretches under way for each worker
+
+
+class Task(NamedTuple):
+    """A stretch to be read."""
+
+    path: str
+    form: Form
+    main: Main | None
+    ports: frozenset[int]
+    start: int  #: offset in the file of the first record, or near before it
+    stop: int  #: a record at or behind this offset belongs to the next stretch
+    is_exact: bool  #: a record begins just at `start`
+
+
+class Done(NamedTuple):
+    """What was in a stretch; packet numbers begin with 1."""
+
+    begin: int  #: offset of its first record; -1: none was found
+    end: int  #: offset of the first record behind it
+    window: Window
+    form: Form  #: how the records behind it are to be read
+
+
+def is_worth_it(reader: CaptureReader) -> bool:
+    """Whether several processes will read a file faster than one."""
+    return reader.size >= SMALLEST and reader.kind in ("pcap", "pcapng") and _workers() > 1
+
+
+def _workers() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def windows(reader: CaptureReader) -> Iterator[Window]:
+    """Yield what a reader has not read yet."""
+    from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415  costs a moment
+    from multiprocessing import get_context  # noqa: PLC0415
+
+    pool = ProcessPoolExecutor(
+        _workers(), mp_context=get_context("fork"), initializer=_begin_worker
+    )
+    try:
+        yield from _in_order(reader, pool)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear
+    gc.disable()
+
+
+def _in_order(reader: CaptureReader, pool: Executor) -> Iterator[Window]:
+    offset, packets, form, main = reader.state
+    task = Task(reader.name, form, main, reader.ports, 0, 0, is_exact=False)
+    bounds = [*range(offset, reader.size, STRETCH), reader.size]
+    todo = deque(pairwise(bounds))
+    under_way: deque[tuple[int, Future[Done]]] = deque()
+    while todo or under_way:
+        while todo and len(under_way) < _AHEAD * _workers():
+            start, stop = todo.popleft()
+            under_way.append((stop, pool.submit(
+                read_stretch, task._replace(start=start, stop=stop, is_exact=start == offset)
+            )))  # fmt: skip
+        stop, future = under_way.popleft()
+        done = future.result()
+        if done.begin != offset or form != task.form:
+            done = read_stretch(
+                task._replace(form=form, main=None, start=offset, stop=stop, is_exact=True)
+            )
+        window, form = done.window, done.form
+        window.shift(packets)
+        if window.damage is not None:
+            window.damage = replace(window.damage, number=window.damage.number + packets)
+        packets += window.packets
+        offset = reader.position = done.end
+        yield window
+        if window.damage is not None:
+            break
+
+
+def read_stretch(task: Task) -> Done:
+    """Read one stretch."""
+    wanted = max(task.stop - task.start, 0) + MARGIN
+    with Path(task.path).open("rb") as file:
+        file.seek(task.start)
+        buffer = file.read(wanted)
+    end = len(buffer)
+    is_last = end < wanted
+    stop = min(task.stop - task.start, end)
+    stretch = Stretch(copy.deepcopy(task.form), task.ports, task.main)
+    begin = 0 if task.is_exact else find_record(task.form, buffer)
+    if begin is None:
+        return Done(-1, -1, stretch.sorter.finish(), task.form)
+    at = stretch.read(buffer + bytes(MARGIN) if is_last else buffer, begin, stop, end)
+    window = stretch.sorter.finish()
+    if stretch.damage is not None:
+        window.damage = Damage(task.start + at, stretch.packets, stretch.damage)
+    for columns in window.flows.values():  # arrays travel faster between processes
+        columns.times, columns.numbers = array("d", columns.times), array("I", columns.numbers)
+    return Done(task.start + begin, task.start + at, window, stretch.form)
+
+
+def find_record(form: Form, buffer: bytes) -> int | None:
+    """Return where the first of several records in a row begins, if it can be told."""
+    step = _pcap_step if form.kind == "pcap" else _pcapng_step
+    places = range(0, min(len(buffer), _SEARCHED), 1 if form.kind == "pcap" else 4)
+    return next((at for at in places if _is_chain(form, buffer, at, step)), None)
+
+
+def _is_chain(
+    form: Form, buffer: bytes, at: int, step: Callable[[Form, bytes, int], int | None]
+) -> bool:
+    for _ in range(_CHAIN):
+        if at + 32 > len(buffer):
+            return False
+        length = step(form, buffer, at)
+        if length is None:
+            return False
+        at += length
+    return True
+
+
+def _pcap_step(form: Form, buffer: bytes, at: int) -> int | None:
+    _, parts, captured, wire = struct.unpack_from(form.order + "IIII", buffer, at)
+    rate = form.interfaces[0].rate
+    is_plausible = 0 < captured <= wire <= LONGEST and (parts < rate or form.loose)
+    return form.header + captured if is_plausible else None
+
+
+def _pcapng_step(form: Form, buffer: bytes, at: int) -> int | None:
+    kind, length = struct.unpack_from(form.order + "II", buffer, at)
+    if kind != ENHANCED or not 32 <= length <= LONGEST or length % 4:
+        return None
+    trailer = buffer[at + length - 4 : at + length]
+    return length if trailer == buffer[at + 4 : at + 8] else None
