@@ -44,6 +44,7 @@ from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.nfqueue import LOCAL_HOOKS, Packet, Queue
 from pptp_nat.listening import Listening
+from pptp_nat.measuring import exporter_for
 from pptp_nat.moves import Moves
 from pptp_nat.news import News
 from pptp_nat.recorder import Recorder
@@ -222,13 +223,9 @@ class Daemon:
 
     def _measure(self) -> None:
         """Count what happens, if anybody may ask for it: before anything happens."""
-        config = self.config.metrics
-        if config.listen is None and config.textfile is None:
+        self.exporter = exporter_for(self)
+        if self.exporter is None:
             return
-        # Who wants no metrics need not have the memory for them.
-        from pptp_nat.exporter import Exporter  # noqa: PLC0415  see above
-
-        self.exporter = Exporter(self, config)
         self._meter = self.exporter.meter
         self.carrier.ledger = self.exporter.totals
         self._clockwork.append(self.exporter)

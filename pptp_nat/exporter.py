@@ -8,6 +8,8 @@ however many come.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hmac
 import html
 import logging
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger(__name__)
 _STEP_SECONDS: Final = 0.001  #: of steps in one turn of the loop; the last may end later
 _REST: Final = 10  #: a reading is good for so many times as long as it took
+_QUIET_ATTEMPTS: Final = 4  #: a second apart, before a port that is taken is told
 _AGAIN_SECONDS: Final = 30.0  #: until a port that is taken is tried again
 _LONGEST_TOKEN: Final = 4096  #: octets of a token file
 _LOCAL: Final = ("127.", "::1")
@@ -90,6 +93,8 @@ class Exporter:
         self._bodies: dict[_Variant, bytes] = {}
         self._write_at: float | None = None  # the textfile, monotonic seconds
         self._listen_at: float | None = None
+        self._attempts = 0  # to listen
+        self._inode = 0  # of the textfile
         self._told: set[str] = set()  # troubles that are in the log already
 
     # Its place in the loop.
@@ -107,8 +112,11 @@ class Exporter:
         """Disconnect everybody.  The textfile goes: it says what is, and nothing is any more."""
         if self._server is not None:
             self._server.close()
-        if self._config.textfile is not None:
-            self._config.textfile.unlink(missing_ok=True)
+        path = self._config.textfile
+        if path is not None:
+            with contextlib.suppress(OSError):
+                if path.stat().st_ino == self._inode:  # else it is a successor's
+                    path.unlink()
 
     def reload(self) -> None:
         """Read certificates and tokens again.
@@ -149,6 +157,10 @@ class Exporter:
                 place.host, place.port, self.handle, self._daemon.selector, tls=self._tls
             )
         except OSError as error:
+            self._attempts += 1
+            if error.errno == errno.EADDRINUSE and self._attempts < _QUIET_ATTEMPTS:
+                self._listen_at = now + 1.0  # a predecessor hands over, and ends in a moment
+                return
             self._listen_at = now + _AGAIN_SECONDS
             self._trouble(
                 f"metrics.listen: {place}: {error.strerror}; calls are carried all the same; "
@@ -289,6 +301,7 @@ class Exporter:
         try:
             fresh.write_bytes(response.body)
             fresh.chmod(0o644)
+            self._inode = fresh.stat().st_ino
             fresh.replace(path)
         except OSError as error:
             self.failures += 1

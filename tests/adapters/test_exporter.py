@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import selectors
+import socket
+import sys
 from http import HTTPStatus
 from types import SimpleNamespace
 
 import pytest
 
 from pptp_nat import exporter as module
-from pptp_nat.config import Metrics
+from pptp_nat.config import Config, Metrics
+from pptp_nat.config_values import Endpoint
 from pptp_nat.errors import AdapterError, ConfigError
 from pptp_nat.exporter import Exporter, credentials
 from pptp_nat.http1 import Request
+from pptp_nat.measuring import exporter_for
 from pptp_nat.metrics import Sample
 
 STEPS = 7
@@ -184,6 +189,50 @@ def test_a_textfile_that_cannot_be_written_is_told_once_and_counted(
     assert [place] == list(place.parent.iterdir())
     exporter.close()
     assert [] == list(place.parent.iterdir())
+
+
+def test_a_textfile_of_a_successor_is_left_alone(clock, tmp_path) -> None:
+    """In an upgrade the old daemon ends after the new one has begun."""
+    place = tmp_path / "pptp-nat.prom"
+    old, new = (built(Metrics(listen=None, textfile=place)) for _ in range(2))
+    for exporter in (old, new):
+        exporter.begin()
+        work(exporter, clock)
+    old.close()
+    assert place.exists()
+    new.close()
+    assert not place.exists()
+
+
+def test_a_port_that_a_predecessor_still_has_is_had_a_second_later(clock, caplog) -> None:
+    """An upgrade without a gap is no trouble to tell of."""
+    with socket.socket() as taken, selectors.DefaultSelector() as selector:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        exporter = built(Metrics(listen=Endpoint("127.0.0.1", taken.getsockname()[1])))
+        exporter._daemon.selector = selector
+        exporter.begin()
+        assert exporter._server is None
+        taken.close()
+        clock.now += 1.0
+        work(exporter, clock)
+        assert exporter._server is not None
+        assert [] == [each for each in caplog.records if each.levelname == "ERROR"]
+        exporter.close()
+
+
+def test_without_the_package_calls_are_carried_all_the_same(monkeypatch, caplog) -> None:
+    """A router's owner may have left it out to save room."""
+    daemon = SimpleNamespace(config=Config())
+    monkeypatch.delitem(sys.modules, "pptp_nat.exporter")
+    monkeypatch.setitem(sys.modules, "pptp_nat.metrics", None)
+    assert exporter_for(daemon) is None
+    (record,) = caplog.records
+    assert 'write metrics.listen = "off"' in str(record.__dict__)
+
+    off = Metrics(listen=None)
+    assert exporter_for(SimpleNamespace(config=Config(metrics=off))) is None
+    assert 1 == len(caplog.records)
 
 
 @pytest.mark.parametrize("text", ["", "\n \n", "two words", "g\u00fcltig"])

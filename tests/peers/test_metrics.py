@@ -390,9 +390,10 @@ def test_a_port_that_is_taken_costs_no_call(world: Callable[..., World]) -> None
     taken.bind(("127.0.0.1", 9723))
     taken.listen()
     with daemon(here.lab, datapath="queue", metrics=PLACE) as other:
-        assert "metrics.listen: 127.0.0.1:9723: Address already in use" in other.log
         connection = here.dial(here.station(here.lab.inside[0]), here.lab.outside[0].address)
         here.all_hear(here.up([connection.call(7)]))
+        complaint = "metrics.listen: 127.0.0.1:9723: Address already in use"
+        eventually(here, True, lambda: complaint in other.log)
 
 
 def test_an_open_port_is_warned_about(world: Callable[..., World]) -> None:
