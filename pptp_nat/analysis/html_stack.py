@@ -135,7 +135,7 @@ def _client(call: Call, broken: Broken, y: float) -> Markup:
 
 
 def _said_state(call: Call) -> str:
-    return f"call {call.state.value}"
+    return f"call {call.state.value}" if call.end is None else call.end.value
 
 
 def _server(call: Call, broken: Broken, y: float) -> Markup:
@@ -197,7 +197,7 @@ def _wire(call: Call, y: float, broken: Broken) -> Markup:
         parts.append(tag(
             "g",
             _arrow(x, begin, tip),
-            label(x - 5, middle + 3, count, "tiny", text_anchor="end"),
+            label(x - (5 if flow else 9), middle + 3, count, "tiny", text_anchor="end"),
             "" if flow else tag("path", d=f"M{x - 4} {middle - 4}l8 8m0 -8l-8 8", class_="cross"),
             class_=class_,
         ))  # fmt: skip

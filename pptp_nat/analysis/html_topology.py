@@ -179,7 +179,7 @@ def _translation(x: float, y: float, inner: Call, outer: Call) -> Markup:
     ]
     words = numbers[0] if numbers else "same call ID"
     return joined(
-        rectangle(x + 5, y + 14, 70, 24, "inner"),
+        rectangle(x + 1.5, y + 14, 77, 24, "inner"),
         label(x + 40, y + 24, "call ID", "tiny", text_anchor="middle"),
         label(x + 40, y + 34, words, "tiny strong", text_anchor="middle"),
     )

@@ -250,8 +250,8 @@ GRE_RULES: Final[tuple[Rule[CallCase], ...]] = (
     Rule("fragmented_gre", _W, "Each fragment lost loses the whole packet: set the tunnel's MTU to "
          "1400 or less, so that GRE fits into one IP packet.", _fragmented),
     Rule("loss", _W, "Find where it begins: capture nearer to the sender. Wireless links, a full "
-         "uplink and a policer for GRE are the usual places.", _loss,
-         _MIXED),
+         "uplink and a policer for GRE are the usual places. What the capture itself has dropped, "
+         "tcpdump says when it ends.", _loss, _MIXED),
     Rule("reordering", _W, "Most PPTP ends drop what comes late, so it counts as lost: look for "
          "load balancing by packet, several queues or bonded links on the way.", _reordering,
          _MIXED),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import runpy
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pptp_nat import cli
@@ -283,3 +284,26 @@ def test_hostile_names_are_shown_as_they_are_and_do_nothing(
 
     assert browser.evaluate("document.querySelectorAll('script, img').length") == 0
     assert browser.evaluate("document.body.textContent.includes('<script>alert(1)')")
+
+
+@given(st.sampled_from(sorted(FOLDER.glob("*.pcap"))), st.data())
+@settings(max_examples=30, deadline=None)
+def test_a_damaged_capture_has_a_page_too(
+    tmp_path_factory: pytest.TempPathFactory, path: Path, data: st.DataObject
+) -> None:
+    octets = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 40))):
+        at = data.draw(st.integers(24, len(octets) - 1))
+        octets[at] = data.draw(st.integers(0, 255))
+    damaged = tmp_path_factory.mktemp("damaged") / "capture.pcap"
+    damaged.write_bytes(octets[: data.draw(st.integers(24, len(octets)))])
+
+    read(report(analyze([damaged])))
+
+
+def test_the_pictures_of_the_pages_are_those_of_the_report() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+
+    for path, text in runpy.run_path(str(docs / "draw_report.py"))["drawn"]().items():
+        assert path.read_text() == text, "run: .venv/bin/python docs/draw_report.py --write"
+        ET.fromstring(text)
