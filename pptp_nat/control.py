@@ -12,7 +12,8 @@ Bounds: one request at a time and `LONGEST_REQUEST` octets of input per client,
 `CHUNK` and one item of a long answer, `backlog` octets of events (a subscriber
 that falls further behind is disconnected), `places` clients.  When all places
 are taken, a client that made no progress for `PATIENCE` seconds and is no
-subscriber gives way to the newcomer; else the newcomer is refused.
+subscriber gives way to the newcomer, or one of the user with the most places if
+the newcomer's has fewer; else the newcomer is refused.
 
 What is not a request (no JSON object, no ``id``, a line without an end) is
 answered with one error, and the connection is closed: what follows cannot be
@@ -26,6 +27,7 @@ import selectors
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -148,6 +150,8 @@ class ControlServer:
         peer.setblocking(False)
         if len(self.clients) >= self._places:
             self._shed(PATIENCE)
+        if len(self.clients) >= self._places:
+            self._share(_user_of(peer))
         if len(self.clients) < self._places:
             self.clients.add(Client(self, peer))
             return
@@ -167,13 +171,22 @@ class ControlServer:
         if stillest is not None and self.clock() - stillest.moved >= patience:
             stillest.close()
 
+    def _share(self, user: int) -> None:
+        """Have the user with the most places give one to *user*, if that evens it out."""
+        held = Counter(client.user for client in self.clients)
+        heaviest, most = held.most_common(1)[0]
+        if most > held[user] + 1:
+            theirs = (client for client in self.clients if client.user == heaviest)
+            min(theirs, key=lambda each: (each.subscription is not None, each.moved)).close()
+            self.refused += 1
+
 
 class Client:
     """One connection to the server.  Made, kept and forgotten by `ControlServer` only."""
 
     __slots__ = (
         "_ending", "_inbox", "_interest", "_is_open", "_items", "_outbox", "_sent_all",
-        "_server", "_socket", "_uid", "moved", "subscription",
+        "_server", "_socket", "moved", "subscription", "user",
     )  # fmt: skip
 
     def __init__(self, server: ControlServer, peer: socket.socket) -> None:
@@ -187,8 +200,7 @@ class Client:
         self._is_open = True
         self.subscription: Subscription | None = None
         self.moved = server.clock()  #: when an octet last came or went
-        credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        self._uid: int = _CREDENTIALS.unpack(credentials)[1]
+        self.user = _user_of(peer)  #: who asks, by the kernel's word
         self._interest = _READ
         server.selector.register(peer, _READ, self.on_ready)
 
@@ -312,7 +324,7 @@ class Client:
     def _answer(self, line: bytes) -> None:
         number = None
         try:
-            request = parse(line, self._uid)
+            request = parse(line, self.user)
             number = request.id
             if request.do == SUBSCRIBE:
                 wanted = Subscription.of(number, request.arguments, self._server.clock())
@@ -359,6 +371,12 @@ class Client:
         if wanted != self._interest:
             self._interest = wanted
             self._server.selector.modify(self._socket, wanted, self.on_ready)
+
+
+def _user_of(peer: socket.socket) -> int:
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    user: int = _CREDENTIALS.unpack(credentials)[1]
+    return user
 
 
 def _nothing() -> None:

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -518,6 +519,39 @@ def test_a_client_that_stands_still_gives_way_when_all_places_are_taken(tmp_path
     assert [answer["id"] for answer in daemon.ask(line(5, "status"))] == [5]
     assert read(forgotten) == [None]
     assert read(subscriber) == []
+    daemon.close()
+
+
+def test_no_user_keeps_the_others_out(tmp_path, monkeypatch) -> None:
+    """A group may ask; one of it who floods the socket must not lock the administrator out."""
+    newcomer = [0]
+    monkeypatch.setattr("pptp_nat.control._user_of", lambda _peer: newcomer[0])
+    daemon = Daemon(tmp_path / "s", places=4)
+
+    def held():
+        return Counter(client.user for client in daemon.server.clients)
+
+    def connect(user, count=1):
+        newcomer[0] = user
+        clients = []
+        for _ in range(count):
+            clients.append(daemon.connect())
+            daemon.turn()
+        return clients
+
+    flood = connect(5, 8)
+    assert held() == {5: 4}
+    operator, subscriber = connect(6, 2)
+    daemon.ask(line(1, "subscribe"), subscriber)
+    assert held() == {5: 2, 6: 2}
+    flood += connect(5, 8)
+    assert held() == {5: 2, 6: 2}
+    root = connect(7)
+    assert held()[7] == 1
+    assert [answer["id"] for answer in daemon.ask(line(7, "status"), root[0])] == [7]
+    assert daemon.server.subscribers
+    assert daemon.server.refused == 4 + 2 + 8 + 1
+    del operator, flood
     daemon.close()
 
 

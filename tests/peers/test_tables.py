@@ -201,7 +201,7 @@ def test_what_the_control_connections_say_of_themselves_is_shown(
 
 def test_a_subscriber_that_never_reads_holds_nobody_up(world: Callable[..., World]) -> None:
     """While a thousand calls come and go: it is disconnected at its bound, and that is all."""
-    here = world("conntrack", inside=1)
+    here = world("conntrack", inside=1, config="limits.setups_per_client = 0")
     assert here.daemon is not None
     here.station(here.lab.outside[0]).listen()
     connection = here.dial(here.station(here.lab.inside[0]), here.lab.outside[0].address)
@@ -227,6 +227,10 @@ def test_a_subscriber_that_never_reads_holds_nobody_up(world: Callable[..., Worl
     assert resident(here.daemon.pid) - before < 16 << 20
 
 
+FLOODED = """
+limits.setups_per_client = 0
+api.group = "65534"
+"""
 FLOOD = """
 import itertools, json, socket, sys, time
 ends = time.monotonic() + 60
@@ -250,14 +254,16 @@ for number in itertools.count():
 
 def test_a_flood_on_the_socket_holds_no_call_up(world: Callable[..., World]) -> None:
     """Garbage, halves of requests, other versions, and thousands who just connect."""
-    here = world("conntrack", inside=1)
+    here = world("conntrack", inside=1, config=FLOODED)
     assert here.daemon is not None
     here.station(here.lab.outside[0]).listen()
     connection = here.dial(here.station(here.lab.inside[0]), here.lab.outside[0].address)
     before = resident(here.daemon.pid)
-    flood = here.lab.popen(
-        here.lab.router, [sys.executable, "-c", FLOOD, str(here.daemon.socket)]
-    )
+    here.lab.directory.chmod(0o711)
+    flood = here.lab.popen(here.lab.router, [
+        "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+        sys.executable, "-c", FLOOD, str(here.daemon.socket),
+    ])  # fmt: skip
     def socket_says() -> dict[str, int]:
         assert here.daemon is not None
         answer = here.daemon.ask("status", "-o", "json", check=False)
