@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 
 from pptp_nat.analysis.analyze import analyze
+from pptp_nat.analysis.items import dotted
 from pptp_nat.core.messages import Role
+from pptp_nat.lab.real_peers import Client, absent, converse, start_server
 
 from .conftest import World
 
@@ -135,3 +138,46 @@ def test_what_the_monitor_keeps_is_what_tshark_reads(
     assert len(types) == sum(
         sum(connection.messages.values()) for connection in seen.control_connections
     )
+
+
+@pytest.mark.peers
+@pytest.mark.skipif(absent() is not None, reason=absent() or "all there")
+@pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")
+def test_pptp_linux_and_pptpd_are_followed_as_tshark_reads_them(
+    world: Callable[..., World], tmp_path: Path
+) -> None:
+    """Recorded on the router, both sides of the NAT at once, and read from the file."""
+    here = world("conntrack", inside=2)
+    kept = tmp_path / "kept.pcapng"
+    monitor = Monitor(here, tmp_path, "--write", str(kept))
+    start_server(here.lab, here.lab.outside[0])
+    server = here.lab.outside[0].address
+    clients = [Client(here.lab, host, server, here.loop, call_id=77) for host in here.lab.inside]
+    report = converse(here.loop, clients)
+    assert report.good, report
+    for client in clients:
+        client.hang_up()
+    monitor.until(
+        lambda: sum(e["event"] == "call" and e["call"]["state"] == "gone" for e in monitor.said)
+        >= 4,
+        "the calls were seen to end",
+    )
+    assert monitor.end() == 0
+
+    found = analyze([kept])
+    assert len(found.calls) == 4
+    assert sorted(each.inside.pns.call_id or 0 for each in found.translations) == [77, 77]
+    read = subprocess.run(
+        ["tshark", "-r", kept, "-Y", "gre.key.call_id", "-T", "fields", "-e", "ip.src", "-e",
+         "ip.dst", "-e", "gre.key.call_id", "-e", "gre.sequence_number", "-e",
+         "gre.ack_number", "-e", "ip.id"],
+        capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    # a packet that passes several interfaces is in the file as often, and counted once
+    theirs = Counter(tuple(line.split("\t")[:3]) for line in set(read))
+    ours = Counter({
+        (dotted(flow.source), dotted(flow.destination), str(flow.key)): flow.packets
+        for call in found.calls
+        for flow in call.gre.values()
+    })  # fmt: skip
+    assert theirs == ours
