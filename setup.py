@@ -12,7 +12,10 @@ from setuptools import setup
 HOT = [
     "pptp_nat/errors.py",
     *sorted(str(path) for path in Path("pptp_nat/core").glob("*.py")),
-    "pptp_nat/carrier.py",
+    *(
+        f"pptp_nat/{name}.py"
+        for name in ("carried", "carrier", "meter", "news", "recorder", "records", "totals", "views")
+    ),
     *(
         f"pptp_nat/linux/{name}.py"
         for name in (

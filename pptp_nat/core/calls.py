@@ -160,8 +160,8 @@ class Connection:
     """One control connection: its place, its two streams and its calls."""
 
     __slots__ = (
-        "_echo", "_few", "_many", "_originators", "_responders", "created", "fresh", "id",
-        "is_local", "key", "last_message", "mark", "passive", "refused", "said", "seen_as",
+        "_echo", "_kept", "_originators", "_responders", "created", "fresh", "id", "is_local",
+        "key", "last_message", "mark", "passive", "refused", "said", "seen_as",
         "state",
     )  # fmt: skip
 
@@ -180,8 +180,8 @@ class Connection:
         self.state = ControlState.OPENING
         self._originators = Stream()
         self._responders = Stream()
-        self._few: tuple[Call, ...] = ()  # in place of `_many`
-        self._many: _Index | None = None
+        #: its calls: nearly always one, then some, then so many that they are looked up
+        self._kept: Call | tuple[Call, ...] | _Index = ()
         #: numbers chosen for a message that is not complete yet: (party, own) -> seen
         self.fresh: dict[tuple[Party, int], int] | None = None
         self.refused: Refused | None = None  #: what has been refused to it, if anything
@@ -243,7 +243,8 @@ class Connection:
     @property
     def calls(self) -> Collection[Call]:
         """Its calls, also those that are gone and still translated."""
-        return self._few if self._many is None else self._many.calls.values()
+        kept = self._kept
+        return kept.calls.values() if isinstance(kept, _Index) else _few(kept)
 
     @property
     def flow(self) -> Flow:
@@ -297,41 +298,49 @@ class Connection:
 
     def add(self, call: Call) -> None:
         """Take *call* in."""
-        if self._many is None and len(self._few) < _FEW:
-            self._few += (call,)
-            return
-        if self._many is None:
-            self._many = _Index()
-            for each in sorted(self._few, key=lambda each: each.state is not CallState.GONE):
-                self._many.note(each)
-            self._few = ()
-        self._many.note(call)
+        kept = self._kept
+        if not isinstance(kept, _Index):
+            if not kept:
+                self._kept = call
+                return
+            few = _few(kept)
+            if len(few) < _FEW:
+                self._kept = (*few, call)
+                return
+            kept = self._kept = _Index()
+            for each in sorted(few, key=lambda each: each.state is not CallState.GONE):
+                kept.note(each)
+        kept.note(call)
 
     def renumber(self, call: Call, party: Party, own: int, seen: int) -> None:
         """Give *call* a number of *party* and find it by that; a number's latest owner wins."""
-        if self._many is not None:
-            self._many.drop(call)
+        index = self._kept if isinstance(self._kept, _Index) else None
+        if index is not None:
+            index.drop(call)
         call.give(party, own, seen)
-        if self._many is not None:
-            self._many.note(call)
+        if index is not None:
+            index.note(call)
 
     def remove(self, call: Call) -> None:
         """Forget *call*."""
-        if self._many is not None:
-            self._many.drop(call)
+        kept = self._kept
+        if isinstance(kept, _Index):
+            kept.drop(call)
         else:
-            self._few = tuple(each for each in self._few if each is not call)
+            few = tuple(each for each in _few(kept) if each is not call)
+            self._kept = few[0] if len(few) == 1 else few
 
     def find(self, party: Party, number: int, *, seen: bool) -> Call | None:
         """Return the call in which *number* is that of *party*: its own, or as it is seen.
 
         A call that is gone is found only where no other has the number.
         """
-        if self._many is not None:
-            return self._many.by_number.get(_index_key(party, number, seen=seen))
+        kept = self._kept
+        if isinstance(kept, _Index):
+            return kept.by_number.get(_index_key(party, number, seen=seen))
         late = None
         at, wanted = _BITS * party + (_SEEN if seen else 0), number + 1
-        for call in reversed(self._few):
+        for call in reversed(_few(kept)):
             if call._numbers >> at & _MASK == wanted:  # noqa: SLF001 - its keeper
                 if call.state is not CallState.GONE:
                     return call
@@ -340,14 +349,19 @@ class Connection:
 
     def blocks(self, party: Party) -> Iterator[tuple[int, int]]:
         """Yield (high octet of own, high octet of seen) of numbers of *party*, 256 at most."""
-        if self._many is not None:
-            for (whose, own), seen in self._many.blocks.items():
+        kept = self._kept
+        if isinstance(kept, _Index):
+            for (whose, own), seen in kept.blocks.items():
                 if whose is party:
                     yield own, seen
             return
-        for call in self._few:
+        for call in _few(kept):
             if (own := call.own_of(party)) != NOBODY:
                 yield own >> 8, call.seen_of(party) >> 8
+
+
+def _few(kept: Call | tuple[Call, ...]) -> tuple[Call, ...]:
+    return (kept,) if isinstance(kept, Call) else kept
 
 
 def _introduction(said: bytes | None) -> Introduction | None:
