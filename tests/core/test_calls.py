@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pptp_nat.core import calls
 from pptp_nat.core.bindings import Bindings
 from pptp_nat.core.book import Book, Settings
-from pptp_nat.core.calls import NOBODY, Call, Connection, external_addresses, flow_key, _Index
+from pptp_nat.core.calls import NOBODY, Call, Connection, _Index, external_addresses, flow_key
 from pptp_nat.core.states import CallState
 from pptp_nat.core.tuples import Flow, Leg, Party, Placement, Seat
 
