@@ -16,7 +16,7 @@ from pptp_nat.errors import UsageError
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pptp_nat.lab.network import Lab
 
@@ -26,6 +26,7 @@ _CONFIG: Final = """global: {{scrape_interval: {interval}, evaluation_interval: 
 scrape_configs:
   - job_name: pptp-nat
     static_configs: [{{targets: ["127.0.0.1:9723"]}}]
+{more}
 """
 
 
@@ -49,11 +50,16 @@ def tool(name: str) -> str | None:
 class Prometheus:
     """A server in the router's namespace that scrapes the daemon there.
 
+    Args:
+        lab: the laboratory.
+        interval: between two scrapes, as Prometheus writes times.
+        more: further lines of YAML for the scrape's configuration.
+
     Raises:
         UsageError: there is no such program, or it does not start.
     """
 
-    def __init__(self, lab: Lab, *, interval: str = "1s") -> None:
+    def __init__(self, lab: Lab, *, interval: str = "1s", more: Sequence[str] = ()) -> None:
         program = tool("prometheus")
         if program is None:
             raise UsageError("not found: prometheus: run make venv")
@@ -61,7 +67,8 @@ class Prometheus:
         directory = lab.directory / "prometheus"
         directory.mkdir()
         config = directory / "prometheus.yml"
-        config.write_text(_CONFIG.format(interval=interval), encoding="ascii")
+        lines = "\n".join(f"    {line}" for line in more)
+        config.write_text(_CONFIG.format(interval=interval, more=lines), encoding="ascii")
         self._log = directory / "log"
         self._process: subprocess.Popen[bytes] = lab.popen(
             lab.router,

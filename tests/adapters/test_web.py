@@ -139,6 +139,19 @@ def test_an_old_client_gets_its_answer_and_the_end(loop) -> None:
     assert b"Connection: close" in old
 
 
+def test_it_listens_on_ipv6_alone_where_told_so() -> None:
+    """An address in brackets is one address, not both families."""
+    with selectors.DefaultSelector() as selector:
+        try:
+            server = WebServer("::1", 0, lambda *_: None, selector)
+        except OSError as error:
+            pytest.skip(f"no IPv6 here: {error}")
+        with contextlib.closing(server):
+            socket.create_connection(("::1", server.port), timeout=5).close()
+            with pytest.raises(OSError, match="refused"):
+                socket.create_connection(("127.0.0.1", server.port), timeout=5)
+
+
 def test_a_head_request_gets_the_length_and_no_body(loop) -> None:
     """Monitoring of the cheap sort asks with HEAD."""
     got = loop.ask(b"HEAD /x HTTP/1.1\r\nHost: x\r\n\r\n")

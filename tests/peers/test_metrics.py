@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import re
 import socket
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,38 @@ def test_prometheus_says_what_the_table_and_conntrack_say(world: Callable[..., W
     fell = "resets(pptp_nat_gre_packets_total[5m]) + resets(pptp_nat_gre_bytes_total[5m])"
     assert 0 == server.value(f"sum({fell})")
     assert 1 == server.value("min(min_over_time(up[5m]))")
+    assert 0 == server.value("sum(pptp_nat_http_connections_closed_total)")
+
+
+@needs_prometheus
+def test_prometheus_comes_in_with_a_certificate_or_a_token(
+    world: Callable[..., World], tmp_path: Path
+) -> None:
+    """As deploy/prometheus/prometheus.yml says, with Go's TLS at the other end."""
+    pem, key, token = (tmp_path / name for name in ("cert.pem", "key.pem", "token"))
+    token.write_text(TOKEN)
+    # One certificate is server, client and authority here.
+    made = subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-nodes", "-keyout", key, "-out", pem, "-subj", "/CN=test", "-days", "2",
+         "-addext", "subjectAltName=IP:127.0.0.1"],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    here = world(
+        "queue", inside=1, metrics=PLACE,
+        config=f'[metrics]\ntls_certificate = "{pem}"\ntls_key = "{key}"\n'
+        f'tls_client_ca = "{pem}"\ntoken_file = "{token}"\n',
+    )  # fmt: skip
+    server = Prometheus(here.lab, more=[
+        "scheme: https",
+        f"tls_config: {{ca_file: {pem}, cert_file: {pem}, key_file: {key}}}",
+        f"authorization: {{credentials_file: {token}}}",
+    ])  # fmt: skip
+    eventually(here, 1, lambda: server.value("up"))
+    eventually(here, 3, lambda: server.value("clamp_max(pptp_nat_http_requests_total, 3)"))
+
+    assert 200 == float(server.query("pptp_nat_http_requests_total")[0].labels["code"])
     assert 0 == server.value("sum(pptp_nat_http_connections_closed_total)")
 
 
