@@ -23,7 +23,7 @@ STYLE: Final = """
   }
 }
 * { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; }
+html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body {
   margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
@@ -111,6 +111,9 @@ svg .missing text { fill: var(--error); }
 svg .data.broken { stroke: var(--error); stroke-width: 2; stroke-dasharray: 3 3; }
 svg .data.loop { stroke-dasharray: none; stroke-width: 2.5; }
 svg .life { stroke: var(--host-edge); stroke-width: 1.5; }
+svg .life.nat { stroke-dasharray: 2 4; }
+svg.ladder text { paint-order: stroke; stroke: var(--card); stroke-width: 3px;
+                  stroke-linejoin: round; }
 svg .rung path { stroke: var(--control); stroke-width: 1.25; }
 svg .rung.ppp path { stroke: var(--pns); } svg .rung.data path { stroke: var(--gre); }
 svg .rung.tcp text:not(.tick) { fill: var(--soft); }

@@ -18,6 +18,8 @@ from pptp_nat.analysis import html_plots
 from pptp_nat.analysis.analyze import analyze
 from pptp_nat.analysis.html import report
 from pptp_nat.analysis.html_elements import Markup, joined, tag
+from pptp_nat.analysis.html_rungs import Reach, rungs_of
+from pptp_nat.analysis.model import Analysis, Call
 from pptp_nat.core.messages import MessageType
 from tests.analysis import story as s
 from tests.analysis import troubles
@@ -148,6 +150,60 @@ def test_an_ip_loop_is_drawn_as_one(tmp_path: Path) -> None:
 def test_gre_that_is_missing_is_crossed_out_where_it_is_missing() -> None:
     assert captured("blocked").count('class="cross"') == 2  # in each picture of the inner side
     assert 'class="cross"' not in captured("healthy")
+
+
+def both_sides(captures: tuple[str, ...]) -> tuple[Analysis, Call, Call]:
+    analysis = analyze([FOLDER / f"{each}.pcap" for each in captures])
+    translation = analysis.translations[0]
+    return analysis, translation.inside, translation.outside
+
+
+def test_the_ladder_shows_where_each_packet_was_lost() -> None:
+    """Two captures of one call: what one side has and the other has not ends at the NAT."""
+    rungs = rungs_of(*both_sides(CAPTURES["blocked"]))
+
+    lost = [rung for rung in rungs if rung.reach is not Reach.THROUGH]
+    assert {(rung.reach, rung.sender) for rung in lost} == {(Reach.TO_NAT, PAC_ROLE)}
+    assert len(lost) == 16  # all of the server's GRE, as tshark counts it outside
+    assert sum(rung.sender is PNS and rung.class_ == "ppp" for rung in rungs) == 12
+    assert captured("blocked").count("l10 10m0 -10l-10 10") == 16
+
+
+def test_a_ladder_of_two_captures_has_each_packet_once() -> None:
+    analysis, inner, outer = both_sides(CAPTURES["healthy"])
+
+    rungs = rungs_of(analysis, inner, outer)
+
+    assert {rung.reach for rung in rungs} == {Reach.THROUGH}
+    assert len(rungs) == len(rungs_of(analysis, inner, None))
+    assert [rung.evidence.time for rung in rungs] == sorted(rung.evidence.time for rung in rungs)
+
+
+def test_clocks_that_differ_do_not_tear_a_ladder_apart(tmp_path: Path) -> None:
+    inside, outside = troubles.both_sides(blocked=True)
+    outside.packets = [(time + 3600.25, packet) for time, packet in outside.packets]
+    paths = [inside.pcap(tmp_path / "inside.pcap"), outside.pcap(tmp_path / "outside.pcap")]
+
+    analysis = analyze(paths)
+    found = analysis.translations[0]
+    views = sorted((found.inside, found.outside), key=lambda call: call.file)
+    rungs = rungs_of(analysis, *views)
+
+    assert sum(rung.reach is Reach.TO_NAT for rung in rungs) == 10
+    assert not any(rung.reach is Reach.FROM_NAT for rung in rungs)
+
+
+def test_a_capture_that_was_over_earlier_proves_no_loss(tmp_path: Path) -> None:
+    inside, outside = troubles.both_sides(blocked=False)
+    inside.packets = inside.packets[: len(inside.packets) // 2]
+    paths = [inside.pcap(tmp_path / "inside.pcap"), outside.pcap(tmp_path / "outside.pcap")]
+
+    analysis = analyze(paths)
+    (found,) = analysis.translations
+
+    assert {rung.reach for rung in rungs_of(analysis, found.inside, found.outside)} == {
+        Reach.THROUGH
+    }
 
 
 def test_a_server_behind_the_nat_stands_behind_the_nat(tmp_path: Path) -> None:
