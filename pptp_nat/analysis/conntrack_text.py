@@ -58,7 +58,7 @@ class Listing:
     """
 
     def __init__(self, ports: Collection[int]) -> None:
-        self._found: dict[tuple[int, Way], ListedEntry] = {}
+        self._found: dict[int, dict[Way, ListedEntry]] = {TCP: {}, GRE: {}}
         self.others = 0  #: entries of other protocols, ports and of IPv6
         self.garbage = 0  #: lines that are no entries
         self.first_garbage: tuple[int, str] | None = None  #: its line, and its printable start
@@ -67,8 +67,8 @@ class Listing:
 
     @property
     def entries(self) -> list[ListedEntry]:
-        """The control connections and GRE entries, in the order of the listing."""
-        return list(self._found.values())
+        """The control connections, then GRE; of an entry that is listed twice, the later line."""
+        return [entry for of_protocol in self._found.values() for entry in of_protocol.values()]
 
     def read(self, lines: Iterable[str]) -> None:
         """Take in *lines*, of whatever form."""
@@ -106,7 +106,7 @@ class Listing:
             self._note(number, line)
             return
         if event is not None and event[1] == "DESTROY":
-            self._found.pop((int(protocol), original), None)
+            self._found[int(protocol)].pop(original, None)
             return
         mark = _MARK.search(rest)
         helper = _HELPER.search(rest) if " helper=" in rest else None
@@ -134,7 +134,7 @@ class Listing:
 
     def _keep(self, entry: ListedEntry) -> None:
         if entry.protocol == GRE or is_control(entry, self._ports):
-            self._found[entry.protocol, entry.original] = entry
+            self._found[entry.protocol][entry.original] = entry
         else:
             self.others += 1
 
@@ -203,7 +203,7 @@ class Listing:
             self._note(number, text)
             return
         if _EVENT_XML.match(text):
-            self._found.pop((int(protocol), original), None)
+            self._found[int(protocol)].pop(original, None)
             return
         started = _number(rest.get("start"))
         self._keep(
