@@ -25,7 +25,7 @@ SHOWN: Final = 60  #: characters of a line in a complaint
 
 _ADDRESS: Final = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}")
 _TUPLE: Final = (
-    r"src=(\d[\d.]{6,14}) dst=(\d[\d.]{6,14}) "
+    r"src=([^ ]+) dst=([^ ]+) "
     r"(?:(?:sport|srckey)=(\w+) (?:dport|dstkey)=(\w+) )?"
     r"(?:packets=(\d+) bytes=(\d+) )?"
 )

@@ -157,7 +157,10 @@ def pptp_table(
             loose.append(entry)
         else:
             tunnel.gre.append(entry)
-    _place(loose, table)
+    if loose:
+        _place(loose, table)
+    near = (*(e for t in found for e in t.gre), *(each.entry for each in table.strangers))
+    table.unkeyed.extend(entry for entry in near if entry.original.destination_key is None)
     for tunnel in (*table.tunnels, *table.orphans):
         tunnel.calls = _calls(tunnel, entry_mark)
     table.suspects.extend(tunnel for tunnel in table.tunnels if not tunnel.sound)
@@ -198,10 +201,6 @@ def _place(loose: list[ListedEntry], table: PptpTable) -> None:
             if key not in orphans:
                 orphans[key] = Tunnel(*_by_hiding(sender, receiver))
             orphans[key].gre.append(entry)
-        if entry.original.destination_key is None:
-            table.unkeyed.append(entry)
-    for tunnel in table.tunnels:
-        table.unkeyed += (e for e in tunnel.gre if e.original.destination_key is None)
     table.orphans.extend(orphans.values())
 
 

@@ -205,6 +205,14 @@ def test_plain_gre_is_none_of_our_business() -> None:
     assert [] == table_diagnoses(table)
 
 
+def test_plain_gre_is_not_blamed_on_a_kernel_without_call_ids() -> None:
+    """There, no GRE has keys; only that of PPTP's hosts suffers from it."""
+    keyless = gre("192.0.2.1", "192.0.2.2", None, own=None)
+    keyless = keyless._replace(reply=Way("192.0.2.2", "192.0.2.1", None, None))
+
+    assert [] == rules(dialled(), keyless)
+
+
 def test_a_forwarded_server_is_paired_too() -> None:
     """The responder is hidden; its peer dials the external address."""
     far = "203.0.113.9"
