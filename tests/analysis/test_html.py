@@ -189,7 +189,8 @@ def test_clocks_that_differ_do_not_tear_a_ladder_apart(tmp_path: Path) -> None:
     views = sorted((found.inside, found.outside), key=lambda call: call.file)
     rungs = rungs_of(analysis, *views)
 
-    assert sum(rung.reach is Reach.TO_NAT for rung in rungs) == 10
+    # Ten are lost; of the last two the capture inside, over by then, proves nothing.
+    assert sum(rung.reach is Reach.TO_NAT for rung in rungs) == 8
     assert not any(rung.reach is Reach.FROM_NAT for rung in rungs)
 
 
