@@ -30,10 +30,15 @@ def build(target: Path) -> list[Path]:
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, place, follow_symlinks=False)
         sdist = target / _built("sdist", sources, target)
-        with tarfile.open(sdist) as archive:
-            archive.extractall(scratch)  # noqa: S202  we have just written it
+    return [sdist, wheel(sdist, target)]
+
+
+def wheel(sdist: Path, target: Path) -> Path:
+    """Write the wheel of *sdist* into the folder *target*; return its path."""
+    with tempfile.TemporaryDirectory() as scratch, tarfile.open(sdist) as archive:
+        archive.extractall(scratch)  # noqa: S202  we have written it
         unpacked = Path(scratch) / sdist.name.removesuffix(".tar.gz")
-        return [sdist, target / _built("wheel", unpacked, target)]
+        return target / _built("wheel", unpacked, target)
 
 
 def _tracked() -> list[str]:
