@@ -5,7 +5,7 @@ Theory of operation
 Like `pptp_nat.control` it owns no loop.  The loop calls ``key.data(mask)`` when a
 socket is ready, and `WebServer.tick` when `WebServer.next_timer` has come.  One call
 accepts few connections, or reads one buffer and answers one request.  A TLS
-handshake costs a millisecond of arithmetic: its steps are taken one per tick.
+handshake costs one or two milliseconds of arithmetic: its steps are taken one per tick.
 
 Bounds: `PLACES` connections; `LONGEST_HEAD` octets of a request, which has no body;
 `HEAD_SECONDS` for a request from its first octet on (a handshake included),
