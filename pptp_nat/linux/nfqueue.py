@@ -34,7 +34,7 @@ LOCAL_HOOKS: Final = frozenset((LOCAL_IN, LOCAL_OUT))
 COPIED: Final = 0xFFFB  #: octets of a packet that the kernel hands over at most
 QUEUES: Final = Path("/proc/self/net/netfilter/nfnetlink_queue")
 
-_DROP, _ACCEPT, _REPEAT = 0, 1, 4  # linux/netfilter.h
+_DROP, _ACCEPT, _REPEAT = (n.to_bytes(4, "big") for n in (0, 1, 4))  # linux/netfilter.h
 _ERROR: Final = 2  # NLMSG_ERROR, linux/netlink.h
 _PACKET: Final = 3 << 8  # NFNL_SUBSYS_QUEUE, NFQNL_MSG_PACKET
 _VERDICT: Final = 3 << 8 | 1  # NFQNL_MSG_VERDICT
@@ -47,6 +47,9 @@ _ATTRIBUTE: Final = struct.Struct("=HH")
 _BETWEEN: Final = struct.Struct("=HHIIBB2sHH")  # from nlmsg_type to NFQA_VERDICT_HDR's own header
 _JUDGEMENT: Final = struct.Struct("=I20s4s4s4s4s")
 _JUDGEMENT_SIZE: Final = _JUDGEMENT.size
+_REWRITING: Final = struct.Struct("=I20s4s4s4s4sHH")  #: with the header of NFQA_PAYLOAD
+_REWRITING_SIZE: Final = _REWRITING.size
+_PADS: Final = (b"", bytes(3), bytes(2), bytes(1))  #: by what the length leaves modulo 4
 _HEADER: Final = struct.Struct("=4s2xB")  # nfqnl_msg_packet_hdr: id, protocol, hook
 _MARK_HEADER: Final = _ATTRIBUTE.pack(8, _MARK)
 _HEADER_END: Final = 32  # of a packet message: behind NFQA_PACKET_HDR, which comes first
@@ -55,7 +58,6 @@ _SEND: Final = 1 << 16  #: octets of verdicts in one send, well below any send b
 _CONFIG: Final = 3 << 8 | 2  # NFQNL_MSG_CONFIG
 _PARAMS: Final = 2  # NFQA_CFG_PARAMS: copy range, copy mode
 _COPY_PACKET: Final = 2
-_VERDICTS: Final = {name: name.to_bytes(4, "big") for name in (_DROP, _ACCEPT, _REPEAT)}
 
 Judge = Callable[["Queue", "Packet"], None]
 
@@ -143,11 +145,13 @@ class Queue:
         self._judge = judge
         self._fault = fault
         self._mark = repeat_mark
+        self._mark_octets = repeat_mark.to_bytes(4, "big")
         self._number = number.to_bytes(2, "big")
         self._between = _BETWEEN.pack(_VERDICT, _REQUEST, 0, 0, 0, 0, self._number, 12, 2)
         self._judged = False
         self._batch = batch
-        self._verdicts: list[bytes] = []
+        self._verdicts: list[bytes] = []  # piece by piece
+        self._given = 0  # how many those are
         self._size = 0  # of those together, octets
         self._held: dict[int, Packet] = {}
         self._last_id = 0
@@ -231,25 +235,33 @@ class Queue:
             self.faults += 1
             self._fault(error)
         if not self._judged:
-            self._give(packet, _DROP, packet.mark, b"")
+            self._give(packet, _DROP, packet.mark)
 
-    def _give(self, packet: Packet, verdict: int, mark: int, octets: bytes) -> None:
+    def _give(self, packet: Packet, verdict: bytes, mark: int, octets: bytes = b"") -> None:
         """Queue a verdict; *octets* are the packet's new ones, none for the old."""
         self._judged = True
         size = len(octets)
-        pad = -size & 3
-        length = _JUDGEMENT_SIZE + (4 + size if size else 0)
-        message = _JUDGEMENT.pack(
-            length, self._between, _VERDICTS[verdict], packet.id,
-            _MARK_HEADER, mark.to_bytes(4, "big"),
-        )  # fmt: skip
+        mark_octets = self._mark_octets if mark == self._mark else mark.to_bytes(4, "big")
         if size:
-            message += _ATTRIBUTE.pack(4 + size, _PAYLOAD) + octets + bytes(pad)
-        if self._verdicts and self._size + len(message) > _SEND:
+            length = _REWRITING_SIZE + size
+            parts: tuple[bytes, ...] = (
+                _REWRITING.pack(
+                    length, self._between, verdict, packet.id, _MARK_HEADER, mark_octets,
+                    4 + size, _PAYLOAD,
+                ),
+                octets, _PADS[size & 3],
+            )  # fmt: skip
+        else:
+            length = _JUDGEMENT_SIZE
+            parts = (_JUDGEMENT.pack(
+                length, self._between, verdict, packet.id, _MARK_HEADER, mark_octets,
+            ),)  # fmt: skip
+        if self._size + length > _SEND:
             self.flush()
-        self._verdicts.append(message)
-        self._size += len(message)
-        if len(self._verdicts) >= self._batch:
+        self._verdicts += parts
+        self._size += length + 3
+        self._given += 1
+        if self._given >= self._batch:
             self.flush()
 
     def flush(self) -> None:
@@ -257,10 +269,10 @@ class Queue:
 
         What could not be sent is kept for the next time.
         """
-        if self._verdicts:
+        if self._given:
             self._socket.send(b"".join(self._verdicts))
             self._verdicts = []
-            self._size = 0
+            self._size = self._given = 0
 
     def let_pass(self, packet: Packet, octets: bytes | None = None) -> None:
         """Let *packet* go on, as *octets* if given."""
@@ -272,11 +284,11 @@ class Queue:
 
     def accept(self, packet: Packet) -> None:
         """Let *packet* leave this chain at once, without the mark."""
-        self._give(packet, _ACCEPT, packet.mark, b"")
+        self._give(packet, _ACCEPT, packet.mark)
 
     def drop(self, packet: Packet) -> None:
         """End *packet* here; TCP will send it again."""
-        self._give(packet, _DROP, packet.mark, b"")
+        self._give(packet, _DROP, packet.mark)
 
     def next_id(self) -> int:
         """Return the identity that `hold` will give the next packet."""
