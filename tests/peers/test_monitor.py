@@ -40,8 +40,9 @@ class Monitor:
         self.until(self._is_reading, "it has opened its sockets")
 
     def _is_reading(self) -> bool:
+        """Whether a socket is bound to ETH_P_ALL; before that it is listed, and hears nothing."""
         sockets = self._world.lab.run(self._world.lab.router, ["cat", "/proc/net/packet"]).stdout
-        return len(sockets.splitlines()) > 1
+        return any(line.split()[3:6:2] == ["0003", "1"] for line in sockets.splitlines()[1:])
 
     def until(self, done: Callable[[], bool], what: str) -> None:
         found = self._world.loop.run_until(done, 20, every=0.1)
