@@ -20,12 +20,13 @@ from types import FrameType
 from benchmarks import machine, measures, paths, programs, report, topology
 from benchmarks.measures import FULL, QUICK, Plan, Run, Sample
 from benchmarks.paths import WAYS
+from benchmarks.reading import reading
 from benchmarks.scrape import scrape
 from benchmarks.shell import BenchError
 from benchmarks.spread import Spread
 from benchmarks.targets import Samples, Target, evaluate
 
-MEASURES = {**measures.MEASURES, "scrape": scrape}
+MEASURES = {**measures.MEASURES, "scrape": scrape, "reading": reading}
 RESULTS = Path(__file__).parent / "results"
 
 

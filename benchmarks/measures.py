@@ -39,6 +39,8 @@ class Plan:
     setup_batch: int = 1000
     memory_calls: tuple[int, ...] = (1000, 10000)
     scrape_calls: tuple[int, ...] = (20000,)
+    #: of generated captures; the first is read by tshark too
+    reading_packets: tuple[int, ...] = (1_000_000, 3_000_000)
 
 
 FULL = Plan(rounds=7)
@@ -51,6 +53,7 @@ QUICK = Plan(
     setup_batch=500,
     memory_calls=(1000, 3000),
     scrape_calls=(3000,),
+    reading_packets=(200_000,),
 )
 
 

@@ -86,6 +86,9 @@ IDLE_MEGABYTES = 45.0
 OCTETS_PER_CALL = 1000.0
 SCRAPE_MS = 200.0
 DELAY_MS = 5.0
+OURS = "pptp-nat analyze"
+AGAINST_TSHARK = 5.0
+MEMORY_GROWTH = 1.2
 
 
 def _calls(count: int) -> str:
@@ -97,7 +100,9 @@ DIRECTION_NAMES = {"in": "inbound", "out": "outbound"}
 
 def evaluate(samples: Samples, measures: Sequence[str]) -> list[Target]:
     """Judge every target of the chosen *measures*."""
-    parts = {"gre": _gre, "setup": _setup, "memory": _memory, "scrape": _scrape}
+    parts = {
+        "gre": _gre, "setup": _setup, "memory": _memory, "scrape": _scrape, "reading": _reading,
+    }  # fmt: skip
     return [t for name, part in parts.items() if name in measures for t in part(samples)]
 
 
@@ -206,3 +211,23 @@ def _scrape(samples: Samples) -> Iterator[Target]:
     lost = [max(0.0, s["echo_max_us"] - s["quiet_max_us"]) / 1e3 for s in chosen]
     note = f"slowest echo lost {Spread.of(lost).median:.1f} ms" if lost else ""
     yield _judge(f"{subject}: longest step", BELOW, DELAY_MS, steps, " ms", note=note)
+
+
+def _reading(samples: Samples) -> Iterator[Target]:
+    counts = samples.distinct("packets", measure="reading")
+    if not counts:
+        return
+    few, many = counts[0], counts[-1]
+
+    def figure(name: str, way: str, packets: int = few) -> dict[int, float]:
+        return samples.by_round(name, measure="reading", way=way, packets=packets)
+
+    ours = figure("seconds", OURS)
+    for way in ("tshark io,stat of GRE", "tshark fields of PPTP"):
+        ratios = pairwise(figure("seconds", way), ours)
+        subject = f"{few:,} packets, {way} / {OURS}"
+        yield _judge(subject, AT_LEAST, AGAINST_TSHARK, list(ratios), "x")
+    growth = pairwise(figure("megabytes", OURS, many), figure("megabytes", OURS))
+    if many != few:
+        subject = f"memory for {many:,} packets / {few:,}"
+        yield _judge(subject, AT_MOST, MEMORY_GROWTH, list(growth), "x")

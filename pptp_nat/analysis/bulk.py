@@ -174,9 +174,9 @@ class Bulk:
         self._ip = form.header + frames.ip_at  # offset of IP in a record
         self._step = self._ip + _IP_AND_GRE
         self._before = frames.ip_at
-        self._taps = [
+        self._spots = [
             slice(form.header + each.start, form.header + each.stop)
-            for each in links.TAPS.get(self._interface.link, ())
+            for each in links.SPOTS.get(self._interface.link, ())
         ]
         self._same = [
             *((form.header + at, octet) for at, octet in frames.same),
@@ -224,7 +224,7 @@ class Bulk:
             sequenced, array(_U32, third),
             acknowledged, array(_U32, _chosen(sequenced, fourth, third)), heads,
         )  # fmt: skip
-        flow: FlowKey = (self._tap(joined), pair, int.from_bytes(key, "big"))
+        flow: FlowKey = (self._spot(joined), pair, int.from_bytes(key, "big"))
         window = self._sorter.window
         known = window.flows.get(flow)
         window.flows[flow] = columns if known is None else concatenated(known, columns)
@@ -267,8 +267,8 @@ class Bulk:
             window.cut += sum(map(lt, array(_U32, captured), array(_U32, wire)))
         self._sorter.seen(columns.times[0], columns.times[-1])
 
-    def _tap(self, joined: bytes) -> bytes:
-        return b"".join([joined[each] for each in self._taps]) + self._prefix
+    def _spot(self, joined: bytes) -> bytes:
+        return b"".join([joined[each] for each in self._spots]) + self._prefix
 
     def _alike(self, joined: bytes) -> bool:
         """Whether all that must be the same in ordinary packets of one flow is so."""
@@ -277,7 +277,7 @@ class Bulk:
         for at, octet in self._same:
             if joined[at::step].strip(bytes((octet,))):
                 return False
-        for each in self._taps:
+        for each in self._spots:
             for at in range(each.start, each.stop):
                 if joined[at::step].strip(joined[at : at + 1]):
                     return False

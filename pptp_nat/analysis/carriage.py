@@ -51,7 +51,7 @@ class Carriage:
         self._analysis = analysis
         self._strays = strays
         self._owners: dict[Name, list[Owner]] = {}
-        self._homes: dict[Name, tuple[bytes, float]] = {}  # tap, last seen there
+        self._homes: dict[Name, tuple[bytes, float]] = {}  # spot, last seen there
         self._plain: dict[tuple[int, Role], int] = {}  # by call and sender
         self._latest: dict[Name, tuple[float, int]] = {}  # time and hash of the last looked at
         self.file = 0  #: index of the file that is being read
@@ -101,7 +101,7 @@ class Carriage:
             self._analysis.counts["gre_cut"] += 1
             return
         name = packet[12:20], packet[size + 6] << 8 | packet[size + 7]
-        if not self._is_home(name, special.tap, special.time):
+        if not self._is_home(name, special.spot, special.time):
             self._repeated(0 if special.ordinary else 1)
             return
         evidence = Evidence(self.file, special.number, special.time)
@@ -143,9 +143,9 @@ class Carriage:
         """Take in the ordinary packets of a window, all flows of it."""
         mine: dict[int, tuple[Call, dict[Role, list[Columns]]]] = {}
         unknown: dict[Name, Columns] = {}
-        for (tap, pair, key), columns in sorted(flows.items(), key=_first_number):
+        for (spot, pair, key), columns in sorted(flows.items(), key=_first_number):
             name = pair, key
-            if not self._is_home(name, tap, columns.times[0], columns.times[-1]):
+            if not self._is_home(name, spot, columns.times[0], columns.times[-1]):
                 self._repeated(len(columns))
                 continue
             known = self._without_copies(columns)
@@ -237,12 +237,12 @@ class Carriage:
                 call.ppp = Ppp(call.file)
         return flow
 
-    def _is_home(self, name: Name, tap: bytes, first: float, last: float | None = None) -> bool:
+    def _is_home(self, name: Name, spot: bytes, first: float, last: float | None = None) -> bool:
         """Whether a flow counts where this was captured."""
-        home, seen = self._homes.get(name, (tap, first))
-        if home != tap and first - seen < _MOVED:
+        home, seen = self._homes.get(name, (spot, first))
+        if home != spot and first - seen < _MOVED:
             return False
-        self._homes[name] = tap, first if last is None else last
+        self._homes[name] = spot, first if last is None else last
         return True
 
     def _repeated(self, packets: int) -> None:

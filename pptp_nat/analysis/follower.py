@@ -159,11 +159,11 @@ class Follower:
             return  # put together of fragments
         is_first = source <= destination
         ends = (source, destination) if is_first else (destination, source)
-        home, seen = self._homes.get((ends, is_first), (special.tap, special.time))
-        if home != special.tap and special.time - seen < _MOVED:
+        home, seen = self._homes.get((ends, is_first), (special.spot, special.time))
+        if home != special.spot and special.time - seen < _MOVED:
             self.analysis.files[self._file].repeated += 1
             return
-        self._homes[ends, is_first] = special.tap, special.time
+        self._homes[ends, is_first] = special.spot, special.time
         conversation = self._conversations.get(ends)
         if segment.flags & SYN and not segment.flags & ACK and conversation is not None:
             if conversation.is_begun_anew_by(segment):

@@ -1,6 +1,6 @@
 """Where the IPv4 packet begins in a frame, for each link type that captures have.
 
-Numbers are those of the LINKTYPE registry of tcpdump.org.  A *tap* tells apart the
+Numbers are those of the LINKTYPE registry of tcpdump.org.  A *spot* tells apart the
 interfaces, or directions, at which one file has captured the same packet more than once.
 """
 
@@ -98,8 +98,8 @@ _READERS: Final[dict[int, Callable[[bytes], int | None]]] = {
     LINUX_SLL2: _cooked_2,
 }  # fmt: skip
 
-#: Octets of a frame that tell its tap, by link type: packet type, or interface and that.
-TAPS: Final[dict[int, tuple[slice, ...]]] = {
+#: Octets of a frame that tell its spot, by link type: packet type, or interface and that.
+SPOTS: Final[dict[int, tuple[slice, ...]]] = {
     113: (slice(0, 2),),
     LINUX_SLL2: (slice(4, 8), slice(10, 11)),
     204: (slice(0, 1),),
@@ -115,9 +115,9 @@ def ipv4_at(link: int, frame: bytes) -> int | None:
     return at
 
 
-def tap_of(link: int, frame: bytes) -> bytes:
+def spot_of(link: int, frame: bytes) -> bytes:
     """Return what tells apart where *frame* was captured, beside the file and interface."""
-    slices = TAPS.get(link)
+    slices = SPOTS.get(link)
     return b"" if slices is None else b"".join([frame[each] for each in slices])
 
 

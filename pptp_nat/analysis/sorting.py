@@ -31,7 +31,7 @@ _U32: Final = struct.Struct("!I").unpack_from
 #: Flags of ordinary GRE: whether S is set, whether A is.
 FLAGS: Final = {0x3001: (True, False), 0x3081: (True, True), 0x2081: (False, True)}
 
-#: (tap, source and destination, key): one direction of GRE at one place.
+#: (spot, source and destination, key): one direction of GRE at one place.
 FlowKey = tuple[bytes, bytes, int]
 
 
@@ -40,7 +40,7 @@ class Special(NamedTuple):
 
     number: int
     time: float
-    tap: bytes
+    spot: bytes
     packet: bytes  #: from its IPv4 header on, up to IP's total length or where it was cut
     ordinary: bool  #: it stands in the columns as well
 
@@ -120,18 +120,18 @@ class Sorter:
         packet = frame[at : at + total] if total else frame[at:]
         if size < IP_HEADER_SIZE or len(packet) < size:
             return
-        tap = links.tap_of(interface.link, frame)
+        spot = links.spot_of(interface.link, frame)
         if record.interface:
-            tap += record.interface.to_bytes(4, "big")
+            spot += record.interface.to_bytes(4, "big")
         if fragment & FRAGMENT:
             if protocol in (TCP, GRE, ICMP):
                 window.counts["fragments"] += 1
-                window.specials.append(Special(number, time, tap, packet, ordinary=False))
+                window.specials.append(Special(number, time, spot, packet, ordinary=False))
         elif protocol == GRE:
-            self._gre(number, time, tap, packet, size)
+            self._gre(number, time, spot, packet, size)
         elif self.wanted(protocol, packet, size):
             window.counts["tcp" if protocol == TCP else "icmp"] += 1
-            window.specials.append(Special(number, time, tap, packet, ordinary=False))
+            window.specials.append(Special(number, time, spot, packet, ordinary=False))
 
     def wanted(self, protocol: int, packet: bytes, size: int) -> bool:
         """Whether a packet that is neither GRE nor a fragment is of interest."""
@@ -145,7 +145,7 @@ class Sorter:
         window.first = first if window.first is None else min(window.first, first)
         window.last = last if window.last is None else max(window.last, last)
 
-    def _gre(self, number: int, time: float, tap: bytes, packet: bytes, size: int) -> None:
+    def _gre(self, number: int, time: float, spot: bytes, packet: bytes, size: int) -> None:
         window = self.window
         if len(packet) < size + 4 or not _is_enhanced(packet, size):
             window.counts["other_gre"] += 1
@@ -153,9 +153,9 @@ class Sorter:
         window.counts["gre"] += 1
         row = ordinary(packet, number, time) if size == IP_HEADER_SIZE else None
         if row is None:
-            window.specials.append(Special(number, time, tap, packet, ordinary=False))
+            window.specials.append(Special(number, time, spot, packet, ordinary=False))
             return
-        key = (tap, packet[12:20], packet[26] << 8 | packet[27])
+        key = (spot, packet[12:20], packet[26] << 8 | packet[27])
         self._rows.setdefault(key, []).append(row)
         if row[2]:
             self.show(key, number, time, packet, kind_of_payload(row[5].to_bytes(4, "big")))
