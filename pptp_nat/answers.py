@@ -140,7 +140,8 @@ class Answers:
             now = time.monotonic()
             for call in calls:
                 counts = carrier.counts(call, tallies)
-                daemon.translator.heard(call, counts.packets, now)
+                if counts.packets > call.packets:  # else a look since then knows better
+                    daemon.translator.heard(call, counts.packets, now)
                 yield call_item(views.call_row(call, counts, wall=daemon.wall))
 
     def _connections(self, arguments: Mapping[str, object]) -> Answer:

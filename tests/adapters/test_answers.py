@@ -91,6 +91,19 @@ def test_calls_that_end_meanwhile_are_left_out(daemon) -> None:
     assert [call.id for call in calls[:100]] == [each["id"] for each in shown]
 
 
+def test_an_answer_that_took_long_does_not_say_that_a_call_was_heard(daemon, monkeypatch) -> None:
+    """Its counts were read before those of a look that came in between."""
+    monkeypatch.setattr(answers, "_MANY", 0)
+    [call] = daemon.up(ALICE, PAC)
+    answer = iter(Answers(daemon)(Request(1, "list", {}, 0)))
+    assert [next(answer), next(answer)] == [None, None]  # chosen, counted
+    daemon.translator.heard(call, 1000, 5.0)
+    [item] = answer
+
+    assert (call.packets, call.last_gre) == (1000, 5.0)
+    assert item["last_seen"] == 5.0
+
+
 def test_legs_are_what_the_data_path_carries(daemon) -> None:
     """Who looks at GRE looks for these."""
     [call] = daemon.up(ALICE, PAC)
