@@ -397,6 +397,8 @@ class Analysis:
     connection_ids: Iterator[int] = field(default_factory=lambda: count(1))
     call_ids: Iterator[int] = field(default_factory=lambda: count(1))
     live: bool = False  #: still growing: what has not come yet may come
+    _indexed: list[Translation] | None = field(default=None, repr=False, compare=False)
+    _views: dict[int, Translation] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def start(self) -> float | None:
@@ -410,7 +412,8 @@ class Analysis:
 
     def translation_of(self, call: Call) -> Translation | None:
         """Return the translation that *call* is one side of."""
-        for each in self.translations:
-            if call is each.inside or call is each.outside:
-                return each
-        return None
+        if self._indexed is not self.translations:
+            self._indexed = self.translations
+            self._views = {each.inside.id: each for each in self.translations}
+            self._views |= {each.outside.id: each for each in self.translations}
+        return self._views.get(call.id)
