@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from pptp_nat.adoption import rebuilt
+import time
+
+from pptp_nat import records
+from pptp_nat.adoption import Adoption, rebuilt
+from pptp_nat.carrier import Carrier
 from pptp_nat.core.calls import NOBODY
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Flow, Leg, Party, Placement, Seat
+from pptp_nat.linux.queue_path import QueuePath
+from pptp_nat.records import Contents
+from pptp_nat.store import Found
 
 CLIENT, OTHER = bytes((192, 168, 77, 10)), bytes((192, 168, 77, 11))
 ROUTER, SERVER = bytes((198, 18, 7, 1)), bytes((198, 18, 7, 2))
@@ -72,3 +79,24 @@ def test_a_number_that_is_carried_is_given_to_nobody_else() -> None:
     (pair,) = translator.book.bindings.used()
     assert translator.book.bindings.has(pair, 1000)
     assert not translator.claim(*pair, 1000)
+
+
+def test_a_clock_that_was_wrong_before_or_is_now_costs_no_call_its_times() -> None:
+    """A router without a clock of its own begins at 1970, or at its last shutdown."""
+    before = restored(legs(CLIENT, 7, 1000, 33), placement())
+    for jump in (-1e9, -3600.0, 0.0, 3600.0, 1e9):
+        contents = Contents()
+        records.read(b"".join(records.whole(before.snapshot())), contents)
+        contents.whole = False
+        wall = time.time() - time.monotonic() + jump
+        found = Found(contents, exact=False, this_boot=False, wall=wall, source="a copy")
+        heir = Translator(lambda _: None, lambda: 7)
+        carrier = Carrier(QueuePath())
+        adopted = Adoption(heir, carrier).begin(found, [placement()], 50.0)
+        (call,) = heir.book.calls.values()
+        assert call.created <= 50.0
+        assert 50.0 == call.last_gre
+        assert [] == adopted.unseen
+        assert 2 == len(set(carrier.path.matches()))
+        heir.tick(50.0 + 3600)
+        assert call.id in heir.book.calls, "it has its whole time again"

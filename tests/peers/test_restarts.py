@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import random
@@ -227,6 +228,41 @@ def test_calls_outlive_the_loss_of_the_journal(
     here.listed(1, "--state", "up")
     here.all_hear(calls[2:])
     assert [] == server.connections[0].unknown + ended.connection.unknown
+
+
+@every_path
+def test_calls_outlive_a_reboot_of_the_router(
+    world: Callable[..., World], by: By, tmp_path: Path
+) -> None:
+    """Nothing of the kernel is left, nothing below /run; the hosts have not noticed yet."""
+    here = world(by, inside=3, **KEPT)
+    daemon = here.daemon
+    assert daemon is not None
+    server = here.station(here.lab.outside[0])
+    server.listen()
+    clients = [here.station(host) for host in here.lab.inside]
+    connections = [here.dial(each, here.lab.outside[0].address) for each in clients]
+    calls = here.up(each.call(7) for each in connections[:2])
+    here.all_hear(calls)
+    before = _shown(here)
+    daemon.stop()
+    for path in daemon.socket.with_suffix(".journal").iterdir():
+        path.unlink()
+    here.lab.run(here.lab.router, ["conntrack", "-F"])
+    boot_id = tmp_path / "boot_id"
+    boot_id.write_text("01234567-89ab-cdef-0123-456789abcdef\n")
+    another = {"/proc/sys/kernel/random/boot_id": boot_id}
+    here.lab.popen = functools.partial(here.lab.popen, mounts=another)  # type: ignore[method-assign]
+    daemon.start()
+
+    assert before == _shown(here)
+    here.all_hear(calls)
+    connections[0].clear(calls[0])
+    here.until(lambda: not calls[1].up, "a call from before is cleared")
+    here.listed(1, "--state", "up")
+    calls += here.up([connections[2].call(7)])
+    here.all_hear(calls[2:])
+    assert [] == [m for each in (*connections, *server.connections) for m in each.unknown]
 
 
 def test_a_damaged_journal_is_told_and_costs_no_call(world: Callable[..., World]) -> None:
