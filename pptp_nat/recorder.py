@@ -17,13 +17,13 @@ from typing import Final
 from pptp_nat import records
 from pptp_nat.core.calls import Call, Connection
 from pptp_nat.core.events import CallChanged, ConnectionChanged, LegDown, LegMarked, LegUp, Outcome
-from pptp_nat.core.snapshot import call_record, connection_record, positions
 from pptp_nat.core.states import CallState, ControlState
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Address
 from pptp_nat.records import LegCount
 from pptp_nat.store import Store
 
+_OF_CALLS: Final = (CallChanged, LegUp, LegDown)
 _TURN: Final = 128  #: records that are written anew in one turn: less than a millisecond
 _LOOK_SECONDS: Final = 30.0  #: between two looks at what was carried
 _PAUSE: Final = 0.01  #: seconds between two such turns
@@ -65,7 +65,7 @@ class Recorder:
             connection = self._note_events(outcome, parts, now)
         lasting = bool(parts)
         if connection is not None and connection.state is not ControlState.CLOSED:
-            parts.append(records.positions(positions(connection)))
+            parts.append(records.current(connection))
         released = self._book.bindings.released
         if released:
             parts += [records.kept_back(*each) for each in released]
@@ -80,7 +80,8 @@ class Recorder:
         calls: dict[Call, None] = {}
         connections: dict[Connection, None] = {}
         for each in outcome.events:
-            if isinstance(each, CallChanged | LegUp | LegDown):
+            # One look at what it is: nearly every packet of a set-up has some of these.
+            if isinstance(each, _OF_CALLS):
                 calls[each.call] = None
             elif isinstance(each, ConnectionChanged):
                 connections[each.connection] = None
@@ -90,9 +91,10 @@ class Recorder:
             if connection.state is ControlState.CLOSED:
                 parts.append(records.closed(connection.id))
             else:
-                parts.append(records.connection(connection_record(self._book, connection)))
-        gone_until = now + self._book.settings.quarantine
-        parts += [records.call(call_record(self._book, call, gone_until)) for call in calls]
+                parts.append(records.connection_now(self._book, connection))
+        if calls:
+            gone_until = now + self._book.settings.quarantine
+            parts += [records.call_now(self._book, call, gone_until) for call in calls]
         touched = outcome.connection
         return None if touched is None or touched in connections else touched
 
@@ -147,12 +149,12 @@ class Recorder:
         yield records.last_id(book.last_id)
         for connection in list(book.connections.values()):
             if connection.state is not ControlState.CLOSED:
-                yield records.connection(connection_record(book, connection))
+                yield records.connection_now(book, connection)
         for call in list(book.calls.values()):
             if call.state is not CallState.GONE:
-                yield records.call(call_record(book, call, 0.0))
+                yield records.call_now(book, call, 0.0)
         for until, call in list(book.retired):
-            yield records.call(call_record(book, call, until))
+            yield records.call_now(book, call, until)
         for each in book.bindings.quarantined():
             yield records.kept_back(*each)
         yield from map(records.carried, self._written.values())

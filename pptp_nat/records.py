@@ -1,12 +1,11 @@
 """What a translator knows, as octets: the records of journals, copies and hand-overs.
 
-A record is a header (CRC-32 of all that follows it, length of the body, kind)
-and a body.  Records about one thing replace each other: the last one counts.  So
+A record is a header (CRC-32 of the body, which begins with length and kind; length
+of the body; kind) and a body.  Records about one thing replace each other: the last one counts.  So
 octets that were cut off anywhere still say what was true at some moment, and
 records may be written again at any time, in any order between things.
 
-Numbers are in network order.  Codes of states are their places in the tables
-below; whoever changes a table, a body or a kind raises `VERSION`.
+Numbers are in network order; `pptp_nat.record_format` has the layouts.
 """
 
 from __future__ import annotations
@@ -19,7 +18,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from pptp_nat import record_format as form
 from pptp_nat.core.bindings import Pair
+from pptp_nat.core.book import Book
+from pptp_nat.core.calls import Call, Connection
 from pptp_nat.core.messages import MessageType
 from pptp_nat.core.refused import Asked
 from pptp_nat.core.snapshot import (
@@ -31,37 +33,9 @@ from pptp_nat.core.snapshot import (
     Snapshot,
     StreamRecord,
 )
+from pptp_nat.core.snapshot import positions as positions_of
 from pptp_nat.core.states import CallState, ControlState, End
 from pptp_nat.core.tuples import Address, Party
-
-VERSION: Final = 1
-LONGEST: Final = 4 << 20  #: octets of a body; two histories at their largest setting
-
-# Kinds.
-LAST_ID, CONNECTION, POSITIONS, CLOSED, CALL, KEPT_BACK, TALLY, ASTRAY, HALF_OPEN, COUNTS = range(
-    1, 11
-)
-
-CALL_STATES: Final = tuple(CallState)
-CONTROL_STATES: Final = tuple(ControlState)
-ENDS: Final = tuple(End)
-_PASSIVE: Final = (None, "kernel_helper")
-
-_CRC: Final = struct.Struct("!I")
-_HEADER: Final = struct.Struct("!IB")  # length of the body, kind
-_ID: Final = struct.Struct("!Q")
-_CONNECTION: Final = struct.Struct("!Q12s4s4sIBBBdd")
-_POSITIONS: Final = struct.Struct("!QdB")
-_FRESH: Final = struct.Struct("!BHH")
-_STREAM: Final = struct.Struct("!BIBIHHI")
-_CALL: Final = struct.Struct("!QQBBB4idddQBdhBBH")
-_KEPT_BACK: Final = struct.Struct("!d4s4sH")
-_TALLY: Final = struct.Struct("!4s4sHQQ")
-_HALF_OPEN: Final = struct.Struct("!12sI")
-
-_NONE: Final = math.nan  # a time that is not there
-_NO_ADDRESS: Final = bytes(4)
-_NO_CODES: Final = (-1, 0, 0, 0)
 
 
 class LegCount(NamedTuple):
@@ -118,8 +92,8 @@ class Contents:
 
 def record(kind: int, body: bytes) -> bytes:
     """Return one record."""
-    rest = _HEADER.pack(len(body), kind) + body
-    return _CRC.pack(zlib.crc32(rest)) + rest
+    size = len(body)
+    return form.HEADER.pack(zlib.crc32(body, size << 8 | kind), size, kind) + body
 
 
 # Writing.
@@ -127,37 +101,86 @@ def record(kind: int, body: bytes) -> bytes:
 
 def last_id(number: int) -> bytes:
     """Return the record of the highest identity given."""
-    return record(LAST_ID, _ID.pack(number))
+    return record(form.LAST_ID, form.ID_BODY.pack(number))
 
 
 def connection(known: ConnectionRecord) -> bytes:
     """Return the records of a control connection."""
     first, second = known.seen_as
     flags = known.is_local | (first is not None) << 1 | (second is not None) << 2
-    body = _CONNECTION.pack(
-        known.id, known.key, first or _NO_ADDRESS, second or _NO_ADDRESS, known.mark, flags,
-        _PASSIVE.index(known.passive), CONTROL_STATES.index(known.state),
+    body = form.CONNECTION_BODY.pack(
+        known.id, known.key, first or form.NO_ADDRESS, second or form.NO_ADDRESS, known.mark, flags,
+        form.PASSIVE.index(known.passive), form.CONTROL_STATES.index(known.state),
         known.created, _time(known.due),
     )  # fmt: skip
     body += b"".join(map(_said, known.said))
-    return record(CONNECTION, body) + positions(known.positions)
+    return record(form.CONNECTION, body) + positions(known.positions)
 
 
 def positions(known: Positions) -> bytes:
     """Return the record of where a control connection stands."""
-    parts = [_POSITIONS.pack(known.connection, known.last_message, len(known.fresh))]
-    parts += [_FRESH.pack(*each) for each in known.fresh]
+    places: list[int] = []
+    octets: list[bytes] = []
     for following, synced, head, cut, floor, overlays, history in known.streams:
         flags = (following is not None) | synced << 1 | (cut is not None) << 2
-        parts += (
-            _STREAM.pack(
-                flags | (floor is not None) << 3, following or 0, cut or 0, floor or 0,
-                len(head), len(overlays), len(history),
-            ),
-            head, overlays, history,
-        )  # fmt: skip
-    parts.append(_refused(known.refused))
-    return record(POSITIONS, b"".join(parts))
+        places += (flags | (floor is not None) << 3, following or 0, cut or 0, floor or 0)
+        places += (len(head), len(overlays), len(history))
+        octets += (head, overlays, history)
+    count = len(known.fresh)
+    fixed = form.POSITIONS_BODY.pack(known.connection, known.last_message, count, *places)
+    fresh = [form.NUMBERS_BODY.pack(*each) for each in known.fresh]
+    return record(form.POSITIONS, b"".join((fixed, *fresh, *octets, _refused(known.refused))))
+
+
+def call_now(book: Book, known: Call, gone_until: float) -> bytes:
+    """Return the record of *known* as it is now: `call`, for every packet of a set-up."""
+    state, codes = known.state, known.codes
+    if state is CallState.UP:
+        due = form.NEVER
+    elif state is CallState.GONE:
+        due = gone_until
+    else:
+        due = _time(book.due(known))
+    return record(form.CALL, form.CALL_BODY.pack(
+        known.id, known.connection.id, known.requester, known.pns, form.PLACE_OF_STATE[state],
+        *known.own, *known.seen, known.created, _time(known.up_since), _time(known.last_gre),
+        known.packets, 0 if known.end is None else 1 + form.ENDS.index(known.end), due,
+        *(form.NO_CODES if codes is None else codes),
+    ))  # fmt: skip
+
+
+def connection_now(book: Book, known: Connection) -> bytes:
+    """Return the records of *known* as it is now: `connection`, for every packet of a set-up."""
+    first, second = known.seen_as
+    flags = known.is_local | (first is not None) << 1 | (second is not None) << 2
+    due = _time(book.due(known)) if known.state is ControlState.CLOSING else form.NEVER
+    fixed = form.CONNECTION_BODY.pack(
+        known.id, known.key, first or form.NO_ADDRESS, second or form.NO_ADDRESS, known.mark, flags,
+        form.PASSIVE.index(known.passive), form.CONTROL_STATES.index(known.state),
+        known.created, due,
+    )  # fmt: skip
+    one, other = known.said
+    return record(form.CONNECTION, fixed + _said(one) + _said(other)) + current(known)
+
+
+def current(connection: Connection) -> bytes:
+    """Return the record of where *connection* stands now: `positions`, for every packet."""
+    if connection.fresh or connection.refused is not None:
+        return positions(positions_of(connection))
+    first, second = connection.streams
+    head, overlays = first.head, first.overlays
+    other_head, other_overlays = second.head, second.overlays
+    body = form.POSITIONS_BODY.pack(
+        connection.id, connection.last_message, 0,
+        (first.next is not None) | first.synced << 1 | (first.cut is not None) << 2
+        | (first.floor is not None) << 3,
+        first.next or 0, first.cut or 0, first.floor or 0, len(head), len(overlays), 0,
+        (second.next is not None) | second.synced << 1 | (second.cut is not None) << 2
+        | (second.floor is not None) << 3,
+        second.next or 0, second.cut or 0, second.floor or 0,
+        len(other_head), len(other_overlays), 0,
+    ) + head + overlays + other_head + other_overlays + b"\0"  # fmt: skip
+    return record(form.POSITIONS, body)
 
 
 def _refused(known: RefusedRecord | None) -> bytes:
@@ -168,39 +191,39 @@ def _refused(known: RefusedRecord | None) -> bytes:
     flags |= known.replies[0] << 3 | known.replies[1] << 4
     asked = [each for each in (first, second) if each is not None]
     return bytes((flags, len(known.waiting))) + b"".join(
-        _FRESH.pack(*each) for each in (*asked, *known.waiting)
+        form.NUMBERS_BODY.pack(*each) for each in (*asked, *known.waiting)
     )
 
 
 def closed(number: int) -> bytes:
     """Return the record of a control connection's end."""
-    return record(CLOSED, _ID.pack(number))
+    return record(form.CLOSED, form.ID_BODY.pack(number))
 
 
 def call(known: CallRecord) -> bytes:
     """Return the record of a call."""
-    return record(CALL, _CALL.pack(
+    return record(form.CALL, form.CALL_BODY.pack(
         known.id, known.connection, known.requester, known.pns,
-        CALL_STATES.index(known.state), *known.numbers,
+        form.CALL_STATES.index(known.state), *known.numbers,
         known.created, _time(known.up_since), _time(known.last_gre), known.packets,
-        0 if known.end is None else 1 + ENDS.index(known.end), _time(known.due),
-        *(known.codes or _NO_CODES),
+        0 if known.end is None else 1 + form.ENDS.index(known.end), _time(known.due),
+        *(known.codes or form.NO_CODES),
     ))  # fmt: skip
 
 
 def kept_back(until: float, pair: Pair, number: int) -> bytes:
     """Return the record of a number in quarantine."""
-    return record(KEPT_BACK, _KEPT_BACK.pack(until, *pair, number))
+    return record(form.KEPT_BACK, form.KEPT_BACK_BODY.pack(until, *pair, number))
 
 
 def carried(known: LegCount) -> bytes:
     """Return the record of what a leg has carried that nobody else counts."""
-    return record(TALLY, _TALLY.pack(*known))
+    return record(form.TALLY, form.TALLY_BODY.pack(*known))
 
 
 def astray() -> bytes:
     """Return the record that says: octets go by unread from here on."""
-    return record(ASTRAY, b"")
+    return record(form.ASTRAY, b"")
 
 
 def whole(taken: Snapshot, tallies: Iterable[LegCount] = ()) -> Iterator[bytes]:
@@ -211,7 +234,7 @@ def whole(taken: Snapshot, tallies: Iterable[LegCount] = ()) -> Iterator[bytes]:
     for each in taken.kept_back:
         yield kept_back(*each)
     for key, start in taken.half_open.items():
-        yield record(HALF_OPEN, _HALF_OPEN.pack(key, start))
+        yield record(form.HALF_OPEN, form.HALF_OPEN_BODY.pack(key, start))
     yield from map(carried, tallies)
     counts = {
         "counts": dict(taken.counts),
@@ -220,11 +243,11 @@ def whole(taken: Snapshot, tallies: Iterable[LegCount] = ()) -> Iterator[bytes]:
         ],
         "ends": {end.value: n for end, n in taken.ends.items()},
     }
-    yield record(COUNTS, json.dumps(counts).encode())
+    yield record(form.COUNTS, json.dumps(counts).encode())
 
 
 def _time(moment: float | None) -> float:
-    return _NONE if moment is None else moment
+    return form.NEVER if moment is None else moment
 
 
 def _said(octets: bytes | None) -> bytes:
@@ -239,18 +262,18 @@ def read(octets: bytes, into: Contents) -> int:
 
     What follows is a record that was cut off, or damage: see `is_torn`.
     """
-    at, end, begin = 0, len(octets), _CRC.size + _HEADER.size
+    at, end, begin = 0, len(octets), form.HEADER.size
     while at + begin <= end:
-        (check,) = _CRC.unpack_from(octets, at)
-        size, kind = _HEADER.unpack_from(octets, at + _CRC.size)
+        check, size, kind = form.HEADER.unpack_from(octets, at)
         stop = at + begin + size
-        if size > LONGEST or stop > end or zlib.crc32(octets[at + _CRC.size : stop]) != check:
-            break
         reader = _READERS.get(kind)
-        if reader is None:
+        if size > form.LONGEST or stop > end or reader is None:
+            break
+        body = octets[at + begin : stop]
+        if zlib.crc32(body, size << 8 | kind) != check:
             break
         try:
-            reader(octets[at + begin : stop], into)
+            reader(body, into)
         except (struct.error, IndexError, ValueError, KeyError, TypeError):
             break  # a right sum over wrong octets: written by a mistake of ours
         at = stop
@@ -260,10 +283,10 @@ def read(octets: bytes, into: Contents) -> int:
 def is_torn(octets: bytes, at: int) -> bool:
     """Whether what stands from *at* on is one record that was cut off in the writing."""
     rest = len(octets) - at
-    if rest < _CRC.size + _HEADER.size:
+    if rest < form.HEADER.size:
         return True
-    size, kind = _HEADER.unpack_from(octets, at + _CRC.size)
-    return kind in _READERS and size <= LONGEST and rest < _CRC.size + _HEADER.size + size
+    _, size, kind = form.HEADER.unpack_from(octets, at)
+    return kind in _READERS and size <= form.LONGEST and rest < form.HEADER.size + size
 
 
 def _moment(value: float) -> float | None:
@@ -271,39 +294,39 @@ def _moment(value: float) -> float | None:
 
 
 def _read_last_id(body: bytes, into: Contents) -> None:
-    into.last_id = max(into.last_id, _ID.unpack(body)[0])
+    into.last_id = max(into.last_id, form.ID_BODY.unpack(body)[0])
 
 
 def _read_connection(body: bytes, into: Contents) -> None:
     (number, key, first, second, mark, flags, passive, state, created, due) = (
-        _CONNECTION.unpack_from(body)
+        form.CONNECTION_BODY.unpack_from(body)
     )
     said: list[bytes | None] = []
-    at = _CONNECTION.size
+    at = form.CONNECTION_BODY.size
     for _ in range(2):
         size = body[at]
         said.append(body[at + 1 : at + 1 + size] or None)
         at += 1 + size
     into.connections[number] = ConnectionRecord(
         number, key, (first if flags & 2 else None, second if flags & 4 else None), mark,
-        bool(flags & 1), _PASSIVE[passive], CONTROL_STATES[state], created, _moment(due),
+        bool(flags & 1), form.PASSIVE[passive], form.CONTROL_STATES[state], created, _moment(due),
         (said[0], said[1]), Positions(number, created),
     )  # fmt: skip
     into.last_id = max(into.last_id, number)
 
 
 def _read_positions(body: bytes, into: Contents) -> None:
-    number, last_message, count = _POSITIONS.unpack_from(body)
-    at = _POSITIONS.size
+    number, last_message, count, *places = form.POSITIONS_BODY.unpack_from(body)
+    at = form.POSITIONS_BODY.size
     fresh = []
     for _ in range(count):
-        party, own, seen = _FRESH.unpack_from(body, at)
+        party, own, seen = form.NUMBERS_BODY.unpack_from(body, at)
         fresh.append((Party(party), own, seen))
-        at += _FRESH.size
+        at += form.NUMBERS_BODY.size
     streams = []
-    for _ in range(2):
-        flags, following, cut, floor, head, overlays, history = _STREAM.unpack_from(body, at)
-        begin = at + _STREAM.size
+    for half in (places[:7], places[7:]):
+        flags, following, cut, floor, head, overlays, history = half
+        begin = at
         middle, last = begin + head, begin + head + overlays
         at = last + history
         if at > len(body):
@@ -325,40 +348,40 @@ def _read_refused(body: bytes, at: int) -> RefusedRecord | None:
     waiting, at = body[at + 1], at + 2
     asked = []
     for _ in range((flags >> 1 & 1) + (flags >> 2 & 1) + waiting):
-        party, own, seen = _FRESH.unpack_from(body, at)
+        party, own, seen = form.NUMBERS_BODY.unpack_from(body, at)
         asked.append(Asked(Party(party), own, seen))
-        at += _FRESH.size
+        at += form.NUMBERS_BODY.size
     requests = [asked.pop(0) if flags >> bit & 1 else None for bit in (1, 2)]
     replies = bool(flags & 8), bool(flags & 16)
     return RefusedRecord((requests[0], requests[1]), replies, tuple(asked))
 
 
 def _read_closed(body: bytes, into: Contents) -> None:
-    (number,) = _ID.unpack(body)
+    (number,) = form.ID_BODY.unpack(body)
     into.connections.pop(number, None)
     into.positions.pop(number, None)
 
 
 def _read_call(body: bytes, into: Contents) -> None:
     (number, owner, requester, pns, state, *numbers, created, up_since, last_gre, packets, end,
-     due, kind, result, error, cause) = _CALL.unpack(body)  # fmt: skip
+     due, kind, result, error, cause) = form.CALL_BODY.unpack(body)  # fmt: skip
     first, second, third, fourth = numbers
     codes = None if kind < 0 else (kind, result, error, cause)
     into.calls[number] = CallRecord(
-        number, owner, Party(requester), Party(pns), CALL_STATES[state],
+        number, owner, Party(requester), Party(pns), form.CALL_STATES[state],
         (first, second, third, fourth), created, _moment(up_since), _moment(last_gre), packets,
-        ENDS[end - 1] if end else None, codes, _moment(due),
+        form.ENDS[end - 1] if end else None, codes, _moment(due),
     )  # fmt: skip
     into.last_id = max(into.last_id, number)
 
 
 def _read_kept_back(body: bytes, into: Contents) -> None:
-    until, external, remote, number = _KEPT_BACK.unpack(body)
+    until, external, remote, number = form.KEPT_BACK_BODY.unpack(body)
     into.kept_back[Pair(external, remote), number] = until
 
 
 def _read_carried(body: bytes, into: Contents) -> None:
-    known = LegCount(*_TALLY.unpack(body))
+    known = LegCount(*form.TALLY_BODY.unpack(body))
     into.carried[known[:3]] = known
 
 
@@ -367,7 +390,7 @@ def _read_astray(_body: bytes, into: Contents) -> None:
 
 
 def _read_half_open(body: bytes, into: Contents) -> None:
-    key, start = _HALF_OPEN.unpack(body)
+    key, start = form.HALF_OPEN_BODY.unpack(body)
     into.half_open[key] = start
 
 
@@ -383,14 +406,14 @@ def _read_counts(body: bytes, into: Contents) -> None:
 
 
 _READERS: Final[Mapping[int, Callable[[bytes, Contents], None]]] = {
-    LAST_ID: _read_last_id,
-    CONNECTION: _read_connection,
-    POSITIONS: _read_positions,
-    CLOSED: _read_closed,
-    CALL: _read_call,
-    KEPT_BACK: _read_kept_back,
-    TALLY: _read_carried,
-    ASTRAY: _read_astray,
-    HALF_OPEN: _read_half_open,
-    COUNTS: _read_counts,
+    form.LAST_ID: _read_last_id,
+    form.CONNECTION: _read_connection,
+    form.POSITIONS: _read_positions,
+    form.CLOSED: _read_closed,
+    form.CALL: _read_call,
+    form.KEPT_BACK: _read_kept_back,
+    form.TALLY: _read_carried,
+    form.ASTRAY: _read_astray,
+    form.HALF_OPEN: _read_half_open,
+    form.COUNTS: _read_counts,
 }

@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from pptp_nat import records
+from pptp_nat import record_format, records
 
 FILE_MODE: Final = 0o640
 DIRECTORY_MODE: Final = 0o750
@@ -36,7 +36,7 @@ class DamagedError(Exception):
 
 def make_header(header: Header) -> bytes:
     """Return the octets that a journal and its copy begin with."""
-    octets = _HEADER.pack(_MAGIC, records.VERSION, *header)
+    octets = _HEADER.pack(_MAGIC, record_format.VERSION, *header)
     return octets + _CRC.pack(zlib.crc32(octets))
 
 
@@ -53,8 +53,8 @@ def read_header(octets: bytes) -> Header:
         raise DamagedError("it does not begin as a file of pptp-nat does")
     if zlib.crc32(octets[: _HEADER.size]) != _CRC.unpack_from(octets, _HEADER.size)[0]:
         raise DamagedError("its header is damaged")
-    if version != records.VERSION:
-        raise DamagedError(f"it is in format {version}, this version reads {records.VERSION}")
+    if version != record_format.VERSION:
+        raise DamagedError(f"it is in format {version}, this version reads {record_format.VERSION}")
     return Header(*rest)
 
 

@@ -38,6 +38,7 @@ FORBIDDEN = {
     "core": {"linux", "lab", "daemon", "config", "log", "control", "table", "commands", "cli"},
     "linux": {"lab", "daemon", "config", "log", "control", "table", "commands", "cli"},
     "table.py": {"linux", "daemon", "config", "control", "lab"},
+    "record_format.py": {"linux", "daemon", "config", "control", "lab", "log"},
     "records.py": {"linux", "daemon", "config", "control", "lab", "log"},
     "recorder.py": {"linux", "daemon", "config", "control", "lab"},
     "statefile.py": {"linux", "daemon", "config", "control", "lab", "core"},

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pptp_nat import records, statefile, store
+from pptp_nat import record_format, records, statefile, store
 from pptp_nat.core.bindings import Pair
 from pptp_nat.errors import UsageError
 from pptp_nat.store import Journal
@@ -135,7 +135,7 @@ def test_damage_in_any_octet_of_a_record_is_found(make: Maker, tmp_path: Path) -
 def test_another_version_s_journal_is_not_guessed_at(
     make: Maker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(records, "VERSION", 2)
+    monkeypatch.setattr(record_format, "VERSION", 2)
     crash(begun(make(), 1))
     monkeypatch.undo()
     assert make().read() is None

@@ -17,7 +17,7 @@ from pptp_nat import records
 from pptp_nat.core.book import Settings
 from pptp_nat.core.events import Outcome, Verdict
 from pptp_nat.core.messages import MessageType, pack, unpack
-from pptp_nat.core.snapshot import without_positions
+from pptp_nat.core.snapshot import call_record, connection_record, without_positions
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Leg, Party
 from pptp_nat.recorder import Recorder
@@ -133,6 +133,7 @@ class MortalWire(Wire):
             return
         self.recorder.note(outcome, self.now)
         self.recorder.tick(self.now)
+        self.check_short_ways(outcome)
         if fate < 0.6:  # before the verdict
             self.die()
             return
@@ -144,6 +145,18 @@ class MortalWire(Wire):
         self.legs.carry_out(outcome)
         if fate < 1:
             self.die()
+
+    def check_short_ways(self, outcome: Outcome) -> None:
+        """Compare what is written for every packet with what a snapshot would say."""
+        book, connection = self.translator.book, outcome.connection
+        if connection is None:
+            return
+        known = connection_record(book, connection)
+        assert records.positions(known.positions) == records.current(connection)
+        assert records.connection(known) == records.connection_now(book, connection)
+        for call in connection.calls:
+            known_call = call_record(book, call, 7.0)
+            assert records.call(known_call) == records.call_now(book, call, 7.0)
 
     def _let_go(self, outcome: Outcome) -> None:
         if outcome.connection is None:  # a tick's
