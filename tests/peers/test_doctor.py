@@ -325,24 +325,84 @@ def test_an_nftables_firewall_that_drops(
     assert expected == outcomes(looked(router.world))
 
 
+FW4 = """
+table inet fw4 {
+    chain prerouting {
+        type filter hook prerouting priority filter; policy accept;
+        iifname "lan" jump helper_lan comment "!fw4: Handle lan IPv4/IPv6 helper assignment"
+    }
+    chain helper_lan {
+    }
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        ct state vmap { established : accept, related : accept } comment "!fw4: Handle forwarded flows"
+        iifname "lan" jump forward_lan comment "!fw4: Handle lan IPv4/IPv6 forward traffic"
+        iifname "wan" jump forward_wan comment "!fw4: Handle wan IPv4/IPv6 forward traffic"
+        jump handle_reject
+    }
+    chain forward_lan {
+        jump accept_to_wan comment "!fw4: Accept lan to wan forwarding"
+        jump accept_to_lan
+    }
+    chain forward_wan {
+        meta l4proto esp counter jump accept_to_lan comment "!fw4: Allow-IPSec-ESP"
+        udp dport 500 counter jump accept_to_lan comment "!fw4: Allow-ISAKMP"
+        jump reject_to_wan
+    }
+    chain accept_to_lan {
+        oifname "lan" counter accept comment "!fw4: accept lan IPv4/IPv6 traffic"
+    }
+    chain accept_to_wan {
+        meta nfproto ipv4 oifname "wan" ct state invalid counter drop comment "!fw4: Prevent NAT leakage"
+        oifname "wan" counter accept comment "!fw4: accept wan IPv4/IPv6 traffic"
+    }
+    chain reject_to_wan {
+        oifname "wan" counter jump handle_reject comment "!fw4: reject wan IPv4/IPv6 traffic"
+    }
+    chain handle_reject {
+        meta l4proto tcp reject with tcp reset comment "!fw4: Reject TCP traffic"
+        reject with icmpx type port-unreachable comment "!fw4: Reject any other traffic"
+    }
+}
+"""  # noqa: E501  as fw4 prints it
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "expected"),
+    [
+        ("", "", {}),
+        ("established : accept, ", "", {"firewall_gre": "fail", "firewall_control": "fail"}),
+        ("jump accept_to_wan", "jump reject_to_wan",
+         {"firewall_control": "fail"}),
+        ("policy accept;", "policy accept;\n meta l4proto gre drop", {"firewall_gre": "fail"}),
+    ],
+)  # fmt: skip
+def test_openwrts_firewall(
+    router: Broken, was: str, becomes: str, expected: dict[str, str]
+) -> None:
+    """Its rules as they come pass; with one thing wrong that is what is found."""
+    router.default_route()
+    text = FW4.replace(was, becomes) if was else FW4
+    try:
+        router.run("nft -f -", text=text)
+        assert expected == outcomes(looked(router.world))
+    finally:
+        router.run("nft delete table inet fw4", check=False)
+
+
 def test_a_conntrack_table_that_is_nearly_full(router: Broken, tmp_path: Path) -> None:
     """The limit is the whole machine's, so this router is shown another one."""
     limit = tmp_path / "nf_conntrack_max"
-    for most, outcome in ((10_000, None), (12, "warn"), (10, "fail")):
-        limit.write_text(f"{most}\n")
-        fill(router, 10)
+    with router.lab.open_socket(router.lab.router, socket.SOCK_DGRAM) as sender:
+        for port in range(10_000, 10_200):
+            sender.sendto(b"hello", (SERVER, port))
+    count = int(router.run("sysctl -n net.netfilter.nf_conntrack_count"))
+    assert 200 <= count < 220, "there is other traffic, but not much"
+    for share, outcome in ((0.5, None), (0.88, "warn"), (1.1, "fail")):
+        limit.write_text(f"{int(count / share)}\n")
         mounts = {"/proc/sys/net/netfilter/nf_conntrack_max": limit}
         _, found = examined(router.world, mounts=mounts)
         assert outcomes(found) == ({} if outcome is None else {"conntrack_room": outcome})
-
-
-def fill(router: Broken, count: int) -> None:
-    """Have exactly *count* conntrack entries in the router."""
-    router.run("conntrack -F", check=False)
-    for port in range(count):
-        router.run(
-            f"conntrack -I -p udp -s 10.0.0.1 -d 10.0.0.2 --sport {port + 1000} --dport 9 -t 600"
-        )
 
 
 def test_accounting_that_was_turned_off(router: Broken) -> None:
