@@ -143,6 +143,26 @@ def newer(package: Path, target: Path) -> None:
     shutil.rmtree(root)
 
 
+def hang(machine: Machine) -> None:
+    """Have the daemon stand still; its manager notices, and starts another."""
+    machine.run("mkdir", "-p", "/run/systemd/system/pptp-nat.service.d")
+    drop_in = machine.run("sh", "-c", (
+        "printf '[Service]\\nWatchdogSec=2\\n' >/run/systemd/system/pptp-nat.service.d/short.conf"
+        " && systemctl daemon-reload && systemctl restart pptp-nat"
+    ))  # fmt: skip
+    assert "" == drop_in.stdout
+    stuck = machine.said("systemctl", "show", "-P", "MainPID", "pptp-nat")
+    machine.run("kill", "-STOP", stuck)
+    machine.until(
+        lambda: (
+            machine.said("systemctl", "show", "-P", "MainPID", "pptp-nat") not in (stuck, "0")
+            and machine.said("systemctl", "is-active", "pptp-nat") == "active"
+        ),
+        "the hanging daemon is replaced",
+    )
+    assert "Watchdog timeout" in machine.log()
+
+
 @pytest.mark.kernel
 def test_the_package_lives_and_goes_on_a_debian_machine(
     machine: Machine, lab: Lab, package: Path
@@ -180,6 +200,8 @@ def test_the_package_lives_and_goes_on_a_debian_machine(
         assert 2 == machine.said("pptp-nat", "list", "--state", "up").count("\n") + 1
         clients.all_hear(calls)
         clients.all_hear(clients.dial())
+        hang(machine)
+        clients.all_hear(calls)
 
     assert "PPTP_NAT" in machine.said("iptables-save")
     machine.run("systemctl", "restart", "pptp-nat")
