@@ -1,10 +1,15 @@
 """GRE of some calls as it arrives at this machine: a look at it, whatever carries it.
 
-A packet socket for IPv4 is handed what has got as far as IP: once, whatever
-bridges and VLANs a packet came through, before any rule or translation, and
-nothing that leaves.  A classic BPF program on it passes GRE of the wanted legs
-alone, and cuts off what the asker is not to see: payload never leaves the kernel
-unless it was asked for.
+A packet socket is handed what arrives before any rule or translation sees it.  A
+classic BPF program on it passes GRE of the wanted legs alone, nothing that leaves,
+and cuts off what the asker is not to see: payload never leaves the kernel unless it
+was asked for.
+
+The socket listens to all protocols.  One for IPv4 alone would miss what never gets
+as far as IP: where bridges call iptables (net.bridge.bridge-nf-call-iptables), a
+packet that is translated to a host of the same bridge is bridged.  The price is
+that a packet comes once for each interface on its way, the port, the bridge, the
+VLAN; the first is told (`GreTap.read`).
 
 Opening it takes CAP_NET_RAW.  The daemon does without; see
 docs/decisions/0022-who-asks-looks-at-gre-himself.md.
@@ -22,7 +27,12 @@ from pptp_nat.errors import AdapterError
 from pptp_nat.linux.datapath import Match
 from pptp_nat.linux.netlink import Instruction, attach
 
+_ALL: Final = 0x0003  # ETH_P_ALL
 _IPV4: Final = 0x0800  # ETH_P_IP
+_OUTGOING: Final = 4  # PACKET_OUTGOING
+_PROTOCOL: Final = 0xFFFFF000  # SKF_AD_OFF + SKF_AD_PROTOCOL
+_KIND: Final = 0xFFFFF004  # SKF_AD_OFF + SKF_AD_PKTTYPE
+_RECENT: Final = 512  # packets that are known again on the next interface
 _SOL_PACKET: Final = 263
 _STATISTICS: Final = 6  # PACKET_STATISTICS
 _BUFFER: Final = 1 << 20  # octets that may wait for us
@@ -64,9 +74,10 @@ class GreTap:
     def __init__(self, octets: int = HEADERS) -> None:
         self._octets = octets
         self.lost = 0  #: packets that found our buffer full
+        self._recent: dict[bytes, str] = {}  # where packets came in first
         try:
             self._socket = socket.socket(
-                socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, socket.htons(_IPV4)
+                socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, socket.htons(_ALL)
             )
         except OSError as error:
             mend = "it takes CAP_NET_RAW: run it as root" if error.errno == errno.EPERM else ""
@@ -95,7 +106,11 @@ class GreTap:
         attach(self._socket, program(None if len(wanted) > MOST_LEGS else wanted, self._octets))
 
     def read(self, most: int = 64) -> list[Tapped]:
-        """Return what has arrived, without waiting, *most* packets at a time."""
+        """Return what has arrived, without waiting, *most* packets at a time.
+
+        What is the same to the octet as a packet of another interface is that one, on
+        its way.
+        """
         tapped = []
         for _ in range(most):
             try:
@@ -106,7 +121,11 @@ class GreTap:
                 if error.errno == errno.ENETDOWN:  # an interface went down; the others did not
                     continue
                 raise AdapterError("looking at GRE", error.errno or 0) from error
-            tapped.append(Tapped(octets, interface))
+            first = self._recent.setdefault(octets, interface)
+            if first == interface:
+                tapped.append(Tapped(octets, interface))
+            if len(self._recent) > _RECENT:
+                del self._recent[next(iter(self._recent))]
         seen = self._socket.getsockopt(_SOL_PACKET, _STATISTICS, 8)
         self.lost += int(struct.unpack("=II", seen)[1])
         return tapped
@@ -115,6 +134,8 @@ class GreTap:
 def program(legs: Sequence[Match] | None, octets: int) -> list[Instruction]:
     """Return a program that passes *octets* of arriving enhanced GRE of *legs*; None: of any."""
     preamble = [
+        (_LOAD_OCTET, _KIND, None), (_JUMP_EQUAL, _OUTGOING, True),
+        (_LOAD_HALF, _PROTOCOL, None), (_JUMP_EQUAL, _IPV4, False),
         (_LOAD_OCTET, 9, None), (_JUMP_EQUAL, 47, False),  # GRE
         (_LOAD_HALF, 6, None), (_JUMP_BITS, 0x1FFF, True),  # no later fragment
         (_X_IS_HEADER, 0, None),

@@ -183,14 +183,17 @@ def test_what_is_beyond_the_rate_is_counted() -> None:
 # --- the program in the kernel ----------------------------------------------------------
 
 
-def passes(rows, packet):
+def passes(rows, packet, *, kind=0, protocol=0x0800):
     """Run a classic BPF program, as far as ours use it, over a packet; return its verdict."""
     a = x = at = 0
+    asides = {0xFFFFF000: protocol, 0xFFFFF004: kind}
     while True:
         code, jump_true, jump_false, k = rows[at]
         at += 1
         size = {0x20: 4, 0x28: 2, 0x30: 1, 0x48: 2, 0x50: 1}.get(code)
-        if size is not None:
+        if k in asides:
+            a = asides[k]
+        elif size is not None:
             start = k + (x if code in (0x48, 0x50) else 0)
             if start + size > len(packet):
                 return 0
@@ -229,6 +232,12 @@ MATCHES = [Match(octets(SERVER), octets(EXTERNAL), 1000), Match(octets(CLIENT), 
 def test_the_kernel_passes_headers_of_the_wanted_legs_alone(packet, wanted) -> None:
     """What the program cuts off never leaves the kernel."""
     assert passes(program(MATCHES, HEADERS), packet) == (HEADERS if wanted else 0)
+
+
+def test_what_leaves_and_what_is_no_ipv4_does_not_pass() -> None:
+    """A packet that is forwarded leaves again; and IPv6 has other things at the same places."""
+    assert passes(program(MATCHES, HEADERS), gre(), kind=4) == 0
+    assert passes(program(MATCHES, HEADERS), gre(), protocol=0x86DD) == 0
 
 
 def test_very_many_legs_are_one_program_all_the_same() -> None:

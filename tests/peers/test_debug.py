@@ -104,6 +104,43 @@ def test_a_client_is_traced_and_nobody_else(world: Callable[..., World], by: By)
     assert debug.complaints == ""
 
 
+@every_path
+def test_each_packet_is_told_once_also_where_bridges_translate(
+    world: Callable[..., World], by: By
+) -> None:
+    """What is translated to a host of the same bridge may never get as far as IP."""
+    here = world(by, inside=3, publish=0, hairpin="external")
+    here.station(here.lab.inside[0]).listen()
+    calls = here.up(
+        here.dial(here.station(host), here.lab.router.address).call(7)
+        for host in here.lab.inside[1:]
+    )
+    debug = Debug(here, "all", "--mask", "gre")
+
+    def told() -> set[tuple[int, str]]:
+        return {(each["call"], each["to"]) for each in debug.of("gre")}
+
+    def looks() -> bool:
+        here.all_hear(calls, count=1)
+        return len(told()) == 4
+
+    assert here.loop.run_until(looks, 30, every=0.2)
+    here.all_hear(calls, count=3)
+    last = {call.sent - 1 for call in calls}
+
+    def all_told() -> bool:
+        return all(
+            last & {e["seq"] for e in debug.of("gre") if (e["call"], e["to"]) == way}
+            for way in told()
+        )
+
+    assert here.loop.run_until(all_told, 30, every=0.1)
+    debug.end()
+    for way in told():
+        numbers = [e["seq"] for e in debug.of("gre") if (e["call"], e["to"]) == way]
+        assert list(range(numbers[0], numbers[-1] + 1)) == numbers
+
+
 def test_it_leaves_nothing_behind(world: Callable[..., World]) -> None:
     """Killed or over, the daemon looks at messages no longer."""
     here, calls = two_calls(world, "conntrack")
