@@ -196,6 +196,22 @@ def test_the_feeds_recipe_is_of_this_version(tmp_path: Path) -> None:
     assert f"pptp-nat {__version__}\n" == feed(tmp_path, FEED / "pptp-nat", goal)
 
 
+def test_what_a_recipe_needs_is_named_as_the_buildroot_names_it(tmp_path: Path) -> None:
+    """``+package``, or ``+PACKAGE_other:package``: needed if the other is chosen."""
+    goal = (
+        "define TEXT\n$(Package/pptp-nat)\nendef\nexport TEXT\n"
+        'goal:\n\t@echo "$$TEXT" | sed -n "s/.*DEPENDS:=//p"\n'
+    )
+    words = feed(tmp_path, FEED / "pptp-nat", goal).split()
+
+    assert {"+PACKAGE_firewall4:kmod-nft-queue", "+PACKAGE_firewall:iptables-mod-nfqueue"} <= set(
+        words
+    )
+    assert [] == [
+        word for word in words if not re.fullmatch(r"\+(PACKAGE_[a-z0-9-]+:)?[a-z0-9-]+", word)
+    ]
+
+
 @pytest.mark.parametrize("recipe", ["python-netfilterqueue", "python-prometheus-client"])
 def test_the_feeds_libraries_are_those_that_the_tests_run_with(recipe: str, tmp_path: Path) -> None:
     goal = "goal:\n\t@echo $(PYPI_NAME)==$(PKG_VERSION) $(PKG_HASH)\n"

@@ -150,6 +150,9 @@ def test_the_debian_guide_is_followed_to_its_end(lab: Lab, tmp_path: Path) -> No
             if "apt-get install" in block.text:
                 machine.run("pptp-nat", "status")
                 assert "PPTP_NAT" in machine.said(f"{legacy}-save")
+            if "textfile" in block.text:
+                written = machine.root / "var/lib/prometheus/node-exporter/pptp-nat.prom"
+                machine.until(written.exists, "the metrics are in their file")
         assert "PPTP_NAT" not in machine.said(f"{legacy}-save")
 
 
