@@ -222,15 +222,16 @@ class CaptureReader:
     def _more(self, octets: int) -> bytes:
         """Read up to *octets*; fewer are there only at the end, or where `_trouble` begins."""
         parts: list[bytes] = []
-        source = self._inflater or self._stored
         while octets > 0 and self._trouble is None:
             try:
-                part = source.read(min(octets, _PIECE))
+                if self._inflater is None:
+                    return self._stored.read(octets)
+                part = self._inflater.read(min(octets, _PIECE))
             except OSError as error:
                 self._trouble = f"cannot be read: {error.strerror}"
                 break
             if not part:
-                self._trouble = None if self._inflater is None else self._inflater.trouble
+                self._trouble = self._inflater.trouble
                 break
             parts.append(part)
             octets -= len(part)

@@ -40,7 +40,7 @@ _MASK: Final = 0xFFFFFFFF
 _HALF: Final = 0x80000000  #: numbers as far ahead as this count as behind
 
 # Implementation constants.
-_TIMES_KEPT: Final = 4096  #: sending times that outlive a batch; twice as many at most
+_TIMES_KEPT: Final = 512  #: sending times that outlive a batch; twice as many at most
 _LATE_AT_MOST: Final = 4096  #: a number further behind than this will not come any more
 _ANEW: Final = 32  #: a first number this far behind begins a new count
 _JUMP: Final = 65536  #: a step larger than this is a new count, not a loss
@@ -140,6 +140,8 @@ class GreQuality:
         self._acknowledge(times, numbers, sequences, heard, highest)
         if times:
             self._data_time = times[-1]
+        if len(self._sent) > 2 * _TIMES_KEPT:
+            self._sent = dict(islice(self._sent.items(), len(self._sent) - _TIMES_KEPT, None))
 
     def _count(self, sent: Columns) -> None:
         """Take in what does not depend on the order, and what each bin of time holds."""
@@ -188,8 +190,6 @@ class GreQuality:
             if at < end:
                 self._expected = (sequences[end - 1] + 1) & _MASK
         self._sent.update(zip(sequences, times, strict=True))
-        if len(self._sent) > 2 * _TIMES_KEPT:
-            self._sent = dict(islice(self._sent.items(), len(self._sent) - _TIMES_KEPT, None))
 
     def _unexpected(self, sequence: int, time: float, number: int) -> None:
         """Judge a number that is not the next one."""

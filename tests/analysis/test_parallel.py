@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from benchmarks.capture import write_capture
 from pptp_nat.analysis import capture, parallel
 from pptp_nat.analysis.analyze import analyze
 from pptp_nat.analysis.capture import CaptureReader
@@ -117,3 +119,22 @@ def test_a_section_in_the_middle_is_heeded(small: None, tmp_path: Path) -> None:
     reader = CaptureReader(path)
 
     assert numbers([next(reader.windows()), *parallel.windows(reader)]) == serial(path)
+
+
+def test_memory_does_not_grow_with_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept of a call does not depend on how long it lasts."""
+    monkeypatch.setattr(capture, "WINDOW", 1 << 20)
+    peaks = []
+    for packets in (8_000, 24_000):
+        path = tmp_path / f"{packets}.pcap"
+        write_capture(path, packets, calls=3)
+        tracemalloc.start()
+        analysis = analyze([path])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(analysis.calls) == 3
+        assert analysis.files[0].packets == packets
+
+    assert peaks[1] < 1.25 * peaks[0]
