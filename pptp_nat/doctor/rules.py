@@ -67,8 +67,8 @@ def firewall_gre(router: Router) -> Judged:
     """Find out what the firewall makes of the GRE of a call."""
     state = "untracked" if router.settings.datapath == "queue" else "established"
     mend = (
-        "accept it before that rule: iptables -I FORWARD -p gre -m conntrack --ctstate "
-        "ESTABLISHED,RELATED -j ACCEPT"
+        "take that rule away, or accept what conntrack knows before it, below our own rules: "
+        "-p gre -m conntrack --ctstate ESTABLISHED -j ACCEPT"
         if state == "established"
         else "accept GRE that is untracked before that rule: rules/README.md says how"
     )
