@@ -7,7 +7,9 @@ looks, at the entries of anybody, and needs no daemon.
 from __future__ import annotations
 
 import errno
+import operator
 import select
+import struct
 from collections.abc import Collection, Iterator
 from typing import Final, NamedTuple
 
@@ -19,14 +21,19 @@ from pptp_nat.linux.conntrack_wire import (
     BY_DESTINATION_PORT,
     BY_PROTOCOL,
     BY_SOURCE_PORT,
+    CTA_COUNTERS_BYTES,
     CTA_COUNTERS_ORIG,
+    CTA_COUNTERS_PACKETS,
     CTA_COUNTERS_REPLY,
     CTA_HELP,
+    CTA_HELP_NAME,
     CTA_ID,
     CTA_IP_V4_DST,
     CTA_IP_V4_SRC,
     CTA_MARK,
+    CTA_PROTO_DST_PORT,
     CTA_PROTO_NUM,
+    CTA_PROTO_SRC_PORT,
     CTA_STATUS,
     CTA_TIMEOUT,
     CTA_TUPLE_IP,
@@ -47,7 +54,7 @@ from pptp_nat.linux.conntrack_wire import (
     read_tuple,
 )
 from pptp_nat.linux.datapath import Tally
-from pptp_nat.linux.netlink import ATTRIBUTE, Netlink, attributes
+from pptp_nat.linux.netlink import ATTRIBUTE, TYPE_MASK, Netlink, attributes
 
 # Specification: linux/netfilter/nfnetlink_conntrack.h.
 CTA_PROTOINFO: Final = 4
@@ -104,6 +111,7 @@ def table(ports: Collection[int]) -> list[TableRow]:
         forwarded = by_tuple(original=None, reply=(BY_PROTOCOL | BY_SOURCE_PORT, end))
         questions += [dialled, forwarded]
     found: dict[bytes, TableRow] = {}
+    read = Reader()
     with Netlink() as netlink:
         for question in questions:
             try:
@@ -113,7 +121,7 @@ def table(ports: Collection[int]) -> list[TableRow]:
             for body in bodies:
                 # A connection may answer two questions; both tuples come first.
                 tuples = body[:_TUPLES]
-                if tuples not in found and (row := _wanted(body, ports)) is not None:
+                if tuples not in found and (row := _wanted(read(body), ports)) is not None:
                     found[tuples] = row
     return list(found.values())
 
@@ -153,7 +161,7 @@ class Follower:
         for message in received:
             change = change_of(message)
             if change is not None:
-                row = _wanted(message.body, self._ports)
+                row = _wanted(read_row(message.body), self._ports)
                 if row is not None:
                     yield change, row
 
@@ -162,13 +170,149 @@ def _failed(doing: str, code: int) -> AdapterError:
     return AdapterError(doing, code, mend=MENDS.get(code, ""))
 
 
-def _wanted(body: bytes, ports: Collection[int]) -> TableRow | None:
-    """Read an entry of GRE, or of a control connection on *ports*."""
-    row = read_row(body)
+def _wanted(row: TableRow | None, ports: Collection[int]) -> TableRow | None:
+    """Pass an entry of GRE, or of a control connection on *ports*."""
     if row is None or row.original.protocol == GRE:
         return row
     control = row.original.destination_key in ports or row.reply.source_key in ports
     return row if control and row.original.protocol == TCP else None
+
+
+class Reader:
+    """Reads entries as `read_row` does, the faster the more of them are alike."""
+
+    def __init__(self) -> None:
+        self._layouts: dict[int, Layout | None] = {}  # by length; None: none can be learnt
+
+    def __call__(self, body: bytes) -> TableRow | None:
+        """Read an entry of TCP or GRE; None for anything else.
+
+        Raises:
+            AdapterError: a length in it is impossible.
+        """
+        length = len(body)
+        layout = self._layouts.get(length)
+        if layout is not None and body[:1] == FAMILY[:1]:
+            row = layout.read(body)
+            if row is not None:
+                return row
+        row = read_row(body)
+        if row is not None and length not in self._layouts:
+            try:
+                self._layouts[length] = Layout(body)
+            except AdapterError:
+                self._layouts[length] = None
+        return row
+
+
+class Layout:
+    """Where a dumped entry has what, learnt from one of the same length.
+
+    The kernel writes the attributes of entries of a kind in the same order.  One
+    struct unpacks all of an entry, headers too; if those are as in the model, each
+    field is where it was there.  That takes half of the time that one attribute
+    after the other takes (measured on samples of both kinds).
+
+    Raises:
+        AdapterError: a length in the model is impossible.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        self._form = ["!4x"]  # struct nfgenmsg
+        self._headers: list[int] = []  # where in what is unpacked
+        self._places: dict[tuple[int, ...], int] = {}
+        self._visit(model, len(FAMILY), len(model), ())
+        self._struct = struct.Struct("".join(self._form))
+        self._pick_headers = operator.itemgetter(*self._headers)
+        self._expected = self._pick_headers(self._struct.unpack(model))
+        count = len(self._form) - 1
+        self._pick = operator.itemgetter(*(self._places.get(path, count) for path in _FIELDS))
+
+    def _visit(self, octets: bytes, at: int, end: int, path: tuple[int, ...]) -> None:
+        while at + ATTRIBUTE.size <= end:
+            length, kind = ATTRIBUTE.unpack_from(octets, at)
+            following = at + (length + 3 & ~3)
+            if length < ATTRIBUTE.size or following > end:
+                raise AdapterError("reading a netlink attribute", errno.EBADMSG)
+            here = (*path, kind & TYPE_MASK)
+            self._headers.append(len(self._form) - 1)
+            self._form.append("4s")
+            if here in _NESTED:
+                self._visit(octets, at + ATTRIBUTE.size, following, here)
+            else:
+                self._places[here] = len(self._form) - 1
+                pads = following - at - length
+                self._form.append(_form(here, length - ATTRIBUTE.size) + "x" * pads)
+            at = following
+        if at != end:
+            raise AdapterError("reading a netlink attribute", errno.EBADMSG)
+
+    def read(self, body: bytes) -> TableRow | None:
+        """Read an entry with two keys each way; None: it is laid out otherwise."""
+        values = self._struct.unpack(body)
+        if self._pick_headers(values) != self._expected:
+            return None
+        (
+            protocol, source, source_key, destination, destination_key,
+            _, back_source, back_source_key, back_destination, back_destination_key,
+            status, left, state, packets, octets, back_packets, back_octets,
+            mark, helper, identity, started,
+        ) = self._pick((*values, None))  # fmt: skip
+        if back_destination_key is None or destination_key is None:
+            return None
+        return TableRow(
+            Tuple(protocol, source, source_key, destination, destination_key),
+            Tuple(protocol, back_source, back_source_key, back_destination, back_destination_key),
+            True,
+            status or 0,
+            "" if state is None else _state_name(state),
+            left,
+            None if packets is None else Tally(packets, octets),
+            None if back_packets is None else Tally(back_packets, back_octets),
+            mark or 0,
+            None if helper is None else helper.rstrip(b"\0").decode("ascii", "replace"),
+            identity or 0,
+            None if started is None else started / 1e9,
+        )
+
+
+_WAYS = (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY)
+_TCP = (CTA_PROTOINFO, CTA_PROTOINFO_TCP)
+_NESTED: Final = frozenset({
+    (CTA_TUPLE_ORIG,), (CTA_TUPLE_REPLY,), (CTA_COUNTERS_ORIG,), (CTA_COUNTERS_REPLY,),
+    (CTA_PROTOINFO,), _TCP, (CTA_TIMESTAMP,), (CTA_HELP,),
+    *((way, inner) for way in _WAYS for inner in (CTA_TUPLE_IP, CTA_TUPLE_PROTO)),
+})  # fmt: skip
+#: the paths of what `Layout.read` unpacks, in its order
+_FIELDS: Final = (
+    *(
+        (way, *path)
+        for way in _WAYS
+        for path in (
+            (CTA_TUPLE_PROTO, CTA_PROTO_NUM),
+            (CTA_TUPLE_IP, CTA_IP_V4_SRC), (CTA_TUPLE_PROTO, CTA_PROTO_SRC_PORT),
+            (CTA_TUPLE_IP, CTA_IP_V4_DST), (CTA_TUPLE_PROTO, CTA_PROTO_DST_PORT),
+        )
+    ),
+    (CTA_STATUS,), (CTA_TIMEOUT,), (*_TCP, CTA_PROTOINFO_TCP_STATE),
+    *(
+        (way, count)
+        for way in (CTA_COUNTERS_ORIG, CTA_COUNTERS_REPLY)
+        for count in (CTA_COUNTERS_PACKETS, CTA_COUNTERS_BYTES)
+    ),
+    (CTA_MARK,), (CTA_HELP, CTA_HELP_NAME), (CTA_ID,), (CTA_TIMESTAMP, CTA_TIMESTAMP_START),
+)  # fmt: skip
+_SIZES: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}
+
+
+def _form(path: tuple[int, ...], size: int) -> str:
+    """Return how a payload is unpacked: a number, but for addresses and names."""
+    is_address = path[0] in _WAYS and path[1:2] == (CTA_TUPLE_IP,)
+    if is_address or path[0] == CTA_HELP or path not in _FIELDS:
+        return f"{size}s"
+    if size not in _SIZES:
+        raise AdapterError("reading a number from conntrack", errno.EBADMSG)
+    return _SIZES[size]
 
 
 def read_row(body: bytes) -> TableRow | None:
@@ -225,7 +369,10 @@ def _four(octets: bytes) -> Address:
 
 def _tcp_state(octets: bytes) -> str:
     tcp = attributes(attributes(octets).get(CTA_PROTOINFO_TCP, b""))
-    state = number(tcp.get(CTA_PROTOINFO_TCP_STATE))
+    return _state_name(number(tcp.get(CTA_PROTOINFO_TCP_STATE)))
+
+
+def _state_name(state: int) -> str:
     return TCP_STATES[state] if state < len(TCP_STATES) else f"TCP_{state}"
 
 
