@@ -63,6 +63,7 @@ REFUSALS: Final = {
     "call_id_block_full": "the call IDs that begin as this one had to are taken",
     "router_number_taken": "another call has the number that this router's own client has chosen",
 }
+_TOLD_TO_ALL: Final = (CallChanged, CallRefused)
 _SUBSCRIBED: Final = {CallState.REQUESTED: "new", CallState.GONE: "destroy"}
 
 
@@ -93,6 +94,11 @@ class News:
             ended: what calls that are gone by these events have carried, by their ids;
                 None where the kernel would not say.
         """
+        if not self._wanted() and not _log.isEnabledFor(logging.DEBUG):
+            # Most packets have news only for those who want all of it.
+            events = [each for each in events if isinstance(each, _TOLD_TO_ALL)]
+            if not events:
+                return
         for each, became in _with_states(events):
             if isinstance(each, CallChanged):
                 assert isinstance(became, CallState)
