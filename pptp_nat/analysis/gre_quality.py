@@ -3,7 +3,7 @@
 `GreQuality` is fed with the ordinary packets of its direction in batches and with the
 odd ones singly.  A loss is a number that never came past the place of capture; what is
 lost behind it shows in the acknowledgements alone.  All it keeps is bounded: the
-latest sending times, 4,096 numbers that may still come late, 240 bins of time that get
+latest sending times, 4,096 numbers that may still come late, 128 bins of time that get
 twice as wide when there are more, and delays as counts in buckets 2 % wide, so that a
 percentile is right to 1 %.
 
@@ -16,10 +16,10 @@ Times are seconds, lengths octets, sequence numbers those of RFC 2637 section 4.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from itertools import chain, compress, islice, pairwise, repeat
+from itertools import accumulate, chain, compress, islice, pairwise, repeat
 from operator import lt, ne, sub
 from typing import Final
 
@@ -159,13 +159,10 @@ class GreQuality:
             found = [Evidence(self.file, sent.numbers[at], times[at]) for at in ats]
             before = self.largest_at if largest == self.largest else []
             self.largest, self.largest_at = largest, [*before, *found][-_KEPT:]
-        begin = 0
-        while begin < len(sent):
-            each, bin_end = self.timeline.at(times[begin])
-            end = bisect_left(times, bin_end, begin + 1)
+        octets = list(accumulate(lengths, initial=0))
+        for each, begin, end in self.timeline.shares(times):
             each.packets += end - begin
-            each.octets += sum(lengths[begin:end])
-            begin = end
+            each.octets += octets[end] - octets[begin]
 
     def _unlike(self, sent: Columns) -> None:
         """Count payload without number and number without payload (section 4.1, S bit)."""
@@ -208,7 +205,7 @@ class GreQuality:
             self.lost -= 1
             self.reordered += 1
             self.depth = max(self.depth, behind - 1)
-            self.timeline.at(time)[0].lost -= 1
+            self.timeline.at(time).lost -= 1
         elif behind <= (_LATE_AT_MOST if sequence > 1 else _ANEW):
             self.duplicates += 1
         else:
@@ -225,7 +222,7 @@ class GreQuality:
     def _pass_over(self, begin: int, count: int, evidence: Evidence) -> None:
         """Note *count* numbers from *begin* on as lost, until they come late."""
         self.lost += count
-        self.timeline.at(evidence.time)[0].lost += count
+        self.timeline.at(evidence.time).lost += count
         if len(self.losses) < _KEPT:
             self.losses.append(evidence)
         end = begin + count
@@ -315,16 +312,12 @@ class GreQuality:
         self.delays.add(filter(None, delays))
         most = max(waiting)
         self._most(most, came[waiting.index(most)])
-        begin = 0
-        while begin < len(came):
-            each, bin_end = self.timeline.at(came[begin])
-            end = bisect_left(came, bin_end, begin + 1)
+        for each, begin, end in self.timeline.shares(came):
             each.outstanding = max(each.outstanding, *waiting[begin:end])
             part = delays[begin:end]
             each.delay += sum(part)
             each.delayed += len(part) - part.count(0.0)
             each.longest = max(each.longest, *part)
-            begin = end
 
     def _most(self, waiting: int, time: float) -> None:
         if self.outstanding < waiting < _HALF:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, chain, repeat
 from typing import Final
 
-_FINEST: Final = 0.125  #: seconds
-_BINS: Final = 240
+_FINEST: Final = 0.25  #: seconds
+_BINS: Final = 128
 
 
 class Bin:
@@ -42,7 +45,7 @@ class Bin:
 class Timeline:
     """Bins of equal width that stand at multiples of it, so that two timelines match.
 
-    The width doubles whenever more than 240 would be needed.  Times before the first
+    The width doubles whenever more than 128 would be needed.  Times before the first
     bin count as in it.
     """
 
@@ -50,13 +53,30 @@ class Timeline:
         self.width = _FINEST  #: seconds
         self.base = 0  #: the first bin begins at base * width
         self.bins: list[Bin] = []
-        self._latest = Bin()
-        self._begin = self._end = 0.0  # of the latest bin asked for
 
-    def at(self, time: float) -> tuple[Bin, float]:
-        """Return the bin that holds *time*, and when it ends."""
-        if self._begin <= time < self._end:
-            return self._latest, self._end
+    def at(self, time: float) -> Bin:
+        """Return the bin that holds *time*."""
+        return self.bins[self._index(time)]
+
+    def shares(self, times: Sequence[float]) -> Iterator[tuple[Bin, int, int]]:
+        """Yield the bins that hold *times*, each with the indices of its first and behind its last.
+
+        Where *times* do not rise, every one of them is in some bin, if not in its own.
+        """
+        for time in (times[0], times[-1]):
+            self._index(time)  # the latest may make all bins wider
+        begin, end = sorted((self._index(times[0]), self._index(times[-1])))
+        bins = self.bins[begin : end + 1]
+        edges = [(self.base + at) * self.width for at in range(begin + 1, end + 1)]
+        cuts = accumulate(map(bisect_left, repeat(times), edges), max)
+        start = 0
+        for each, stop in zip(bins, chain(cuts, (len(times),)), strict=True):
+            if start < stop:
+                yield each, start, stop
+                start = stop
+
+    def _index(self, time: float) -> int:
+        """Return which bin holds *time*; make it, and all of them wider if there are too many."""
         if not self.bins:
             self.base = math.floor(time / self.width)
         while (at := math.floor(time / self.width) - self.base) >= _BINS:
@@ -64,10 +84,7 @@ class Timeline:
         at = max(at, 0)
         while len(self.bins) <= at:
             self.bins.append(Bin())
-        self._latest = self.bins[at]
-        self._begin = (self.base + at) * self.width
-        self._end = self._begin + self.width
-        return self._latest, self._end
+        return at
 
     def _coarsen(self) -> None:
         """Make the bins twice as wide."""

@@ -181,7 +181,7 @@ def test_a_day_has_no_more_bins_than_a_minute() -> None:
 
     timeline = measured(rows, batch=100).timeline
 
-    assert len(timeline.bins) <= 240
+    assert len(timeline.bins) <= 128
     assert sum(each.packets for _, each in timeline.items()) == 5000
     assert all(begin % timeline.width == 0 for begin, _ in timeline.items())
 
@@ -320,7 +320,7 @@ def test_any_numbers_at_any_times_are_measured_in_bounded_memory(
 
     assert both.packets == len(rows[::2])
     assert both.lost >= 0
-    assert len(both.timeline.bins) <= 240
+    assert len(both.timeline.bins) <= 128
     assert both.data + sum(row[3] == ABSENT for row in rows[::2]) == both.packets
 
 
