@@ -254,7 +254,7 @@ class Layout:
             return None
         (
             protocol, source, source_key, destination, destination_key,
-            _, back_source, back_source_key, back_destination, back_destination_key,
+            back_protocol, back_source, back_source_key, back_destination, back_destination_key,
             status, left, state, packets, octets, back_packets, back_octets,
             mark, helper, identity, started,
         ) = self._pick((*values, None))  # fmt: skip
@@ -262,7 +262,9 @@ class Layout:
             return None
         return TableRow(
             Tuple(protocol, source, source_key, destination, destination_key),
-            Tuple(protocol, back_source, back_source_key, back_destination, back_destination_key),
+            Tuple(
+                back_protocol, back_source, back_source_key, back_destination, back_destination_key
+            ),
             True,
             status or 0,
             "" if state is None else _state_name(state),

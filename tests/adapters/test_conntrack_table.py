@@ -14,6 +14,7 @@ from pptp_nat.linux.conntrack_table import Layout, Reader, TableRow, read_row
 from pptp_nat.linux.conntrack_wire import GRE, TCP, Tuple
 from pptp_nat.linux.datapath import Tally
 from pptp_nat.linux.netlink import attribute, nested
+from tests.core.effort import effort
 
 from .test_conntrack_wire import CARRIED, CLIENT, CONTROL, EXTERNAL, SERVER
 
@@ -72,6 +73,7 @@ def outcome(read, body: bytes):
         return AdapterError
 
 
+@effort(300)
 @given(st.sampled_from(SAMPLES), st.data())
 def test_the_quick_reader_says_what_the_careful_one_says(sample: bytes, data) -> None:
     """Whatever has changed since the entry that it has learnt from, headers too."""

@@ -26,6 +26,7 @@ from pptp_nat.linux.conntrack_table import TableRow
 from pptp_nat.linux.conntrack_wire import Tuple
 from pptp_nat.linux.nfqueue import QueueCounters
 from pptp_nat.linux.ruleset import RuleSettings
+from tests.core.effort import effort
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/doctor.schema.json").read_text())
 STATUS = {"version": __version__, "datapath": "conntrack", "datapath_reason": "probed",
@@ -274,6 +275,7 @@ def test_rules_that_cannot_be_read_are_a_warning(made) -> None:
     assert "Assertion failed" in said.text
 
 
+@effort(150)
 @given(st.text())
 def test_no_configuration_ends_the_reading(text: str) -> None:
     openwrt.helper_options(text)
@@ -341,6 +343,7 @@ RULES = st.builds(
 TABLES = st.dictionaries(st.sampled_from("abc"), st.lists(RULES, max_size=5))
 
 
+@effort(150)
 @given(TABLES, st.sampled_from(["accept", "drop"]))
 def test_a_walk_comes_to_an_end_whatever_the_rules(table, policy) -> None:
     """Chains that call each other in rings, chains that are not there."""
@@ -369,6 +372,7 @@ def run_packet(table, policy: str, choices) -> bool:
     return policy == "drop" if verdict is None else verdict
 
 
+@effort(150)
 @given(TABLES, st.sampled_from(["accept", "drop"]), st.data())
 def test_no_packet_meets_a_fate_that_the_walk_did_not_find(table, policy, data) -> None:
     """Whichever of the conditions hold: an independent, single-minded kernel is the oracle."""
@@ -388,6 +392,7 @@ def test_no_packet_meets_a_fate_that_the_walk_did_not_find(table, policy, data) 
     assert dropped in {fate.drop for fate in found}
 
 
+@effort(150)
 @given(st.lists(st.text(max_size=60), max_size=4))
 def test_no_listing_of_iptables_ends_the_doctor(lines) -> None:
     text = "*filter\n:FORWARD DROP [0:0]\n" + "".join(f"-A FORWARD {line}\n" for line in lines)

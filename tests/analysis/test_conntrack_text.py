@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pptp_nat.analysis.conntrack_entries import GRE, Count, ListedEntry, Way
 from pptp_nat.analysis.conntrack_text import LONGEST, Listing
+from tests.core.effort import effort
 
 from . import conntrack_lines as lines
 from .conntrack_lines import control, gre
@@ -100,6 +101,7 @@ def some_entry(draw) -> ListedEntry:
     )
 
 
+@effort(100)
 @given(st.lists(some_entry(), max_size=5, unique_by=lambda e: (e.protocol, e.original)))
 def test_whatever_is_in_an_entry_is_read_back_from_every_form(entries) -> None:
     """Written by another hand than the one that reads."""
@@ -126,6 +128,7 @@ def test_a_listing_that_was_pasted_twice_is_one_table() -> None:
     assert [later] == [e._replace(line=0) for e in listing.entries]
 
 
+@effort(100)
 @given(st.text(max_size=300) | st.binary(max_size=300).map(lambda b: b.decode("latin-1")))
 def test_nothing_that_somebody_pastes_ends_the_reading(text: str) -> None:
     """Prose, octets, half a line."""
@@ -134,6 +137,7 @@ def test_nothing_that_somebody_pastes_ends_the_reading(text: str) -> None:
     read(recorded("helper", "text") + text)
 
 
+@effort(100)
 @given(st.sampled_from(BY), st.sampled_from(FORMS), st.data())
 def test_a_listing_that_was_cut_gives_what_is_whole(by: str, form: str, data) -> None:
     """A terminal's buffer has an end: at most one entry is lost, and that is told."""
