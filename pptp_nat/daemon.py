@@ -47,6 +47,7 @@ from pptp_nat.listening import Listening
 from pptp_nat.measuring import exporter_for
 from pptp_nat.moves import Moves
 from pptp_nat.news import News
+from pptp_nat.overflow import Overflow
 from pptp_nat.recorder import Recorder
 from pptp_nat.service import Service
 from pptp_nat.settings import draws, open_store, settings_of
@@ -206,6 +207,8 @@ class Daemon:
             )  # fmt: skip
             self._closers.append(self.gre_queue.close)
             self._watch(self.gre_queue, self._serve_gre)
+        queues = [each for each in (self.control_queue, self.gre_queue) if each is not None]
+        self._clockwork.append(Overflow(queues))
 
     def _listen(self, heritage: Heritage | None) -> None:
         api = self.config.api

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -203,6 +204,28 @@ def _until(done: Callable[[], bool]) -> None:
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_a_disk_that_stands_still_delays_nothing(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An fsync() that does not return holds up its own thread, and the end for some seconds."""
+    moves, stands = threading.Event(), threading.Event()
+
+    def stall(_descriptor: int) -> None:
+        stands.set()
+        moves.wait(60)
+
+    monkeypatch.setattr(os, "fsync", stall)
+    monkeypatch.setattr(store, "LAST_COPY_SECONDS", 0.2)
+    journal = begun(make(sync=0.01), 1)
+    assert stands.wait(30), "a copy is under way"
+    for number in range(2, 500):
+        journal.append(kept(number))
+    assert not list((tmp_path / "copies").glob(store.COPY)), "it still stands"
+    journal.close(astray=False)
+    moves.set()
+    assert set(range(1, 500)) == numbers(make(copies=False))
 
 
 def test_a_damaged_copy_is_set_aside_and_the_other_one_is_read(

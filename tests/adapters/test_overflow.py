@@ -1,0 +1,44 @@
+"""What is lost before anybody judges it is told, and not for every packet."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pptp_nat.linux.nfqueue import QueueCounters
+from pptp_nat.overflow import LOOK_SECONDS, Overflow
+
+
+def test_lost_packets_are_told_once_a_minute_with_what_to_do(
+    caplog: pytest.LogCaptureFixture
+) -> None:
+    queue: Any = SimpleNamespace(number=1723, overruns=0, too_long=0, refusals=0)
+    seen = QueueCounters(1, 0, 0, 0, 0)
+    watch = Overflow([queue], lambda _number: seen)
+    watch.tick(100.0)
+    assert [] == caplog.records
+    for moment in range(50):
+        queue.overruns += 3
+        seen = seen._replace(dropped=seen.dropped + 7)
+        watch.tick(100.0 + moment)
+    assert [] == caplog.records
+    watch.tick(100.0 + LOOK_SECONDS)
+    told = {each.fields["cause"]: each.fields["count"] for each in caplog.records}
+    assert {"overruns": 150, "dropped": 350} == told
+    assert all("raise" in each.fields["mend"] for each in caplog.records)
+
+    caplog.clear()
+    watch.tick(100.0 + 2 * LOOK_SECONDS)
+    assert [] == caplog.records, "nothing new"
+    queue.overruns += 1
+    watch.tick(100.0 + 3 * LOOK_SECONDS)
+    (line,) = caplog.records
+    assert (1, 151) == (line.fields["count"], line.fields["in_all"])
+
+
+def test_a_table_that_cannot_be_read_is_no_loss(caplog: pytest.LogCaptureFixture) -> None:
+    queue: Any = SimpleNamespace(number=1723, overruns=0, too_long=0, refusals=0)
+    Overflow([queue], lambda _number: None).tick(1.0)
+    assert [] == caplog.records
