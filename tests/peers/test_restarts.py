@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,22 @@ def test_counts_go_on_over_a_crash(world: Callable[..., World]) -> None:
     here.all_hear(calls, count=7)
     (call,) = here.listed(1)
     assert {18} == {each["packets"] for each in call["counters"].values()}
+
+
+def test_entries_that_somebody_deletes_are_back_at_once(world: Callable[..., World]) -> None:
+    """An administrator empties conntrack's table; the calls hardly notice."""
+    here = world("conntrack", inside=3, **KEPT)
+    here.station(here.lab.outside[0]).listen()
+    calls = here.up(
+        here.dial(here.station(host), here.lab.outside[0].address).call(7)
+        for host in here.lab.inside
+    )
+    for _ in range(3):
+        here.lab.run(here.lab.router, ["conntrack", "-F"])
+        began = time.monotonic()
+        assert here.loop.run_until(lambda: len(here.entries()) == 6, 30, every=0.02)
+        print(f"back after {time.monotonic() - began:.2f} s")  # noqa: T201  usually 0.2 and a look
+        here.all_hear(calls)
 
 
 @pytest.mark.parametrize("left", ["an old copy", "nothing"])
