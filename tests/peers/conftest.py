@@ -91,7 +91,7 @@ class World:
         found = self.loop.run_until(lambda: not self.entries(), 20, every=0.1)
         assert found, self.entries()
 
-    def listed(self, count: int, *argv: str) -> list[dict[str, Any]]:
+    def listed(self, count: int, *argv: str, seconds: float = 10) -> list[dict[str, Any]]:
         """Return what the daemon lists once that is *count* calls."""
         assert self.daemon is not None
         seen: list[dict[str, Any]] = []
@@ -100,7 +100,7 @@ class World:
             seen[:] = self.daemon.calls(*argv) if self.daemon else []
             return len(seen) == count
 
-        found = self.loop.run_until(right, 10, every=0.1)
+        found = self.loop.run_until(right, seconds, every=0.1)
         assert found, f"{count} calls were to be listed, not {seen}"
         return seen
 
