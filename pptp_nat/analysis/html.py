@@ -27,6 +27,7 @@ from pptp_nat.analysis.rule import dotted, seconds
 from pptp_nat.core.messages import Role
 
 _CALLS: Final = 40  #: calls that get a card of their own, the troubled first
+_TOLD, _WELL = 100, 6  #: findings with a card, and calls that are well
 _CONNECTIONS: Final = 200  #: rows of the table of control connections
 _WORDS: Final = {
     Severity.ERROR: ("error", "errors"), Severity.WARNING: ("warning", "warnings"),
@@ -109,7 +110,12 @@ def _many(count: int, word: str) -> str:
 
 def _overview(analysis: Analysis) -> Markup:
     drawing = topology(analysis)
-    cards = [_diagnosis(analysis, each) for each in analysis.diagnoses]
+    well = [each for each in analysis.diagnoses if each.severity is Severity.OK]
+    told = [each for each in analysis.diagnoses if each.severity is not Severity.OK]
+    cards = [_diagnosis(analysis, each) for each in (*told[:_TOLD], *well[:_WELL])]
+    for kind, left in (("findings", len(told) - _TOLD), ("calls are well", len(well) - _WELL)):
+        if left > 0:
+            cards.append(tag("p", f"{left} more {kind}; -o json has them all.", class_="soft"))
     if not cards:
         cards = [tag("p", "No rule has found anything to tell.", class_="card")]
     found = tag("section", tag("h2", "What was found"), *cards)

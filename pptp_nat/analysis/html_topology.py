@@ -23,7 +23,7 @@ from pptp_nat.core.messages import Role
 _WIDTH: Final = 360
 _COLUMNS: Final = ((4, 104), (142, 80), (256, 100))  #: x and width: clients, NAT, servers
 _HEAD: Final = 32
-_ROW: Final = 50
+_ROW: Final = 56
 _GAP: Final = 12
 _MOST: Final = 8  #: paths that are drawn, the troubled first
 #: What says that TCP itself does not work.
@@ -99,17 +99,20 @@ def topology(analysis: Analysis) -> Markup:
     if not drawn:
         return Markup("")
     clients = list(dict.fromkeys(path.client for path in drawn))
-    drawn.sort(key=lambda path: clients.index(path.client))
+    drawn.sort(key=lambda path: (clients.index(path.client), path.server))
     rows: list[tuple[Path, float]] = []
     boxes: list[Markup] = []
     y = 4.0
     for client in clients:
+        top, y = y, y + _HEAD
         mine = [path for path in drawn if path.client == client]
-        height = _HEAD + _ROW * len(mine)
-        boxes.append(_host(0, y, height, "client", client))
-        for index, path in enumerate(mine):
-            rows.append((path, y + _HEAD + _ROW * index))
-        y += height + _GAP
+        for before, path in zip((None, *mine), mine, strict=False):
+            if before is not None and before.server != path.server:
+                y += _GAP + _HEAD  # room for the other server's head
+            rows.append((path, y))
+            y += _ROW
+        boxes.append(_host(0, top, y - top, "client", client))
+        y += _GAP
     bottom = y - _GAP
     boxes += _servers(rows)
     if any(path.outer for path, _ in rows):

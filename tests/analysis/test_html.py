@@ -6,6 +6,7 @@ import re
 import runpy
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -258,6 +259,28 @@ def test_many_calls_make_a_page_of_bounded_size(tmp_path: Path) -> None:
     assert page.count('<article class="card call">') == 40
     assert "80 more calls are not shown" in page
     assert len(page) < 2_000_000
+
+
+def test_no_two_hosts_are_drawn_over_each_other(tmp_path: Path) -> None:
+    """Clients that dial several servers, some of them twice: boxes must find their places."""
+    story = Story()
+    servers = (SERVER, s.OTHER_SERVER, s.ROUTER)
+    for at in range(8):
+        client = s.Host("", bytes((10, 1, 1, at // 3)))
+        story.dial(client, servers[at * 2 % 3], call_id=at, answers=at, serial=at).link()
+    page = report(analyze([story.pcap(tmp_path / "many.pcap")]))
+
+    picture = page[page.index("<svg") : page.index("</svg>")]
+    boxes = []
+    for rectangle in re.findall(r"<rect ([^>]*) class=.host.>", picture):
+        x, y, width, height = (
+            float(re.search(rf'\b{name}="([^"]+)"', rectangle)[1])
+            for name in ("x", "y", "width", "height")
+        )
+        boxes.append((x, y, x + width, y + height))
+    assert len(boxes) > 6
+    for one, two in combinations(boxes, 2):
+        assert one[0] >= two[2] or two[0] >= one[2] or one[1] >= two[3] or two[1] >= one[3]
 
 
 def test_the_command_writes_the_page_to_a_file(
