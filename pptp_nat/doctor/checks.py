@@ -21,7 +21,8 @@ Check = Callable[[Router], Iterable[Judgement]]
 
 def examine(router: Router) -> Iterator[Judgement]:
     """Yield what there is to say about *router*, check by check."""
-    refused = list(of(preflight.privileges(router.text("proc/self/status")), "privileges"))
+    status = router.text("proc/self/status")
+    refused = list(of(preflight.privileges(status), "privileges", warn=True))
     if refused:
         # Without them the rest would say of everything that it cannot be read.
         yield refused[0]._replace(mend="run the doctor as root: only what needs no rights follows")

@@ -9,6 +9,7 @@ from pptp_nat import __version__
 from pptp_nat.doctor.model import Judged, Judgement, Outcome, of, or_pass
 from pptp_nat.doctor.openwrt import FIREWALL, helper_options
 from pptp_nat.doctor.router import Router
+from pptp_nat.errors import AdapterError
 from pptp_nat.linux import preflight, preflight_helper
 
 QUIET_SECONDS: Final = 120  #: a control connection says something in two echo intervals
@@ -20,8 +21,11 @@ def daemon(router: Router) -> Judged:
     """Judge what the daemon says of itself."""
     status = router.status
     if status is None:
-        alone = not router.has_rules and _helped(router)
-        yield Judgement("daemon", Outcome.WARN if alone else Outcome.FAIL, router.complaint,
+        try:
+            needed = router.has_rules or not _helped(router)
+        except AdapterError:
+            needed = False  # without rights nobody knows what else is at work here
+        yield Judgement("daemon", Outcome.FAIL if needed else Outcome.WARN, router.complaint,
                         NO_DAEMON)  # fmt: skip
         return
     version, path = status.get("version"), status.get("datapath")

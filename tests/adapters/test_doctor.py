@@ -436,7 +436,20 @@ def test_without_rights_only_what_needs_none_is_looked_at(made, monkeypatch) -> 
     table = {"nat": (rules.nat, True), "clock": (kernel.clock, False)}
     monkeypatch.setattr(checks, "CHECKS", table)
     router = made({"proc/self/status": "CapEff:\t0000000000000000"})
-    assert [("privileges", "fail"), ("clock", "pass")] == told(checks.examine(router))
+    assert [("privileges", "warn"), ("clock", "pass")] == told(checks.examine(router))
+
+
+def test_a_daemon_that_is_not_there_is_a_warning_to_who_may_not_look_further(made) -> None:
+    """The kernel's helper may be at work: an ordinary user cannot know."""
+
+    class Blind(Router):
+        @property
+        def connections(self):
+            raise AdapterError("reading the conntrack table", 1)
+
+    blind = Blind(RuleSettings(), complaint="nobody answers", root=made().root)
+    vars(blind).update(saved=[], nftables=[])
+    assert [("daemon", "warn")] == told(ours.daemon(blind))
 
 
 def test_json_is_what_the_schema_says(made) -> None:

@@ -420,7 +420,7 @@ def test_no_rights(router: Broken) -> None:
     )
     said = json.loads(ran.stdout)
 
-    assert 1 == ran.returncode
+    assert 3 == ran.returncode
     assert ["privileges"] == [e["check"] for e in said["checks"] if e["outcome"] != "pass"]
     assert "rules" not in {e["check"] for e in said["checks"]}
 
