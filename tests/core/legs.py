@@ -68,6 +68,7 @@ def assert_empty(translator: Translator, legs: Legs) -> None:
     assert {} == book.bindings.used()
     assert [] == book.bindings.quarantined()
     assert {} == dict(book.bindings._shares)
+    assert {} == dict(book.bindings._zeros)
     assert {} == {kind: queue for kind, queue in book.deadlines.items() if queue}
     assert {} == translator._holds
     assert {} == dict(legs.owners)

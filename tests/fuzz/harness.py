@@ -17,6 +17,7 @@ from pptp_nat.core.book import Settings
 from pptp_nat.core.events import MessageSeen, Verdict
 from pptp_nat.core.messages import HEADER, LAYOUTS, LONGEST, MAGIC, MessageType, pack
 from pptp_nat.core.packet import segment
+from pptp_nat.core.refused import MOST
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Flow, Placement, Seat
 from pptp_nat.errors import AdapterError
@@ -196,6 +197,7 @@ class Range:
         assert len(self.translator._holds) == len(self.waiting)
         for connection in book.connections.values():
             assert len(connection.fresh or ()) <= 2
+            assert connection.refused is None or len(connection.refused.waiting) <= MOST
             for stream in connection.streams:
                 assert len(stream.head) < LONGEST
                 assert len(stream.history) <= HISTORY
