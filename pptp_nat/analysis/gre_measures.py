@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, repeat
@@ -57,7 +57,7 @@ class Pauses:
         """Take in packets of this direction, and when those of the other came."""
         at, last = 0, self.last
         if not last or times[0] - last.time > _SILENCE:
-            at = bisect_right(heard, times[0])
+            at = bisect_left(heard, times[0])
             self.heard(heard[:at])
             self._end(times[0])
         if last:
@@ -68,15 +68,15 @@ class Pauses:
         if longest > _SILENCE:
             for index, gap in enumerate(gaps):
                 if gap > _SILENCE:
-                    begin = bisect_right(heard, times[index], at)
-                    at = bisect_right(heard, times[index + 1], begin)
+                    begin = bisect_left(heard, times[index], at)
+                    at = bisect_left(heard, times[index + 1], begin)
                     self.unanswered = None
                     self.last = Evidence(self._file, numbers[index], times[index])
                     self.heard(heard[begin:at])
                     self._end(times[index + 1])
         self.unanswered = None
         self.last = Evidence(self._file, numbers[-1], times[-1])
-        self.heard(heard[bisect_right(heard, times[-1], at) :])
+        self.heard(heard[bisect_left(heard, times[-1], at) :])
 
     def heard(self, times: Sequence[float]) -> None:
         """Take in packets of the other direction behind the last of this one."""
@@ -98,7 +98,8 @@ class Pauses:
         silence = self.unanswered
         if silence is not None and silence.heard > 2:
             silence = silence._replace(until=until)
-            if self.silence is None or silence.seconds > self.silence.seconds:
+            longest = self.silence.seconds if self.silence else _SILENCE
+            if silence.seconds > longest:
                 self.silence = silence
 
 
