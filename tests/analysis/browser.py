@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-PATIENCE = 60.0  # seconds for one answer; CI machines are busy
+PATIENCE = 180.0  # seconds for one answer; CI machines are busy
 
 
 def executable() -> str | None:
