@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
     from typing import TextIO
 
-    from pptp_nat.linux.conntrack_wire import Tuple
-    from pptp_nat.linux.datapath import Tally
 
 SOMETHING_WRONG: Final = 3  #: exit code; 1 is for a table that cannot be read
 LOOK_AGAIN: Final = 5.0  #: seconds between two looks at the whole table while following
@@ -92,31 +90,33 @@ def _live(ports: Collection[int]) -> list[ListedEntry]:
 
 def _entry(row: TableRow) -> ListedEntry:
     """Return what a listing would have shown of *row*."""
+    (
+        (protocol, source, source_key, destination, key),
+        (_, back_source, back_source_key, back_destination, back_key),
+        keyed, status, state, left, carried, returned, mark, helper, identity, started,
+    ) = row  # fmt: skip
+    if keyed:
+        original = Way(_dotted(source), _dotted(destination), source_key, key)
+        reply = Way(_dotted(back_source), _dotted(back_destination), back_source_key, back_key)
+    else:
+        original = Way(_dotted(source), _dotted(destination), None, None)
+        reply = Way(_dotted(back_source), _dotted(back_destination), None, None)
     return ListedEntry(
-        row.original.protocol,
-        _way(row.original, keyed=row.keyed),
-        _way(row.reply, keyed=row.keyed),
-        row.state,
-        row.seconds_left,
-        not row.status & SEEN_REPLY,
-        bool(row.status & ASSURED),
-        bool(row.status & OFFLOADED),
-        _count(row.carried),
-        _count(row.returned),
-        row.mark,
-        row.helper or "",
-        row.identity,
-        row.started,
+        protocol,
+        original,
+        reply,
+        state,
+        left,
+        not status & SEEN_REPLY,
+        bool(status & ASSURED),
+        bool(status & OFFLOADED),
+        None if carried is None else Count(*carried),
+        None if returned is None else Count(*returned),
+        mark,
+        helper or "",
+        identity,
+        started,
     )
-
-
-def _way(way: Tuple, *, keyed: bool) -> Way:
-    keys = (way.source_key, way.destination_key) if keyed else (None, None)
-    return Way(_dotted(way.source), _dotted(way.destination), *keys)
-
-
-def _count(tally: Tally | None) -> Count | None:
-    return None if tally is None else Count(*tally)
 
 
 # --- following ----------------------------------------------------------------------------------
