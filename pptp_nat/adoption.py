@@ -7,9 +7,10 @@ The three are reconciled once, at the start, before a packet is read:
     legs         conntrack's entries of ours, say what the kernel carries
 
 A call on record whose legs are there takes them over; legs that are missing are
-put back.  Legs that no call on record explains are those of a run whose records
-are lost: a control connection that joins their hosts makes them a call again
-(`rebuilt`).  The rest is nobody's: it is removed, and its numbers are kept back.
+put back.  Legs that no call on record explains are those of calls that have ended,
+if the records are exact.  If not, those of calls of which no record is left: a
+control connection that joins their hosts makes them a call again (`rebuilt`).
+The rest is nobody's: it is removed, and its numbers are kept back.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ class Adoption:
         ups = list(_ups(book.calls.values()))
         missing = self._carrier.adopt(ups, now)
         self._credit(found, ups)
-        again, orphans = self._rebuild(placements.values(), now)
+        again, orphans = 0, self._carrier.path.left_over()
+        if found is None or not found.exact:
+            again, orphans = self._rebuild(placements.values(), now)
         self._remove(orphans, now)
         if found is not None or again or orphans:
             log.event(

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _POSTROUTING: Final = 4
 _PLAIN_IP: Final = 0x45  # version 4, no options
 _PIECE: Final = 512  #: legs whose counts are read in one go: half a millisecond
+_IP_HEADER: Final = 20  #: octets at least
 _SHORTEST: Final = 28  # octets: IP header without options, GRE with its key
 #: How GRE of a call begins (RFC 2637 section 4.1): K, with or without S and A; version 1; 0x880B.
 _OF_CALLS: Final = frozenset(
@@ -247,7 +248,7 @@ class QueuePath:
         """Judge what the short way does not take: IP options, other GRE, GRE of no call."""
         size = (octets[0] & 0x0F) * 4
         gre = octets[size:]
-        if not is_enhanced_gre(gre):
+        if size < _IP_HEADER or not is_enhanced_gre(gre):
             self.counts["plain_gre"] += 1
             queue.let_pass(packet)
             return

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from pptp_nat import records, statefile
+from pptp_nat.core.states import CallState, End
 from pptp_nat.lab.control import Call, Connection
 from pptp_nat.lab.peers import Station
 
@@ -175,6 +177,33 @@ def test_a_call_is_set_up_and_ended_across_crashes(world: Callable[..., World], 
     here.listed(1, "--state", "up")
     here.all_hear(second)
     assert [] == connection.unknown + [m for each in server.connections for m in each.unknown]
+
+
+def test_a_call_that_ended_in_the_last_moment_stays_ended(world: Callable[..., World]) -> None:
+    """On record as over, its entries still in the kernel, its control connection alive."""
+    here = world("conntrack", inside=1, **KEPT)
+    daemon = here.daemon
+    assert daemon is not None
+    here.station(here.lab.outside[0]).listen()
+    connection = here.dial(here.station(here.lab.inside[0]), here.lab.outside[0].address)
+    calls = here.up([connection.call(7), connection.call(8)])
+    assert daemon.pid is not None
+    legs = here.entries()
+    daemon.kill()
+    # As if the end had been recorded, and the process had died before it removed the legs.
+    (journal,) = daemon.socket.with_suffix(".journal").glob("journal.*")
+    contents = records.Contents()
+    records.read(journal.read_bytes()[statefile.HEADER_SIZE :], contents)
+    ended = min(contents.calls.values(), key=lambda each: each.id)
+    gone = ended._replace(state=CallState.GONE, end=End.DISCONNECTED, due=time.monotonic() + 60)
+    with journal.open("ab") as file:
+        file.write(records.call(gone))
+    daemon.start()
+
+    assert 4 == len(legs)
+    assert 2 == len(here.entries())
+    here.listed(1)
+    here.all_hear(calls[2:])
 
 
 def test_counts_go_on_over_a_crash(world: Callable[..., World]) -> None:
