@@ -14,9 +14,7 @@ HOT = [
     *sorted(str(path) for path in Path("pptp_nat/core").glob("*.py")),
     *(
         f"pptp_nat/{name}.py"
-        for name in (
-            "carried", "carrier", "meter", "news", "recorder", "records", "totals", "views",
-        )
+        for name in ("carried", "carrier", "news", "recorder", "records", "views")
     ),
     *(
         f"pptp_nat/linux/{name}.py"
