@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pptp_nat.analysis.formats import Form
     from pptp_nat.analysis.sorting import Window
 
-STRETCH: Final = 16 << 20  #: octets
+STRETCH: Final = 32 << 20  #: octets; longer ones make columns longer, which costs less per packet
 SMALLEST: Final = 64 << 20  #: octets of a file that is worth several processes
 _CHAIN: Final = 12  #: records in a row that make a beginning plausible
 _SEARCHED: Final = 1 << 19  #: octets in which a record must begin
