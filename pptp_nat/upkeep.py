@@ -18,6 +18,7 @@ from pptp_nat.core.events import Outcome
 from pptp_nat.core.states import ControlState
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Flow, Party
+from pptp_nat.errors import AdapterError
 from pptp_nat.linux.conntrack import Conntrack
 from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.datapath import LegOrder
@@ -26,6 +27,7 @@ _log: Final = logging.getLogger(__name__)
 _RENEW_SECONDS: Final = 60.0
 _SUPPRESSED_SECONDS: Final = 10.0
 _RECONCILE_SECONDS: Final = 0.2  #: after entries of ours were deleted by others
+_AGAIN_SECONDS: Final = 1.0  #: after the kernel did not say whether an entry is there
 _LOST_SECONDS: Final = 90.0  #: the entry of a live connection is back by its next echo, 60 s
 
 
@@ -113,7 +115,15 @@ class Upkeep:
             connection = book.connections.get(key)
             if connection is None or connection.state is ControlState.CLOSING:
                 continue
-            placement = self._conntrack.locate(flow)
+            # Only a hairpin's entry must be sought in the whole table, which the kernel
+            # interface does not do twice in a row: then it is asked again.
+            hairpin = all(connection.seat(party).inside for party in Party)
+            try:
+                placement = self._conntrack.locate(flow, search=hairpin)
+            except AdapterError:
+                self._lost[key] = flow, now + _AGAIN_SECONDS
+                self._due.setdefault(self._check_lost, now + _AGAIN_SECONDS)
+                continue
             if placement is None:
                 self._carry_out(self._translator.connection_lost(flow, now), now)
             elif any(placement.seat(party) != connection.seat(party) for party in Party):

@@ -1,0 +1,59 @@
+"""Connections whose entries are gone: each of them ends, however many there are."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from pptp_nat.adoption import rebuilt
+from pptp_nat.core.events import Outcome
+from pptp_nat.core.translator import Translator
+from pptp_nat.core.tuples import Flow, Leg, Placement, Seat
+from pptp_nat.errors import AdapterError
+from pptp_nat.upkeep import Upkeep
+
+ROUTER, SERVER = bytes((198, 18, 7, 1)), bytes((198, 18, 7, 2))
+
+
+class Forgetful:
+    """A conntrack without entries, that does not search its table twice in a row."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def locate(self, _flow: Flow, *, search: bool = True) -> Placement | None:
+        """Say that there is none, every third time."""
+        self.asked += 1
+        if self.asked % 3 or search:
+            raise AdapterError("searching conntrack", errno.EAGAIN)
+        return None
+
+
+def test_all_connections_that_are_lost_together_end() -> None:
+    """A look-up that cannot be had now is made again, and keeps no other from being made."""
+    translator = Translator(lambda _: None, lambda: 7)
+    live, legs = [], []
+    for number in range(1, 21):
+        client = bytes((192, 168, 77, number))
+        live.append(Placement(
+            Flow(client, 4711, SERVER, 1723), Seat(client, ROUTER), Seat(SERVER, SERVER), 0
+        ))  # fmt: skip
+        legs += [
+            Leg(SERVER, ROUTER, 1000 + number, SERVER, client, 7),
+            Leg(client, SERVER, number, ROUTER, SERVER, number),
+        ]
+    translator.restore(rebuilt(legs, live, {}, 0, 1.0), 1.0)
+    ended: list[Outcome] = []
+    nobody: Any = None
+    conntrack: Any = Forgetful()
+    upkeep = Upkeep(
+        translator, nobody, conntrack, lambda outcome, _now: ended.append(outcome), lambda: None
+    )
+    upkeep._due.clear()
+    upkeep.unseen([each.flow for each in live], 1.0)
+    for moment in range(200):
+        upkeep.tick(91.0 + moment)
+    assert 20 == len(ended)
+    for due in (0.0, 400.0):
+        translator.tick(300.0 + due)
+    assert {} == dict(translator.book.calls)
