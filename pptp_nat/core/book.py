@@ -286,8 +286,9 @@ class Book:
                 continue
             self.calls[call.id] = call
             self.clients.began(call.connection.own(call.requester))
-            if due is not None:
-                dues.append((due, _CALL_DEADLINE[state], call))
+            kind = _CALL_DEADLINE.get(state)
+            if due is not None and kind is not None:
+                dues.append((due, kind, call))
         for until, kind, subject in sorted(dues, key=itemgetter(0)):
             self.deadlines[kind][subject] = until
         self.retired = deque(sorted(self.retired, key=itemgetter(0)))
