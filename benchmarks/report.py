@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from benchmarks.measures import SETUPS_IN_FLIGHT
 from benchmarks.paths import WAYS
@@ -146,16 +147,20 @@ def targets(judged: Sequence[Target]) -> str:
     )
 
 
+_SCRAPE_MS: Final = ("alone_ms", "daemon_ms", "beside_ms")
+
+
 def scrape(samples: Samples) -> Iterator[str]:
     """Lay out scrapes and the echoes beside them."""
-    heads = ["Scrape, calls up", "ms", "daemon's CPU ms", "longest step us", "echo 99 % us"]
+    heads = ["Scrape, calls up", "alone, ms", "daemon's CPU ms", "beside echoes, ms"]
+    heads += ["longest step us", "echo 99 % us"]
     heads += ["worst", "99 % without", "worst without", "turns past 5 ms"]
     names = ("echo_p99_us", "echo_max_us", "quiet_p99_us", "quiet_max_us")
     rows = []
     for calls in samples.distinct("calls", measure="scrape"):
         pick = {"measure": "scrape", "calls": calls}
         row = [f"{calls:,}"]
-        row += [_cell(samples.spread(n, **pick), digits=1) for n in ("scrape_ms", "daemon_ms")]
+        row += [_cell(samples.spread(n, **pick), digits=1) for n in _SCRAPE_MS]
         row += [_cell(samples.spread("step_us", **pick))]
         row += [_cell(samples.spread(name, **pick)) for name in names]
         chosen = samples.pick(**pick)

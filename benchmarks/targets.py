@@ -203,9 +203,9 @@ def _scrape(samples: Samples) -> Iterator[Target]:
     calls = max(samples.distinct("calls", measure="scrape"), default=0)
     chosen = samples.pick(measure="scrape", calls=calls)
     subject = f"scrape with {calls:,} calls up"
-    took = [s["scrape_ms"] for s in chosen]
-    spent = [s["daemon_ms"] for s in chosen]
-    note = f"daemon's CPU {Spread.of(spent).median:.0f} ms" if spent else ""
+    took = [s["alone_ms"] for s in chosen]
+    beside = [s["beside_ms"] for s in chosen]
+    note = f"beside echoes {Spread.of(beside).median:.0f} ms" if beside else ""
     yield _judge(subject, BELOW, SCRAPE_MS, took, " ms", note=note)
     steps = [s["step_us"] / 1e3 for s in chosen]
     lost = [max(0.0, s["echo_max_us"] - s["quiet_max_us"]) / 1e3 for s in chosen]
