@@ -25,10 +25,14 @@ if os.environ.get("PPTP_NAT_FAULTS"):
     kinds = ("syn", "garbage", "sccrq", "gre")
     KINDS = [(by, kind) for by in ("conntrack", "queue") for kind in kinds]
 
-#: A program that sends as fast as one core lets it, until it is ended.
+#: Packets a second.  A whole core makes some ninety thousand SYNs, and whether others get
+#: through beside those depends on the machine: docs/reliability.md.
+PACE = 10_000
+
+#: A program that sends `PACE` packets a second, or what its core lets it, until it is ended.
 FLOOD = """
-import socket, struct, sys, random
-kind, me, to = sys.argv[1:]
+import socket, struct, sys, random, time
+kind, me, to, pace = sys.argv[1:]
 raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
 lots = random.Random(1)
 def add(total):
@@ -54,18 +58,23 @@ make = {
                                       b"abcd")),
 }[kind]
 packets = [make() for _ in range(3000)]
+due = time.monotonic()
 while True:
-    for packet in packets:
-        try:
-            raw.sendto(packet, (to, 0))
-        except OSError:
-            pass
+    for at in range(0, len(packets), 50):
+        for packet in packets[at : at + 50]:
+            try:
+                raw.sendto(packet, (to, 0))
+            except OSError:
+                pass
+        due = max(due + 50 / int(pace), time.monotonic() - 0.1)  # what is late is not caught up
+        time.sleep(max(0.0, due - time.monotonic()))
 """
 
 
 @contextmanager
 def _flooded(here: World, host: Host, kind: str) -> Iterator[None]:
-    command = [sys.executable, "-c", FLOOD, kind, host.address, here.lab.outside[0].address]
+    server = here.lab.outside[0].address
+    command = [sys.executable, "-c", FLOOD, kind, host.address, server, str(PACE)]
     process: subprocess.Popen[bytes] = here.lab.popen(host, command)
     try:
         time.sleep(1)  # it is to be well under way; nothing depends on how far
@@ -79,7 +88,7 @@ def _flooded(here: World, host: Host, kind: str) -> Iterator[None]:
 def test_under_a_flood_others_still_call_and_are_heard(
     world: Callable[..., World], by: By, kind: str
 ) -> None:
-    """With a core of its own the flood is all that the router can take."""
+    """Ten thousand packets a second, of which none is meant."""
     here = world(by, inside=4)
     here.station(here.lab.outside[0]).listen()
     clients = [here.station(host) for host in here.lab.inside[:3]]
