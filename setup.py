@@ -14,7 +14,10 @@ HOT = [
     *sorted(str(path) for path in Path("pptp_nat/core").glob("*.py")),
     *(
         f"pptp_nat/{name}.py"
-        for name in ("carried", "carrier", "news", "recorder", "records", "views")
+        for name in (
+            "router/carried", "router/carrier", "router/news", "state/recorder", "state/records",
+            "tables/views",
+        )
     ),
     *(
         f"pptp_nat/linux/{name}.py"

@@ -18,7 +18,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from pptp_nat import sockets
+from pptp_nat.control import sockets
 from pptp_nat.errors import PptpNatError, UsageError
 
 if TYPE_CHECKING:

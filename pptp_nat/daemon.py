@@ -21,45 +21,45 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from pptp_nat import __version__, log
 from pptp_nat import config as configuration
-from pptp_nat.adoption import Adopted, Adoption
-from pptp_nat.answers import Answers
-from pptp_nat.clockwork import Clockwork, HasFileno
 from pptp_nat.config import Config
-from pptp_nat.control import ControlServer
+from pptp_nat.control.answers import Answers
+from pptp_nat.control.server import ControlServer
+from pptp_nat.control.sockets import Access
 from pptp_nat.core.calls import Call
 from pptp_nat.core.events import Outcome, Verdict
 from pptp_nat.core.translator import Translator
 from pptp_nat.errors import ConfigError, PptpNatError
-from pptp_nat.firewall import rule_settings
-from pptp_nat.footing import (
+from pptp_nat.linux.addresses import Addresses
+from pptp_nat.linux.conntrack import Conntrack, turn_on_accounting
+from pptp_nat.linux.conntrack_events import Change
+from pptp_nat.linux.conntrack_path import ConntrackPath
+from pptp_nat.linux.nfqueue import LOCAL_HOOKS, Packet, Queue
+from pptp_nat.router.clockwork import Clockwork, HasFileno
+from pptp_nat.router.firewall import rule_settings
+from pptp_nat.router.footing import (
     arrange_rules,
     check_router,
     choose_path,
     let_go_of_privileges,
     rule_problems,
 )
-from pptp_nat.linux.addresses import Addresses
-from pptp_nat.linux.conntrack import Conntrack, turn_on_accounting
-from pptp_nat.linux.conntrack_events import Change
-from pptp_nat.linux.conntrack_path import ConntrackPath
-from pptp_nat.linux.nfqueue import LOCAL_HOOKS, Packet, Queue
-from pptp_nat.listening import Listening
-from pptp_nat.measuring import exporter_for
-from pptp_nat.moves import Moves
-from pptp_nat.news import News
-from pptp_nat.overflow import Overflow
-from pptp_nat.recorder import Recorder
+from pptp_nat.router.listening import Listening
+from pptp_nat.router.moves import Moves
+from pptp_nat.router.news import News
+from pptp_nat.router.overflow import Overflow
+from pptp_nat.router.settings import draws, open_store, settings_of
+from pptp_nat.router.signals import Signals
+from pptp_nat.router.upkeep import Upkeep
+from pptp_nat.scrape.measuring import exporter_for
 from pptp_nat.service import Service
-from pptp_nat.settings import draws, open_store, settings_of
-from pptp_nat.signals import Signals
-from pptp_nat.sockets import Access
-from pptp_nat.takeover import Heritage, Request, terms_of
-from pptp_nat.upkeep import Upkeep
-from pptp_nat.views import headline
+from pptp_nat.state.adoption import Adopted, Adoption
+from pptp_nat.state.recorder import Recorder
+from pptp_nat.state.takeover import Heritage, Request, terms_of
+from pptp_nat.tables.views import headline
 
 if TYPE_CHECKING:
-    from pptp_nat.exporter import Exporter
-    from pptp_nat.meter import Meter
+    from pptp_nat.scrape.exporter import Exporter
+    from pptp_nat.scrape.meter import Meter
 
 _T = TypeVar("_T")
 _log: Final = logging.getLogger(__name__)

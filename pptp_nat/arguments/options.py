@@ -8,8 +8,8 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final
 
-from pptp_nat.subscription import EVENT_TYPES, LONGEST, MASKS, MOST_RATE
-from pptp_nat.table import LARGEST_CALL_ID
+from pptp_nat.control.subscription import EVENT_TYPES, LONGEST, MASKS, MOST_RATE
+from pptp_nat.tables.table import LARGEST_CALL_ID
 
 DATAPATHS: Final = ("auto", "conntrack", "queue")
 SHORTEST_WATCH: Final = 0.1  #: seconds

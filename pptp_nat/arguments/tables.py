@@ -18,7 +18,7 @@ from pptp_nat.arguments.options import (
     row_id,
     target,
 )  # fmt: skip
-from pptp_nat.table import STATES
+from pptp_nat.tables.table import STATES
 
 
 def status(commands: Any) -> None:  # noqa: ANN401

@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from pptp_nat import api
 from pptp_nat.commands.events import connection_of, lasting
+from pptp_nat.control.tracing import Trace
 from pptp_nat.errors import AdapterError, PptpNatError, UsageError
 from pptp_nat.linux.datapath import Match
 from pptp_nat.linux.gre_tap import HEADERS, GreTap
-from pptp_nat.rendering_events import event_text, stamped
-from pptp_nat.tracing import Trace
+from pptp_nat.tables.rendering_events import event_text, stamped
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable, Mapping, Sequence
 
-    from pptp_nat.tracing import Glimpse
+    from pptp_nat.control.tracing import Glimpse
 
 _OF_CALLS: Final = ("new", "update", "destroy")
 _OF_CONTROL: Final = ("connection", "refused", "oddity", "message")

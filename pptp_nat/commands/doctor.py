@@ -14,8 +14,8 @@ from pptp_nat.doctor.model import worst
 from pptp_nat.doctor.router import Router
 from pptp_nat.doctor.server import consult, uplink
 from pptp_nat.errors import UsageError
-from pptp_nat.firewall import rule_settings
 from pptp_nat.linux.ruleset import Backend
+from pptp_nat.router.firewall import rule_settings
 
 if TYPE_CHECKING:
     from argparse import Namespace

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pptp_nat import __version__, api
 from pptp_nat.errors import UsageError
-from pptp_nat.rendering_events import event_text, stamped
+from pptp_nat.tables.rendering_events import event_text, stamped
 
 if TYPE_CHECKING:
     from argparse import Namespace

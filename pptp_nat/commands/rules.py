@@ -10,10 +10,10 @@ from pptp_nat import api
 from pptp_nat.commands.run import config_path, overriding
 from pptp_nat.config import load
 from pptp_nat.errors import UsageError
-from pptp_nat.firewall import backend_of, rule_settings
 from pptp_nat.linux import ruleset
 from pptp_nat.linux.accounting import turn_on_accounting
 from pptp_nat.linux.conntrack_path import ConntrackPath
+from pptp_nat.router.firewall import backend_of, rule_settings
 
 if TYPE_CHECKING:
     from argparse import Namespace

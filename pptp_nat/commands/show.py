@@ -7,8 +7,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pptp_nat import __version__, api, rendering, table
+from pptp_nat import __version__, api
 from pptp_nat.errors import UsageError
+from pptp_nat.tables import rendering, table
 
 if TYPE_CHECKING:
     from argparse import Namespace

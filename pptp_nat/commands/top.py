@@ -12,9 +12,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from pptp_nat import api, table
+from pptp_nat import api
 from pptp_nat.errors import UsageError
-from pptp_nat.top import Seen, Style, Top
+from pptp_nat.tables import table
+from pptp_nat.tables.top import Seen, Style, Top
 
 if TYPE_CHECKING:
     from argparse import Namespace

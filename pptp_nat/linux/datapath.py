@@ -8,7 +8,7 @@ Two calls may have one leg in common: a client that dials again while its old
 connection is half open, and a server that gives both calls the same number.
 Installing a match that is there already replaces what leaves, and it takes as
 many removals as there were installations to end it.  The counts of a match go on
-through all of that; whose they are is its owners' business (`pptp_nat.carried`).
+through all of that; whose they are is its owners' business (`pptp_nat.router.carried`).
 """
 
 from __future__ import annotations

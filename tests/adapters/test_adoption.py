@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 
-from pptp_nat import records
-from pptp_nat.adoption import Adoption, rebuilt
-from pptp_nat.carrier import Carrier
 from pptp_nat.core.calls import NOBODY
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Flow, Leg, Party, Placement, Seat
 from pptp_nat.linux.queue_path import QueuePath
-from pptp_nat.records import Contents
-from pptp_nat.store import Found
+from pptp_nat.router.carrier import Carrier
+from pptp_nat.state import records
+from pptp_nat.state.adoption import Adoption, rebuilt
+from pptp_nat.state.records import Contents
+from pptp_nat.state.store import Found
 
 CLIENT, OTHER = bytes((192, 168, 77, 10)), bytes((192, 168, 77, 11))
 ROUTER, SERVER = bytes((198, 18, 7, 1)), bytes((198, 18, 7, 2))

@@ -8,18 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pptp_nat import answers, views
-from pptp_nat.answers import Answers
 from pptp_nat.api import Request
-from pptp_nat.carried import NOTHING
-from pptp_nat.carrier import Carrier
+from pptp_nat.control import answers
+from pptp_nat.control.answers import Answers
+from pptp_nat.control.subscription import Subscription
 from pptp_nat.core.states import CallState
 from pptp_nat.core.tuples import Party
 from pptp_nat.errors import UsageError
 from pptp_nat.linux.datapath import LegOrder
 from pptp_nat.linux.queue_path import QueuePath
-from pptp_nat.subscription import Subscription
-from pptp_nat.table import Filter
+from pptp_nat.router.carried import NOTHING
+from pptp_nat.router.carrier import Carrier
+from pptp_nat.tables import views
+from pptp_nat.tables.table import Filter
 from tests.scenario.ladder import ALICE, BOB, HOME_PAC, OTHER_PAC, PAC, TRAVELLER, Ladder
 
 from .schemas import departures

@@ -8,8 +8,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from pptp_nat.carried import Counts
-from pptp_nat.carrier import Carrier
 from pptp_nat.core.calls import Call, Connection
 from pptp_nat.core.events import LegDown, LegUp
 from pptp_nat.core.states import CallState
@@ -17,6 +15,8 @@ from pptp_nat.core.tuples import Flow, Party, Placement, Seat
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.datapath import LegOrder, Match, Tally
 from pptp_nat.linux.queue_path import QueuePath
+from pptp_nat.router.carried import Counts
+from pptp_nat.router.carrier import Carrier
 
 CLIENT, SERVER = bytes((192, 168, 77, 10)), bytes((198, 18, 7, 2))
 EXTERNALS = bytes((198, 18, 7, 1)), bytes((198, 18, 7, 9))

@@ -12,11 +12,21 @@ import threading
 
 import pytest
 
-from pptp_nat import __version__, cli, config, rendering, table
-from pptp_nat.control import ControlServer
+from pptp_nat import __version__, cli, config
+from pptp_nat.control.server import ControlServer
+from pptp_nat.control.sockets import Access
 from pptp_nat.errors import AdapterError, UsageError
-from pptp_nat.sockets import Access
-from pptp_nat.table import CallRow, ConnectionRow, ControlEnds, Count, End, Filter, Result, Side
+from pptp_nat.tables import rendering, table
+from pptp_nat.tables.table import (
+    CallRow,
+    ConnectionRow,
+    ControlEnds,
+    Count,
+    End,
+    Filter,
+    Result,
+    Side,
+)
 
 KERNEL_LIBRARIES = ("pyroute2", "netfilterqueue", "scapy", "prometheus_client")
 COMMANDS = (

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 from pptp_nat import api
 from pptp_nat.api import LONGEST_REQUEST, Request
-from pptp_nat.control import BACKLOG, CHUNK, PATIENCE, PLACES, ControlServer
+from pptp_nat.control.server import BACKLOG, CHUNK, PATIENCE, PLACES, ControlServer
+from pptp_nat.control.sockets import Access
+from pptp_nat.control.subscription import EVENT_TYPES, About
 from pptp_nat.errors import AdapterError, ConfigError, UsageError
-from pptp_nat.sockets import Access
-from pptp_nat.subscription import EVENT_TYPES, About
-from pptp_nat.table import ConnectionRow, End, Filter, QueueRow, StatusRow
+from pptp_nat.tables.table import ConnectionRow, End, Filter, QueueRow, StatusRow
 
 PRIVATE = Access(0o600)
 
@@ -525,7 +525,7 @@ def test_a_client_that_stands_still_gives_way_when_all_places_are_taken(tmp_path
 def test_no_user_keeps_the_others_out(tmp_path, monkeypatch) -> None:
     """A group may ask; one of it who floods the socket must not lock the administrator out."""
     newcomer = [0]
-    monkeypatch.setattr("pptp_nat.control._user_of", lambda _peer: newcomer[0])
+    monkeypatch.setattr("pptp_nat.control.server._user_of", lambda _peer: newcomer[0])
     daemon = Daemon(tmp_path / "s", places=4)
 
     def held():

@@ -13,18 +13,18 @@ import time
 import pytest
 
 from pptp_nat import cli, log
-from pptp_nat.carried import Counts
-from pptp_nat.control import ControlServer
+from pptp_nat.control.server import ControlServer
+from pptp_nat.control.sockets import Access
+from pptp_nat.control.subscription import DEBUG_TYPES, EVENT_TYPES, About, Subscription
 from pptp_nat.core.book import Settings
 from pptp_nat.core.events import CallChanged
 from pptp_nat.core.messages import GENERAL_ERRORS, MessageType, pack
 from pptp_nat.core.states import CallState
 from pptp_nat.errors import UsageError
 from pptp_nat.linux.datapath import Tally
-from pptp_nat.news import News
-from pptp_nat.rendering_events import event_text, stamped
-from pptp_nat.sockets import Access
-from pptp_nat.subscription import DEBUG_TYPES, EVENT_TYPES, About, Subscription
+from pptp_nat.router.carried import Counts
+from pptp_nat.router.news import News
+from pptp_nat.tables.rendering_events import event_text, stamped
 from tests.scenario.ladder import ALICE, BOB, PAC, Ladder
 
 from .schemas import departures

@@ -11,14 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from pptp_nat import exporter as module
 from pptp_nat.config import Config, Metrics
 from pptp_nat.config_values import Endpoint
 from pptp_nat.errors import AdapterError, ConfigError
-from pptp_nat.exporter import Exporter, credentials
-from pptp_nat.http1 import Request
-from pptp_nat.measuring import exporter_for
-from pptp_nat.metrics import Sample
+from pptp_nat.scrape import exporter as module
+from pptp_nat.scrape.exporter import Exporter, credentials
+from pptp_nat.scrape.http1 import Request
+from pptp_nat.scrape.measuring import exporter_for
+from pptp_nat.scrape.metrics import Sample
 
 STEPS = 7
 OPENMETRICS = {"accept": "application/openmetrics-text"}
@@ -224,8 +224,8 @@ def test_a_port_that_a_predecessor_still_has_is_had_a_second_later(clock, caplog
 def test_without_the_package_calls_are_carried_all_the_same(monkeypatch, caplog) -> None:
     """A router's owner may have left it out to save room."""
     daemon = SimpleNamespace(config=Config())
-    monkeypatch.delitem(sys.modules, "pptp_nat.exporter")
-    monkeypatch.setitem(sys.modules, "pptp_nat.metrics", None)
+    monkeypatch.delitem(sys.modules, "pptp_nat.scrape.exporter")
+    monkeypatch.setitem(sys.modules, "pptp_nat.scrape.metrics", None)
     assert exporter_for(daemon) is None
     (record,) = caplog.records
     assert 'write metrics.listen = "off"' in str(record.__dict__)

@@ -2,13 +2,13 @@
 
 import pytest
 
-from pptp_nat import listening
-from pptp_nat.carrier import Carrier
 from pptp_nat.core.tuples import Party
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.datapath import LegOrder
 from pptp_nat.linux.queue_path import QueuePath
-from pptp_nat.listening import SECONDS, SHARE, Listening
+from pptp_nat.router import listening
+from pptp_nat.router.carrier import Carrier
+from pptp_nat.router.listening import SECONDS, SHARE, Listening
 from tests.scenario.ladder import ALICE, BOB, PAC, Ladder
 
 

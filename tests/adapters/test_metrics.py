@@ -20,8 +20,8 @@ from pptp_nat.core.messages import RESULTS, MessageType
 from pptp_nat.core.states import CallState, End
 from pptp_nat.core.tuples import Flow, Party, Placement, Seat
 from pptp_nat.lab.prometheus import tool
-from pptp_nat.meter import FAILURES, VERDICT_BOUNDS, Histogram, Meter, failure
-from pptp_nat.metrics import (
+from pptp_nat.scrape.meter import FAILURES, VERDICT_BOUNDS, Histogram, Meter, failure
+from pptp_nat.scrape.metrics import (
     FAMILIES,
     OPENMETRICS,
     PREFIX,

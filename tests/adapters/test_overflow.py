@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pptp_nat.linux.nfqueue import QueueCounters
-from pptp_nat.overflow import LOOK_SECONDS, Overflow
+from pptp_nat.router.overflow import LOOK_SECONDS, Overflow
 
 
 def test_lost_packets_are_told_once_a_minute_with_what_to_do(

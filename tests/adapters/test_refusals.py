@@ -10,7 +10,7 @@ from pathlib import Path
 import pptp_nat.core
 from pptp_nat import log
 from pptp_nat.core.book import Settings
-from pptp_nat.news import REFUSALS, News
+from pptp_nat.router.news import REFUSALS, News
 from tests.scenario.ladder import ALICE, PAC, Ladder
 
 CORE = Path(pptp_nat.core.__file__).parent

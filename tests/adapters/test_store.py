@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pptp_nat import record_format, records, statefile, store
 from pptp_nat.core.bindings import Pair
 from pptp_nat.errors import UsageError
-from pptp_nat.store import Journal
+from pptp_nat.state import record_format, records, statefile, store
+from pptp_nat.state.store import Journal
 
 PAIR = Pair(bytes((198, 18, 7, 1)), bytes((198, 18, 7, 2)))
 Maker = Callable[..., Journal]

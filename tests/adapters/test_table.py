@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from pptp_nat import rendering, table
 from pptp_nat.core.states import CallState
 from pptp_nat.errors import UsageError
-from pptp_nat.table import (
+from pptp_nat.tables import rendering, table
+from pptp_nat.tables.table import (
     STATES,
     ApiRow,
     CallRow,

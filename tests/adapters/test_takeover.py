@@ -10,7 +10,7 @@ import pytest
 
 from pptp_nat.config import Config
 from pptp_nat.errors import UsageError
-from pptp_nat.takeover import hand_over, terms_of
+from pptp_nat.state.takeover import hand_over, terms_of
 
 _CARRIER = SimpleNamespace(path=SimpleNamespace(name="queue"))
 DAEMON = cast("Any", SimpleNamespace(config=Config(), carrier=_CARRIER))

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pptp_nat import cli, table
-from pptp_nat.control import ControlServer
-from pptp_nat.sockets import Access
-from pptp_nat.table import ApiRow, Count, QueueRow, Side, StatusRow
-from pptp_nat.top import COLUMNS, Rate, Seen, Style, Top, age, rated, short
+from pptp_nat import cli
+from pptp_nat.control.server import ControlServer
+from pptp_nat.control.sockets import Access
+from pptp_nat.tables import table
+from pptp_nat.tables.table import ApiRow, Count, QueueRow, Side, StatusRow
+from pptp_nat.tables.top import COLUMNS, Rate, Seen, Style, Top, age, rated, short
 from tests.terminal import Terminal
 
 from .test_cli import row

@@ -10,8 +10,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pptp_nat.carried import Counts
-from pptp_nat.carrier import Carrier
 from pptp_nat.core.calls import Call, Connection
 from pptp_nat.core.events import LegDown, LegUp
 from pptp_nat.core.states import CallState
@@ -20,7 +18,9 @@ from pptp_nat.linux.conntrack import Inserted, Met
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.datapath import LegOrder, Match, Tally
 from pptp_nat.linux.queue_path import QueuePath
-from pptp_nat.totals import Totals
+from pptp_nat.router.carried import Counts
+from pptp_nat.router.carrier import Carrier
+from pptp_nat.scrape.totals import Totals
 
 SERVER, EXTERNAL = bytes((198, 18, 7, 2)), bytes((198, 18, 7, 1))
 SIZE = 100  #: octets of each packet

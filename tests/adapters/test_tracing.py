@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pptp_nat.analysis.ppp_glimpse import SHOWN, glimpse
+from pptp_nat.control.subscription import MASKS
+from pptp_nat.control.tracing import Trace
 from pptp_nat.core.packet import pack_enhanced_gre
 from pptp_nat.linux.datapath import Match
 from pptp_nat.linux.gre_tap import HEADERS, MOST_LEGS, program
-from pptp_nat.rendering_events import event_text, stamped
-from pptp_nat.subscription import MASKS
-from pptp_nat.tracing import Trace
+from pptp_nat.tables.rendering_events import event_text, stamped
 from tests.core.wire import ip_packet
 
 CLIENT, SERVER, EXTERNAL = "192.168.77.10", "198.18.7.2", "198.18.7.1"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from pptp_nat.adoption import rebuilt
 from pptp_nat.core.events import Outcome
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Flow, Leg, Placement, Seat
 from pptp_nat.errors import AdapterError
-from pptp_nat.upkeep import Upkeep
+from pptp_nat.router.upkeep import Upkeep
+from pptp_nat.state.adoption import rebuilt
 
 ROUTER, SERVER = bytes((198, 18, 7, 1)), bytes((198, 18, 7, 2))
 

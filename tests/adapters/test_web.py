@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from pptp_nat.config import Metrics
 from pptp_nat.errors import ConfigError
-from pptp_nat.exporter import credentials
-from pptp_nat.http1 import LONGEST_HEAD, BadRequest, Response, parse
-from pptp_nat.web import (
+from pptp_nat.scrape.exporter import credentials
+from pptp_nat.scrape.http1 import LONGEST_HEAD, BadRequest, Response, parse
+from pptp_nat.scrape.web import (
     ACCEPTS_PER_SECOND,
     HEAD_SECONDS,
     IDLE_SECONDS,

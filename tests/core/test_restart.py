@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from pptp_nat import records
 from pptp_nat.core.book import Settings
 from pptp_nat.core.events import Outcome, Verdict
 from pptp_nat.core.messages import MessageType, pack, unpack
 from pptp_nat.core.snapshot import call_record, connection_record, without_positions
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Leg, Party
-from pptp_nat.recorder import Recorder
-from pptp_nat.records import Contents, LegCount
+from pptp_nat.state import records
+from pptp_nat.state.recorder import Recorder
+from pptp_nat.state.records import Contents, LegCount
 
 from .effort import effort
 from .hosts import Round, conversations

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pptp_nat.lab.prometheus import tool
-from pptp_nat.metrics import FAMILIES, PREFIX
+from pptp_nat.scrape.metrics import FAMILIES, PREFIX
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PROMETHEUS = DEPLOY / "prometheus"

@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pptp_nat import api, config, records, statefile
+from pptp_nat import api, config
 from pptp_nat.analysis.capture import CaptureReader
+from pptp_nat.control.subscription import Subscription
 from pptp_nat.core.messages import LAYOUTS, MessageType, pack
 from pptp_nat.core.packet import enhanced_gre, pack_enhanced_gre
 from pptp_nat.core.snapshot import without_positions
@@ -28,8 +29,8 @@ from pptp_nat.core.tuples import Placement, Seat
 from pptp_nat.errors import ConfigError, ExhaustedError, UsageError, WireError
 from pptp_nat.linux.datapath import LegOrder
 from pptp_nat.linux.queue_path import QueuePath
-from pptp_nat.subscription import Subscription
-from pptp_nat.table import Filter
+from pptp_nat.state import records, statefile
+from pptp_nat.tables.table import Filter
 from tests.core.wire import tcp_packet
 
 CLIENT = bytes((192, 168, 7, 9))

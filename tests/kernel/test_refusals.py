@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from pptp_nat.adoption import rebuilt
-from pptp_nat.carrier import Carrier
 from pptp_nat.core.events import LegUp
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Flow, Leg, Party, Placement, Seat
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.conntrack import Conntrack
 from pptp_nat.linux.conntrack_path import ConntrackPath
+from pptp_nat.router.carrier import Carrier
+from pptp_nat.state.adoption import rebuilt
 
 from .conntrack_lab import CLIENT, EXTERNAL, SERVER, inbound, octets, outbound
 

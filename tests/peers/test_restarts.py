@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from pptp_nat import records, statefile
 from pptp_nat.core.states import CallState, End
 from pptp_nat.lab.control import Call, Connection
 from pptp_nat.lab.peers import Station
+from pptp_nat.state import records, statefile
 
 from .conftest import By, World
 

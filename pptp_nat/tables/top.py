@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from pptp_nat.table import CallRow, Count, StatusRow
+    from pptp_nat.tables.table import CallRow, Count, StatusRow
 
 _HELP: Final = "q quit  / filter  < > sort by  r reverse  space pause  + - pace  arrows, PgUp, PgDn"
 _UNITS: Final = ("", "k", "M", "G", "T")

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pptp_nat import __version__, log
 from pptp_nat.errors import ConfigError
-from pptp_nat.http1 import Request, Response
 from pptp_nat.linux.nfqueue import queue_counters
-from pptp_nat.meter import Meter
-from pptp_nat.metrics import TEXT, Form, Sample, form_for, written
-from pptp_nat.readings import Found, Readings
-from pptp_nat.totals import Totals
-from pptp_nat.web import CLOSED, Answer, WebServer
+from pptp_nat.scrape.http1 import Request, Response
+from pptp_nat.scrape.meter import Meter
+from pptp_nat.scrape.metrics import TEXT, Form, Sample, form_for, written
+from pptp_nat.scrape.readings import Found, Readings
+from pptp_nat.scrape.totals import Totals
+from pptp_nat.scrape.web import CLOSED, Answer, WebServer
 
 if TYPE_CHECKING:
     import ssl

@@ -31,7 +31,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
-from pptp_nat import sockets
 from pptp_nat.api import (
     LONGEST_REQUEST,
     SUBSCRIBE,
@@ -45,14 +44,15 @@ from pptp_nat.api import (
     parse,
     refused,
 )
+from pptp_nat.control import sockets
+from pptp_nat.control.subscription import Subscription
 from pptp_nat.errors import PptpNatError
-from pptp_nat.subscription import Subscription
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pptp_nat.sockets import Access
-    from pptp_nat.subscription import About
+    from pptp_nat.control.sockets import Access
+    from pptp_nat.control.subscription import About
 
 CHUNK: Final = 16 << 10  #: octets of a long answer that are encoded at a time: about 1 ms
 BACKLOG: Final = 1 << 20  #: octets of events that wait for one subscriber
@@ -84,7 +84,7 @@ class ControlServer:
         backlog: int = BACKLOG,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Listen, or go on with *listener*.  Raises what `pptp_nat.sockets.listen` raises."""
+        """Listen, or go on with *listener*.  Raises what `sockets.listen` raises."""
         self.answer = answer
         self.selector = selector
         self.backlog = backlog

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from socket import inet_ntoa
 from typing import Any, Final, Literal
 
-from pptp_nat.carried import Counts
 from pptp_nat.core.book import Book
 from pptp_nat.core.calls import NOBODY, Call, Connection
 from pptp_nat.core.causes import CAUSES
@@ -16,7 +15,8 @@ from pptp_nat.core.messages import GENERAL_ERRORS, RESULTS, MessageType, text, u
 from pptp_nat.core.states import CallState
 from pptp_nat.core.tuples import Party
 from pptp_nat.errors import WireError
-from pptp_nat.table import (
+from pptp_nat.router.carried import Counts
+from pptp_nat.tables.table import (
     CallRow,
     Code,
     ConnectionRow,

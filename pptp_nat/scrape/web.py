@@ -2,7 +2,7 @@
 
 Theory of operation
 -------------------
-Like `pptp_nat.control` it owns no loop.  The loop calls ``key.data(mask)`` when a
+Like `pptp_nat.control.server` it owns no loop.  The loop calls ``key.data(mask)`` when a
 socket is ready, and `WebServer.tick` when `WebServer.next_timer` has come.  One call
 accepts few connections, or reads one buffer and answers one request.  A TLS
 handshake costs one or two milliseconds of arithmetic: its steps are taken one per tick.
@@ -30,7 +30,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from pptp_nat.http1 import LINE, LONGEST_HEAD, BadRequest, Request, Response, parse
+from pptp_nat.scrape.http1 import LINE, LONGEST_HEAD, BadRequest, Request, Response, parse
 
 if TYPE_CHECKING:
     import ssl

@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from pptp_nat import record_format, records
+from pptp_nat.state import record_format, records
 
 FILE_MODE: Final = 0o640
 DIRECTORY_MODE: Final = 0o750

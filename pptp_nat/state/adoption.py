@@ -21,7 +21,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from pptp_nat import log
-from pptp_nat.carrier import Carrier
 from pptp_nat.core.bindings import Pair
 from pptp_nat.core.book import Settings
 from pptp_nat.core.calls import NOBODY, Call, Connection, flow_key
@@ -38,7 +37,8 @@ from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Address, Flow, Leg, Party, Placement
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.datapath import Match, Tally
-from pptp_nat.store import Found
+from pptp_nat.router.carrier import Carrier
+from pptp_nat.state.store import Found
 
 _log: Final = logging.getLogger(__name__)
 _MANY: Final = 64  # legs that are removed at a time

@@ -21,10 +21,10 @@ from pptp_nat.core.tuples import Address, Party
 from pptp_nat.errors import PptpNatError
 from pptp_nat.linux.accounting import accounting
 from pptp_nat.linux.nfqueue import queue_counters
-from pptp_nat.meter import FAILURES, Histogram, Meter
-from pptp_nat.metrics import Distribution, Sample
-from pptp_nat.totals import Totals
-from pptp_nat.views import is_opaque
+from pptp_nat.scrape.meter import FAILURES, Histogram, Meter
+from pptp_nat.scrape.metrics import Distribution, Sample
+from pptp_nat.scrape.totals import Totals
+from pptp_nat.tables.views import is_opaque
 
 if TYPE_CHECKING:
     from pptp_nat.daemon import Daemon

@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from pptp_nat import records
 from pptp_nat.core.calls import Call, Connection
 from pptp_nat.core.events import CallChanged, ConnectionChanged, LegDown, LegMarked, LegUp, Outcome
 from pptp_nat.core.states import CallState, ControlState
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Address
-from pptp_nat.records import LegCount
-from pptp_nat.store import Store
+from pptp_nat.state import records
+from pptp_nat.state.records import LegCount
+from pptp_nat.state.store import Store
 
 _OF_CALLS: Final = (CallChanged, LegUp, LegDown)
 _TURN: Final = 128  #: records that are written anew in one turn: less than a millisecond

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pptp_nat.errors import UsageError
-from pptp_nat.table import Filter
+from pptp_nat.tables.table import Filter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

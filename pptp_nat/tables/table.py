@@ -2,7 +2,7 @@
 
 The daemon makes rows of what it knows and sends them as items (`call_item`); a
 client makes rows of items again (`call_row`) and renders them
-(`pptp_nat.rendering`).  A call ID that is not known yet is None; 0 is an
+(`pptp_nat.tables.rendering`).  A call ID that is not known yet is None; 0 is an
 ordinary call ID.  Times are Unix seconds, sizes are octets of IP packets.
 """
 

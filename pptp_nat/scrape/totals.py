@@ -18,7 +18,7 @@ from typing import Final
 from pptp_nat.core.events import LegDown, LegUp
 from pptp_nat.core.tuples import Address, Leg
 from pptp_nat.linux.datapath import Match, Tally
-from pptp_nat.views import inside_party
+from pptp_nat.tables.views import inside_party
 
 _PACKETS: Final = (1 << 63) - 1
 _OCTETS_AT: Final = 64  #: bit of a note at which its octets begin

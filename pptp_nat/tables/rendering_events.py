@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pptp_nat.rendering import assigned, call_line, connections_text, ended, word
-from pptp_nat.table import call_row, connection_row
+from pptp_nat.tables.rendering import assigned, call_line, connections_text, ended, word
+from pptp_nat.tables.table import call_row, connection_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

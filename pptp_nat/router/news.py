@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from socket import inet_ntoa
 from typing import Final
 
-from pptp_nat.carried import NOTHING, Counts
+from pptp_nat.control.subscription import About
 from pptp_nat.core.calls import NOBODY, Call, Connection
 from pptp_nat.core.events import (
     CallChanged,
@@ -20,9 +20,9 @@ from pptp_nat.core.events import (
 )  # fmt: skip
 from pptp_nat.core.states import CallState, ControlState
 from pptp_nat.log import event
-from pptp_nat.subscription import About
-from pptp_nat.table import call_item, connection_item
-from pptp_nat.views import (
+from pptp_nat.router.carried import NOTHING, Counts
+from pptp_nat.tables.table import call_item, connection_item
+from pptp_nat.tables.views import (
     call_row,
     connection_row,
     control_of,

@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from pptp_nat import log
-from pptp_nat.carrier import Carrier
 from pptp_nat.core.calls import flow_key
 from pptp_nat.core.events import Outcome
 from pptp_nat.core.states import ControlState
@@ -22,6 +21,7 @@ from pptp_nat.errors import AdapterError
 from pptp_nat.linux.conntrack import Conntrack
 from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.datapath import LegOrder
+from pptp_nat.router.carrier import Carrier
 
 _log: Final = logging.getLogger(__name__)
 _RENEW_SECONDS: Final = 60.0

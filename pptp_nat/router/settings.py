@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from pptp_nat.config import Config
 from pptp_nat.core.book import Settings
-from pptp_nat.store import Journal, Store
+from pptp_nat.state.store import Journal, Store
 
 
 def draws() -> Callable[[], int]:

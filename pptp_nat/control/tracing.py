@@ -33,7 +33,7 @@ class Trace:
     """Tells of the packets on some legs.
 
     Args:
-        masks: of `pptp_nat.subscription.MASKS`.
+        masks: of `pptp_nat.control.subscription.MASKS`.
         rate: records per second; what is beyond is counted.
         glimpse: says what there is to say of a PPP frame; needed for the mask ``data``.
     """

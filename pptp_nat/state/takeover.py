@@ -24,10 +24,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-from pptp_nat import api, log, records, sockets
+from pptp_nat import api, log
+from pptp_nat.control import sockets
 from pptp_nat.errors import UsageError
-from pptp_nat.records import Contents
-from pptp_nat.store import Found
+from pptp_nat.state import records
+from pptp_nat.state.records import Contents
+from pptp_nat.state.store import Found
 
 if TYPE_CHECKING:
     from pptp_nat.daemon import Daemon

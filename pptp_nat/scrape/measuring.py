@@ -9,7 +9,7 @@ from pptp_nat import log
 
 if TYPE_CHECKING:
     from pptp_nat.daemon import Daemon
-    from pptp_nat.exporter import Exporter
+    from pptp_nat.scrape.exporter import Exporter
 
 _log: Final = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def exporter_for(daemon: Daemon) -> Exporter | None:
         return None
     try:
         # Who wants no metrics need not have the memory for them, nor the package.
-        from pptp_nat.exporter import Exporter  # noqa: PLC0415  see above
+        from pptp_nat.scrape.exporter import Exporter  # noqa: PLC0415  see above
     except ModuleNotFoundError as error:
         log.event(
             _log, logging.ERROR, "metrics-trouble",

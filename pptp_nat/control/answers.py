@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from pptp_nat import __version__, takeover, views
+from pptp_nat import __version__
 from pptp_nat.api import Request
 from pptp_nat.core.calls import Call
 from pptp_nat.core.tuples import Party
 from pptp_nat.errors import UsageError
 from pptp_nat.linux.datapath import Match, Tally
 from pptp_nat.linux.nfqueue import QUEUES, queue_counters
-from pptp_nat.table import (
+from pptp_nat.state import takeover
+from pptp_nat.tables import views
+from pptp_nat.tables.table import (
     ApiRow,
     Filter,
     QueueRow,

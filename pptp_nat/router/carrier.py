@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
-from pptp_nat.carried import NO_GRE, Carried, Counts, add
 from pptp_nat.core.calls import Call
 from pptp_nat.core.events import Event, LegDown, LegMarked, LegUp
 from pptp_nat.core.states import CallState
@@ -20,7 +19,8 @@ from pptp_nat.core.tuples import Leg, Party
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.datapath import DataPath, Installed, LegOrder, Match, Tally
 from pptp_nat.log import event
-from pptp_nat.records import LegCount
+from pptp_nat.router.carried import NO_GRE, Carried, Counts, add
+from pptp_nat.state.records import LegCount
 
 _log: Final = logging.getLogger(__name__)
 FEW_CALLS: Final = 512  #: up to which counts are looked up one by one
@@ -29,7 +29,7 @@ _RETRY_SECONDS: Final = 0.2
 
 
 class Ledger(Protocol):
-    """Who keeps account of what legs have carried: `pptp_nat.totals.Totals`."""
+    """Who keeps account of what legs have carried: `pptp_nat.scrape.totals.Totals`."""
 
     def begin(self, up: LegUp) -> None:
         """Take note of a leg before it carries anything."""

@@ -5,7 +5,7 @@ of the body; kind) and a body.  Records about one thing replace each other: the 
 octets that were cut off anywhere still say what was true at some moment, and
 records may be written again at any time, in any order between things.
 
-Numbers are in network order; `pptp_nat.record_format` has the layouts.
+Numbers are in network order; `pptp_nat.state.record_format` has the layouts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from pptp_nat import record_format as form
 from pptp_nat.core.bindings import Pair
 from pptp_nat.core.book import Book
 from pptp_nat.core.calls import Call, Connection
@@ -36,6 +35,7 @@ from pptp_nat.core.snapshot import (
 from pptp_nat.core.snapshot import positions as positions_of
 from pptp_nat.core.states import CallState, ControlState, End
 from pptp_nat.core.tuples import Address, Party
+from pptp_nat.state import record_format as form
 
 
 class LegCount(NamedTuple):

@@ -12,12 +12,20 @@ from socket import inet_aton
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape, quoteattr
 
-from pptp_nat.table import in_order
+from pptp_nat.tables.table import in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from pptp_nat.table import CallRow, ConnectionRow, ControlEnds, Count, End, Side, StatusRow
+    from pptp_nat.tables.table import (
+        CallRow,
+        ConnectionRow,
+        ControlEnds,
+        Count,
+        End,
+        Side,
+        StatusRow,
+    )
 
 
 def text(rows: Iterable[CallRow], now: float) -> Iterator[str]:

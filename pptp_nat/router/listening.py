@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from typing import Final
 
 from pptp_nat import log
-from pptp_nat.carrier import Carrier
 from pptp_nat.core.calls import Call
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Party
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.datapath import Match, Tally
+from pptp_nat.router.carrier import Carrier
 
 _log: Final = logging.getLogger(__name__)
 SECONDS: Final = 10.0  #: between two looks, at least

@@ -36,11 +36,11 @@ import zlib
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
-from pptp_nat import records
 from pptp_nat.errors import UsageError
 from pptp_nat.log import event
-from pptp_nat.records import Contents
-from pptp_nat.statefile import (
+from pptp_nat.state import records
+from pptp_nat.state.records import Contents
+from pptp_nat.state.statefile import (
     HEADER_SIZE,
     DamagedError,
     Header,

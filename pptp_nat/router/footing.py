@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from pptp_nat import log
-from pptp_nat.carrier import Carrier
 from pptp_nat.config import Config
 from pptp_nat.errors import AdapterError, PptpNatError
-from pptp_nat.firewall import backend_of
 from pptp_nat.linux import preflight, privileges, ruleset
 from pptp_nat.linux.conntrack import Conntrack
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.queue_path import QueuePath
+from pptp_nat.router.carrier import Carrier
+from pptp_nat.router.firewall import backend_of
 
 _log: Final = logging.getLogger(__name__)
 _LOUDNESS: Final = {
