@@ -1,4 +1,4 @@
-"""The fenced blocks of the guides: what stands in them, and where each is to be run."""
+"""The fenced blocks of the documents: what stands in them, and where each is to be run."""
 
 from __future__ import annotations
 
@@ -6,14 +6,26 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-GUIDES = Path(__file__).parents[2] / "docs" / "guides"
+ROOT = Path(__file__).parents[2]
+GUIDES = ROOT / "docs" / "guides"
 PAGES = sorted(GUIDES.glob("*.md"))
+#: all others but the README, whose blocks stay bare for those who read it elsewhere
+OTHERS = sorted(
+    {
+        *(ROOT / folder / "README.md" for folder in ("benchmarks", "rules")),
+        *(ROOT / "docs").rglob("*.md"),
+        *ROOT.glob("*.md"),
+    }
+    - {*PAGES, ROOT / "README.md"}
+)
 #: the words behind ``sh``: on a router of the laboratory, on a machine with Debian, on a router
 #: with OpenWrt's ways, in a clone of this repository
 PLACES = ("router", "debian", "openwrt", "clone")
 #: what nobody runs: output, and what is a piece of something
 INERT = ("text",)
+#: what a parser reads: a configuration of ours, or of OpenWrt; rules, units, programs, pictures
 CHECKED = ("toml", "uci")
+READ = ("ini", "mermaid", "nft", "python")
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -36,6 +48,6 @@ def blocks(path: Path) -> list[Block]:
     return found
 
 
-def of(page: str, kind: str) -> list[Block]:
+def of(page: str, kind: str, folder: Path = GUIDES) -> list[Block]:
     """Return the blocks of one kind on one page."""
-    return [each for each in blocks(GUIDES / page) if each.kind == kind]
+    return [each for each in blocks(folder / page) if each.kind == kind]
