@@ -185,9 +185,8 @@ class Daemon:
         moves = Moves(self.translator, self.carry_out)
         self._watch(addresses, lambda _mask: moves.look(addresses, time.monotonic()))
         self._clockwork.append(moves)
-        self._clockwork += [
-            self.carrier, self.upkeep, Listening(self.translator, self.carrier),
-        ]  # fmt: skip
+        self.listening = Listening(self.translator, self.carrier)
+        self._clockwork += [self.carrier, self.upkeep, self.listening]
 
     def _bind_queues(self, heritage: Heritage | None) -> None:
         control, gre = self.config.control, self.config.gre
@@ -230,7 +229,6 @@ class Daemon:
         if self.exporter is None:
             return
         self._meter = self.exporter.meter
-        self.carrier.ledger = self.exporter.totals
         self._clockwork.append(self.exporter)
         self._closers.append(self.exporter.close)
 

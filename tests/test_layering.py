@@ -56,7 +56,8 @@ FORBIDDEN = {
     "scrape/web.py": {"linux", "daemon", "config", "core", "lab"},
     "scrape/metrics.py": {"linux", "daemon", "config", "control", "lab"},
     "scrape/meter.py": {"linux", "daemon", "config", "control", "lab"},
-    "scrape/totals.py": {"daemon", "config", "control", "lab"},
+    "scrape/visits.py": {"core", "linux", "router", "daemon", "config", "control", "lab"},
+    "router/totals.py": {"daemon", "config", "control", "lab"},
     "lab": {"daemon", "linux", "config", "control"},
 }
 

@@ -138,12 +138,11 @@ class Answers:
                 yield None
         for some in _slices(chosen, _SHOWN):
             calls = [book.calls[number] for number in some if number in book.calls]
-            tallies.update(carrier.tallies_of(call for call in calls if not _known(call, tallies)))
-            now = time.monotonic()
+            looked_up = carrier.tallies_of(call for call in calls if not _known(call, tallies))
+            daemon.listening.note(looked_up, time.monotonic())
+            tallies.update(looked_up)
             for call in calls:
                 counts = carrier.counts(call, tallies)
-                if counts.packets > call.packets:  # else a look since then knows better
-                    daemon.translator.heard(call, counts.packets, now)
                 yield call_item(views.call_row(call, counts, wall=daemon.wall))
 
     def _connections(self, arguments: Mapping[str, object]) -> Answer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from pptp_nat.core.calls import Call
 from pptp_nat.core.events import Event, LegDown, LegMarked, LegUp
@@ -20,6 +20,7 @@ from pptp_nat.errors import AdapterError
 from pptp_nat.linux.datapath import DataPath, Installed, LegOrder, Match, Tally
 from pptp_nat.log import event
 from pptp_nat.router.carried import NO_GRE, Carried, Counts, add
+from pptp_nat.router.totals import Totals
 from pptp_nat.state.records import LegCount
 
 _log: Final = logging.getLogger(__name__)
@@ -28,22 +29,12 @@ _AT_ONCE: Final = 16  #: calls looked up in one piece
 _RETRY_SECONDS: Final = 0.2
 
 
-class Ledger(Protocol):
-    """Who keeps account of what legs have carried: `pptp_nat.scrape.totals.Totals`."""
-
-    def begin(self, up: LegUp) -> None:
-        """Take note of a leg before it carries anything."""
-
-    def end(self, down: LegDown, tally: Tally | None) -> None:
-        """Take note of a leg's end and last count; None: it could not be read."""
-
-
 class Carrier:
     """Carries out leg orders on a data path and knows what GRE has gone by."""
 
     def __init__(self, path: DataPath) -> None:
         self.path = path
-        self.ledger: Ledger | None = None  #: told of every leg, if there is one
+        self.totals = Totals()
         self.failures = 0
         self._carried = Carried()
         self._wanted: dict[Match, LegUp] = {}  # what could not be installed yet
@@ -57,8 +48,7 @@ class Carrier:
         for each in events:
             if isinstance(each, LegUp):
                 ups.append(each)
-                if self.ledger is not None:
-                    self.ledger.begin(each)
+                self.totals.begin(each)
             elif isinstance(each, LegMarked):
                 marks.append(LegOrder(each.leg, each.mark))
         if ups:
@@ -89,9 +79,7 @@ class Carrier:
 
         *trusted*: they are all there, another process carried them until now.
         """
-        if self.ledger is not None:
-            for each in ups:
-                self.ledger.begin(each)
+        self.totals.adopt(ups)
         orders = [LegOrder(each.leg, each.mark) for each in ups]
         absent = set(self.path.take_over(orders, trusted=trusted))
         missing = [up for up, order in zip(ups, orders, strict=True) if order in absent]
@@ -131,9 +119,8 @@ class Carrier:
             self._complain(error)
             self._is_behind = True
             self._retry_at = now + _RETRY_SECONDS
-        if self.ledger is not None:
-            for down in downs:
-                self.ledger.end(down, (tallies or {}).get(Match(*down.leg[:3])))
+        for down in downs:
+            self.totals.end(down, (tallies or {}).get(Match(*down.leg[:3])))
         gone: dict[int, Counts | None] = {}
         for call, party, leg in downs:
             match = Match(*leg[:3])
@@ -209,14 +196,6 @@ class Carrier:
     def lost(self, leg: Leg, tally: Tally) -> None:
         """Take note that others deleted *leg* after it had carried so much."""
         self.path.lost(leg, tally)
-
-    def tallies(self) -> Mapping[Match, Tally]:
-        """Return the counts of all legs, none if the data path cannot say."""
-        try:
-            return self.path.tallies()
-        except AdapterError as error:
-            self._complain(error)
-            return {}
 
     def tallies_of(self, calls: Iterable[Call]) -> Mapping[Match, Tally]:
         """Return the counts of the legs of these *calls*.  Raises `AdapterError`."""

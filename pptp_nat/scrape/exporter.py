@@ -28,7 +28,7 @@ from pptp_nat.scrape.http1 import Request, Response
 from pptp_nat.scrape.meter import Meter
 from pptp_nat.scrape.metrics import TEXT, Form, Sample, form_for, written
 from pptp_nat.scrape.readings import Found, Readings
-from pptp_nat.scrape.totals import Totals
+from pptp_nat.scrape.visits import Visits
 from pptp_nat.scrape.web import CLOSED, Answer, WebServer
 
 if TYPE_CHECKING:
@@ -79,9 +79,9 @@ class Exporter:
         self.failures = 0  #: of writing the textfile
         self._daemon = daemon
         self._config = config
-        earlier = daemon.carrier.tallies()
-        self.totals = Totals(by_client=config.top_clients > 0, earlier=earlier)
-        self._readings = Readings(daemon, self.meter, self.totals, config.top_clients)
+        daemon.carrier.totals.by_client = config.top_clients > 0
+        self._readings = Readings(daemon, self.meter, config.top_clients)
+        self._visits = Visits()
         self._server: WebServer | None = None
         self._token, self._tls = credentials(config)
         self._waiting: list[tuple[_Variant, Answer]] = []
@@ -228,7 +228,9 @@ class Exporter:
 
     def _ask(self, variant: _Variant, answer: Answer) -> None:
         """Have *answer* take a reading written as *variant*."""
-        if variant in self._bodies and time.monotonic() < self._good_until:
+        now = time.monotonic()
+        self._daemon.listening.expect(self._visits.next_after(now))
+        if variant in self._bodies and now < self._good_until:
             answer(_scrape(variant, self._bodies[variant]))
             return
         self._waiting.append((variant, answer))
@@ -272,7 +274,9 @@ class Exporter:
 
     def _own(self) -> None:
         """Add what this side has to tell of itself."""
-        self._found["scrape_longest_step_seconds"] = [Sample((), self._longest)]
+        listening = self._daemon.listening
+        longest, listening.longest = max(self._longest, listening.longest), 0.0
+        self._found["scrape_longest_step_seconds"] = [Sample((), longest)]
         if self._server is not None:
             codes, closed = self._server.codes, self._server.closed
             self._found["http_requests_total"] = [

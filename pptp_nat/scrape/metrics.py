@@ -87,6 +87,9 @@ counter   gre_packets_total{direction} GRE packets that calls have carried, by w
 counter   gre_bytes_total{direction} Octets of the IP packets in pptp_nat_gre_packets_total.
 counter   gre_unmatched_packets_total{direction} GRE packets with a call ID that no call has.
 counter   gre_plain_packets_total GRE packets without call ID, not ours, seen by the data path queue.
+gauge     gre_read_timestamp_seconds When the look began that the GRE counts above are of, Unix seconds; none of them is older.
+counter   gre_readings_total Looks at the counts of all calls, for scrapes and for when each call was last heard.
+counter   gre_readings_cpu_seconds_total Processor time that those looks took.
 gauge     gre_accounting Whether this kernel counts packets per conntrack entry (net.netfilter.nf_conntrack_acct).
 counter   gre_entries_restored_total Conntrack entries of live calls that others had deleted and that were put back.
 counter   datapath_failures_total Orders that the data path could not carry out at once; installations are tried again.

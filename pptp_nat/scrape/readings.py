@@ -7,6 +7,7 @@ parts are some milliseconds apart, each true when it was read.
 
 from __future__ import annotations
 
+import heapq
 import platform
 import time
 from collections import Counter
@@ -21,9 +22,9 @@ from pptp_nat.core.tuples import Address, Party
 from pptp_nat.errors import PptpNatError
 from pptp_nat.linux.accounting import accounting
 from pptp_nat.linux.nfqueue import queue_counters
+from pptp_nat.router.listening import FRESH_SECONDS
 from pptp_nat.scrape.meter import FAILURES, Histogram, Meter
 from pptp_nat.scrape.metrics import Distribution, Sample
-from pptp_nat.scrape.totals import Totals
 from pptp_nat.tables.views import is_opaque
 
 if TYPE_CHECKING:
@@ -58,10 +59,9 @@ REFUSALS: Final = (
 class Readings:
     """Reads *daemon* for scrapes."""
 
-    def __init__(self, daemon: Daemon, meter: Meter, totals: Totals, top_clients: int) -> None:
+    def __init__(self, daemon: Daemon, meter: Meter, top_clients: int) -> None:
         self._daemon = daemon
         self._meter = meter
-        self._totals = totals
         self._top_clients = top_clients
         self._overflow = 0
         self._parts: Mapping[str, Callable[[Found], Iterator[None]]] = {
@@ -81,23 +81,36 @@ class Readings:
         return found
 
     def _gre(self, found: Found) -> Iterator[None]:
-        totals, carrier = self._totals, self._daemon.carrier
-        for piece in carrier.tally_pieces(self._daemon.translator.book.calls.values()):
-            totals.read(piece)
-            yield
+        daemon = self._daemon
+        carrier, listening = daemon.carrier, daemon.listening
         counting = accounting() is not False or carrier.path.name != "conntrack"
         found["gre_accounting"] = [Sample((), counting)]
-        found["gre_packets_total"] = _directed(totals.packets)
-        found["gre_bytes_total"] = _directed(totals.octets)
+        try:
+            yield from listening.freshen(FRESH_SECONDS)
+        finally:  # what is known stays known
+            totals = carrier.totals
+            found["gre_packets_total"] = _directed(totals.packets)
+            found["gre_bytes_total"] = _directed(totals.octets)
+            if listening.read_at is not None:
+                _add(found, "gre_read_timestamp_seconds", listening.read_at + daemon.wall)
+            _add(found, "gre_readings_total", listening.looks)
+            _add(found, "gre_readings_cpu_seconds_total", listening.cpu_seconds)
         if self._top_clients:
-            self._clients(found)
+            yield from self._clients(found)
 
-    def _clients(self, found: Found) -> None:
-        clients = self._totals.clients
-        busiest = sorted(clients, key=lambda each: sum(clients[each].octets), reverse=True)
-        self._overflow += max(0, len(busiest) - self._top_clients)
-        for client in busiest[: self._top_clients]:
-            name, kept = inet_ntoa(client), clients[client]
+    def _clients(self, found: Found) -> Iterator[None]:
+        clients = self._daemon.carrier.totals.clients
+        busiest: list[tuple[int, Address]] = []
+        for some in _slices(list(clients)):
+            octets = ((sum(clients[each].octets), each) for each in some if each in clients)
+            busiest = heapq.nlargest(self._top_clients, (*busiest, *octets))
+            yield
+        self._overflow += max(0, len(clients) - self._top_clients)
+        for _, client in busiest:
+            kept = clients.get(client)
+            if kept is None:
+                continue
+            name = inet_ntoa(client)
             _add(found, "client_calls", (kept.legs + 1) // 2, name)
             for to_inside, direction in enumerate(_DIRECTIONS):
                 _add(found, "client_packets_total", kept.packets[to_inside], name, direction)

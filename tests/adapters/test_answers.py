@@ -19,6 +19,7 @@ from pptp_nat.linux.datapath import LegOrder
 from pptp_nat.linux.queue_path import QueuePath
 from pptp_nat.router.carried import NOTHING
 from pptp_nat.router.carrier import Carrier
+from pptp_nat.router.listening import Listening
 from pptp_nat.tables import views
 from pptp_nat.tables.table import Filter
 from tests.scenario.ladder import ALICE, BOB, HOME_PAC, OTHER_PAC, PAC, TRAVELLER, Ladder
@@ -32,7 +33,11 @@ class Daemon(SimpleNamespace):
     def __init__(self):
         self.nat = Ladder()
         self.nat.drawn = list(range(1000, 60_000, 7))
-        super().__init__(translator=self.nat.translator, carrier=Carrier(QueuePath()), wall=0.0)
+        carrier = Carrier(QueuePath())
+        listening = Listening(self.nat.translator, carrier)
+        super().__init__(
+            translator=self.nat.translator, carrier=carrier, listening=listening, wall=0.0
+        )
         self.cleared = []
 
     def clear(self, calls):
@@ -90,19 +95,6 @@ def test_calls_that_end_meanwhile_are_left_out(daemon) -> None:
     shown += [item for item in answer if item is not None]
 
     assert [call.id for call in calls[:100]] == [each["id"] for each in shown]
-
-
-def test_an_answer_that_took_long_does_not_say_that_a_call_was_heard(daemon, monkeypatch) -> None:
-    """Its counts were read before those of a look that came in between."""
-    monkeypatch.setattr(answers, "_MANY", 0)
-    [call] = daemon.up(ALICE, PAC)
-    answer = iter(Answers(daemon)(Request(1, "list", {}, 0)))
-    assert [next(answer), next(answer)] == [None, None]  # chosen, counted
-    daemon.translator.heard(call, 1000, 5.0)
-    [item] = answer
-
-    assert (call.packets, call.last_gre) == (1000, 5.0)
-    assert item["last_seen"] == 5.0
 
 
 def test_legs_are_what_the_data_path_carries(daemon) -> None:

@@ -116,7 +116,7 @@ class Owners(RuleBasedStateMachine):
 
     @rule()
     def somebody_looks(self) -> None:
-        tallies = self.carrier.tallies()
+        tallies = self.path.tallies()
         for number, made in self.live.items():
             assert self.expected(number) == self.carrier.counts(made, tallies)
 

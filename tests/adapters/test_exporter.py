@@ -63,7 +63,8 @@ def clock(monkeypatch):
 
 def built(config=None):
     daemon = SimpleNamespace(
-        carrier=SimpleNamespace(tallies=dict, path=SimpleNamespace(name="queue")),
+        carrier=SimpleNamespace(totals=SimpleNamespace(), path=SimpleNamespace(name="queue")),
+        listening=SimpleNamespace(longest=0.0, expect=lambda _at: None),
         control_queue=SimpleNamespace(number=65000), gre_queue=None, selector=None,
     )  # fmt: skip
     exporter = Exporter(daemon, config or Metrics(listen=None))

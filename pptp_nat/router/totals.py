@@ -1,0 +1,163 @@
+"""What legs have carried, as last read: totals that never fall, and which calls were heard.
+
+The kernel counts per leg, and a leg's count dies with its entry.  Here what each
+leg was last known to have carried is kept, and only what came on top is told: so
+it does not matter how often a count is read, in which order the pieces of a table
+come, or whether a leg's end overtakes them.  A count that is lower than it was
+began anew and counts in full.
+
+Some 150 octets per leg.  What is read is let go piece by piece: the counts of
+100,000 calls, kept until the last of them is read, would take 70 MB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
+
+from pptp_nat.core.events import LegDown, LegUp
+from pptp_nat.core.tuples import Address, Leg
+from pptp_nat.linux.datapath import Match, Tally
+from pptp_nat.tables.views import inside_party
+
+# A note is one int: the direction (1 bit), the call (48), its packets (63), and above its octets.
+_CALL: Final = (1 << 48) - 1
+_COUNTS_AT: Final = 49
+_PACKETS: Final = (1 << 63) - 1
+_OCTETS_AT: Final = 63  #: from `_COUNTS_AT` on
+
+
+class Grown(NamedTuple):
+    """A call that has carried something since it was last looked at."""
+
+    call: int  #: its identity
+    packets: int  #: that came on top
+
+
+class ClientTotals:
+    """What one inside host's calls have carried since its first call of those that are up."""
+
+    __slots__ = ("legs", "octets", "packets")
+
+    def __init__(self) -> None:
+        self.legs = 0
+        self.packets = [0, 0]  #: by "to the inside"
+        self.octets = [0, 0]
+
+
+class Totals:
+    """Adds up what legs have carried, by direction as the table of calls shows it."""
+
+    def __init__(self) -> None:
+        #: add up per inside host as well, as long as it has legs; to be said before there are any
+        self.by_client = False
+        self.packets = [0, 0]  #: by "to the inside"
+        self.octets = [0, 0]
+        self.clients: dict[Address, ClientTotals] = {}
+        #: name of a leg -> its note; as long as its count was never read, the note's
+        #: complement, which is negative
+        self._known: dict[bytes, int] = {}
+        self._further: dict[bytes, list[int]] = {}  # owners of a leg besides the latest
+        self._client: dict[bytes, Address] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def begin(self, up: LegUp) -> None:
+        """Count what *up* carries from here on."""
+        name = _name(up.leg)
+        known = self._known.get(name)
+        if known is not None:
+            self._further.setdefault(name, []).append(_call_of(known))
+            self._known[name] = _owned(known, up.call.id)
+            return
+        inside = inside_party(up.call)
+        self._known[name] = up.call.id << 1 | (up.party is inside)
+        if self.by_client:
+            client = self._client[name] = up.call.connection.seat(inside).own
+            self.clients.setdefault(client, ClientTotals()).legs += 1
+
+    def adopt(self, ups: Iterable[LegUp]) -> None:
+        """Count what legs of an earlier run carry from the first look at them on.
+
+        What they had carried by then is not ours to count.
+        """
+        for up in ups:
+            self.begin(up)
+            name = _name(up.leg)
+            if self._known[name] >= 0:
+                self._known[name] = ~self._known[name]
+
+    def end(self, down: LegDown, tally: Tally | None) -> None:
+        """Add the last count of a leg, None if it is not known, and forget the leg."""
+        name = _name(down.leg)
+        known = self._known.get(name)
+        if known is None:
+            return
+        if tally is not None:
+            self._add(name, known, tally)
+            known = self._known[name]
+        owners = self._further.get(name)
+        if owners is not None:
+            if down.call.id in owners:
+                owners.remove(down.call.id)
+            else:
+                self._known[name] = _owned(known, owners.pop())
+            if not owners:
+                del self._further[name]
+            return
+        del self._known[name]
+        client = self._client.pop(name, None)
+        if client is not None:
+            self.clients[client].legs -= 1
+            if not self.clients[client].legs:
+                del self.clients[client]
+
+    def read(self, tallies: Mapping[Match, Tally]) -> list[Grown]:
+        """Add what legs have carried since their counts were last read; return whose they are."""
+        grown: list[Grown] = []
+        known_as = self._known.get
+        for (source, destination, key), (packets, octets) in tallies.items():
+            # Most legs are idle: this much is done for each of them.
+            name = source + destination + key.to_bytes(2, "big")
+            known = known_as(name)
+            if known is not None and known >> _COUNTS_AT != octets << _OCTETS_AT | packets:
+                came = self._add(name, known, Tally(packets, octets))
+                if came:
+                    grown.append(Grown(_call_of(known), came))
+        return grown
+
+    def _add(self, name: bytes, known: int, tally: Tally) -> int:
+        """Note what *name* has carried by now; return how many packets came on top."""
+        was = ~known if known < 0 else known
+        counts = tally.octets << _OCTETS_AT | tally.packets
+        self._known[name] = counts << _COUNTS_AT | was & ((1 << _COUNTS_AT) - 1)
+        if known < 0:
+            return 0
+        packets = tally.packets - (known >> _COUNTS_AT & _PACKETS)
+        octets = tally.octets - (known >> _COUNTS_AT + _OCTETS_AT)
+        if packets < 0 or octets < 0:
+            packets, octets = tally
+        to_inside = known & 1
+        self.packets[to_inside] += packets
+        self.octets[to_inside] += octets
+        if self.by_client:
+            client = self.clients[self._client[name]]
+            client.packets[to_inside] += packets
+            client.octets[to_inside] += octets
+        return packets
+
+
+def _name(leg: Match | Leg) -> bytes:
+    return leg[0] + leg[1] + leg[2].to_bytes(2, "big")
+
+
+def _call_of(known: int) -> int:
+    return (~known if known < 0 else known) >> 1 & _CALL
+
+
+def _owned(known: int, call: int) -> int:
+    """Return the note *known*, read or not, with *call* as the owner."""
+    if known < 0:
+        return ~_owned(~known, call)
+    return known & ~(_CALL << 1) | call << 1
