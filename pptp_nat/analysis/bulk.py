@@ -4,8 +4,8 @@ Theory of operation
 -------------------
 Most of a large capture is GRE of a few flows in frames of one shape.  A walk over the
 records costs one `struct` call each: it takes the record's length and the octets by which
-a flow is known, and notes the record with its flow.  Then, flow by flow, the headers are
-joined to one string with a fixed distance from packet to packet, so that a slice with that
+a flow is known, and keeps the record's head with its flow, while it is in the processor's
+cache.  Then, flow by flow, the heads are joined to one string with a fixed distance from packet to packet, so that a slice with that
 step is a column, and a column is compared, counted or turned into integers by the
 interpreter's own loops.  A flow of which any packet is not as expected is sorted one packet
 at a time (`pptp_nat.analysis.sorting`), so nothing rests on luck.
@@ -18,7 +18,7 @@ import sys
 from array import array
 from itertools import compress, islice, repeat
 from operator import add, lt, rshift, truediv
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pptp_nat.analysis import links
 from pptp_nat.analysis.formats import ENHANCED, LONGEST, Form
@@ -35,10 +35,9 @@ from pptp_nat.analysis.sorting import (
 from pptp_nat.core.packet import GRE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 FEWEST: Final = 16  #: packets of a flow that make columns worth their while
-MARGIN: Final = LONGEST + 256  #: octets that must lie behind the last record to be walked over
 
 _IP_AND_GRE: Final = 40  #: octets: IP, GRE with both numbers, 4 of payload
 #: Octets of IP and GRE header by how many of S and A are set; none is not ordinary.
@@ -98,81 +97,86 @@ def shape_of(link: int, frame: bytes) -> Frames | None:
     return None
 
 
-class Walk(NamedTuple):
-    """Records of a buffer: where each begins, and which may be GRE of which flow."""
+#: Addresses: key: number and head of each packet in turn.
+Groups = dict[bytes, dict[bytes, list[Any]]]
 
-    starts: list[int]  #: offsets of the packets' records, in order
-    groups: dict[bytes, dict[bytes, list[int]]]  #: addresses: key: indices into `starts`
-    rest: list[int]  #: indices of all others
+
+class Walk(NamedTuple):
+    """Records of a piece."""
+
+    starts: list[int]  #: where each begins in the piece, in order
+    rest: list[int]  #: numbers of the packets that are no GRE in frames of the shape
     stop: int  #: offset of the first octet that was not walked over
     stuck: bool  #: what stands at `stop` is no record that can be walked over
+    short: bool  #: what stands at `stop` is a record that the file does not have all of
 
 
-def walk(buffer: bytes, at: int, stop: int, form: Form, ip_at: int) -> Walk:
-    """Go from record to record, from *at* to the first that begins at or behind *stop*.
+def head_of(form: Form, ip_at: int) -> int:
+    """Return how many octets of each record are read by the column."""
+    return form.header + ip_at + _IP_AND_GRE
 
-    `MARGIN` octets must lie behind *stop*.
+
+def walk(
+    piece: bytes, stop: int, end: int, form: Form, ip_at: int, number: int, groups: Groups
+) -> Walk:
+    """Go from record to record, to the first that begins at or behind *stop*.
+
+    The first has this *number*.  Behind *stop* lie at least `head_of` octets; a record that
+    ends behind *end* is short.  Of GRE the numbers and heads go into *groups*.
     """
-    inner = form.header + ip_at + 9
-    if form.kind == "pcap":
-        return _walk_pcap(buffer, at, stop, form.header, f"{form.order}8xI{inner - 12}xB2x8s6x2s")
-    return _walk_pcapng(buffer, at, stop, f"{form.order}II{inner - 8}xB2x8s6x2s")
-
-
-def _walk_pcap(buffer: bytes, at: int, stop: int, header: int, layout: str) -> Walk:
-    read, index, stuck = struct.Struct(layout).unpack_from, 0, False
-    found = Walk([], {}, [], 0, stuck=False)
-    note, rest, groups = found.starts.append, found.rest, found.groups
+    octets, order, inner = head_of(form, ip_at), form.order, form.header + ip_at + 9
+    if form.kind == "pcap":  # a record has no kind, and any length
+        layout, wanted, header = f"{order}0s8xI{inner - 12}xB2x8s6x2s", b"", form.header
+        least = odd = 0
+    else:
+        layout, wanted = f"{order}4sI{inner - 8}xB2x8s6x2s", struct.pack(order + "I", ENHANCED)
+        header, least, odd = 0, 32, 3
+    read, at, stuck, short, length, protocol = struct.Struct(layout).unpack_from, 0, False, False, 0, 0
+    starts: list[int] = []
+    rest: list[int] = []
     while at < stop:
-        length, protocol, pair, key = read(buffer, at)
-        if length > LONGEST:
+        kind, length, protocol, pair, key = read(piece, at)
+        if kind != wanted or length & odd or length < least:
             stuck = True
             break
-        note(at)
+        starts.append(at)
         if protocol == GRE:
             try:
-                groups[pair][key].append(index)
+                flow = groups[pair][key]
             except KeyError:
-                groups.setdefault(pair, {})[key] = [index]
+                flow = groups.setdefault(pair, {}).setdefault(key, [])
+            flow.append(number)
+            flow.append(piece[at : at + octets])
         else:
-            rest.append(index)
+            rest.append(number)
+        number += 1
         at += header + length
-        index += 1
-    return found._replace(stop=at, stuck=stuck)
-
-
-def _walk_pcapng(buffer: bytes, at: int, stop: int, layout: str) -> Walk:
-    read, index, stuck = struct.Struct(layout).unpack_from, 0, False
-    found = Walk([], {}, [], 0, stuck=False)
-    note, rest, groups = found.starts.append, found.rest, found.groups
-    while at < stop:
-        kind, length, protocol, pair, key = read(buffer, at)
-        if kind != ENHANCED or not 32 <= length <= LONGEST or length & 3:
-            stuck = True
-            break
-        note(at)
-        if protocol == GRE:
-            try:
-                groups[pair][key].append(index)
-            except KeyError:
-                groups.setdefault(pair, {})[key] = [index]
-        else:
-            rest.append(index)
-        at += length
-        index += 1
-    return found._replace(stop=at, stuck=stuck)
+    # A record of such a length leads out of the piece, so it is the last.
+    if starts and not stuck:
+        stuck = length > LONGEST
+        short = not stuck and at > end
+        if stuck or short:
+            at = starts.pop()
+            if protocol == GRE:
+                del groups[pair][key][-2:]
+            else:
+                rest.pop()
+    return Walk(starts, rest, at, stuck, short)
 
 
 class Bulk:
     """Turns the groups of a `Walk` into columns."""
 
-    def __init__(self, form: Form, main: Main, sorter: Sorter) -> None:
+    def __init__(
+        self, form: Form, main: Main, sorter: Sorter, frame_of: Callable[[int], bytes]
+    ) -> None:
+        """*frame_of* returns the whole frame of a packet by its number."""
         frames = main.frames
-        self._form, self._sorter = form, sorter
+        self._form, self._sorter, self._frame_of = form, sorter, frame_of
         self._interface = form.interfaces[main.interface]
         self._prefix = main.interface.to_bytes(4, "big") if main.interface else b""
         self._ip = form.header + frames.ip_at  # offset of IP in a record
-        self._step = self._ip + _IP_AND_GRE
+        self._step = head_of(form, frames.ip_at)
         self._before = frames.ip_at
         self._spots = [
             slice(form.header + each.start, form.header + each.stop)
@@ -188,14 +192,13 @@ class Bulk:
         self._lengths_at = (8, 12) if form.kind == "pcap" else (20, 24)  # captured, on the wire
 
     def take(
-        self, buffer: bytes, places: Sequence[int], numbers: Sequence[int], pair: bytes, key: bytes
+        self, numbers: Sequence[int], heads: Sequence[bytes], pair: bytes, key: bytes
     ) -> bool:
-        """Sort the packets of one flow whose records begin at *places*, by the column.
-
-        Return False, with nothing done, if they are not alike.
+        """Sort the packets of one flow by the column; return False, with nothing done, if they
+        are not alike.
         """
         step, ip = self._step, self._ip
-        joined = b"".join([buffer[at : at + step] for at in places])
+        joined = b"".join(heads)
         if not self._alike(joined):
             return False
         sequenced = joined[ip + 20 :: step].translate(_BIT_4)
@@ -229,7 +232,7 @@ class Bulk:
         known = window.flows.get(flow)
         window.flows[flow] = columns if known is None else concatenated(known, columns)
         self._count(joined, captured, columns)
-        self._show(buffer, places, columns, flow, array(_U32, captured))
+        self._show(columns, flow)
         return True
 
     def _are_whole(self, joined: bytes, sizes: bytes, lengths: bytes, captured: bytes) -> bool:
@@ -305,12 +308,9 @@ class Bulk:
             return list(map(add, upper, map(truediv, lower, repeat(rate))))
         return [(high << 32 | low) / rate + offset for high, low in zip(upper, lower, strict=True)]
 
-    def _show(
-        self, buffer: bytes, places: Sequence[int], columns: Columns, flow: FlowKey,
-        captured: Sequence[int],
-    ) -> None:  # fmt: skip
+    def _show(self, columns: Columns, flow: FlowKey) -> None:
         """Keep what may be PPP control, and the first data in the clear, for a closer look."""
-        heads, header, sorter = columns.heads, self._form.header, self._sorter
+        heads, sorter = columns.heads, self._sorter
         if isinstance(heads, array):
             firsts = heads.tobytes()[3 if _LITTLE else 0 :: 4]
             if not firsts.strip(b"\xfd"):
@@ -325,13 +325,11 @@ class Bulk:
             chosen = islice(chosen, PLAIN_KEPT)
         for index in chosen:
             kind = kind_of_payload(heads[index].to_bytes(4, "big"))
-            if kind != ENCRYPTED:
-                at = places[index] + header
-                end = at + captured[index]
-                at += self._before
-                length = int.from_bytes(buffer[at + 2 : at + 4], "big")
-                packet = buffer[at : min(end, at + length)]
-                sorter.show(flow, columns.numbers[index], columns.times[index], packet, kind)
+            if kind != ENCRYPTED and sorter.is_wanted(flow, kind):
+                number, at = columns.numbers[index], self._before
+                frame = self._frame_of(number)
+                packet = frame[at : at + int.from_bytes(frame[at + 2 : at + 4], "big")]
+                sorter.show(flow, number, columns.times[index], packet)
 
 
 def _kind(top: int) -> int:

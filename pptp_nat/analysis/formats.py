@@ -27,11 +27,12 @@ INTERFACE: Final = 1
 PACKET: Final = 2  #: obsolete
 SIMPLE: Final = 3
 ENHANCED: Final = 6
-_SHORTEST_BLOCK: Final = 12
+SHORTEST_BLOCK: Final = 12
 _TIME_RESOLUTION: Final = 9
 _TIME_OFFSET: Final = 14
 _NAME: Final = 2
 PCAP_HEADER: Final = 24
+PCAP_RECORD: Final = 16
 
 # Implementation constants.
 #: octets of a record; Linux's largest loopback packet is 64 KiB, GSO's 512 KiB at most
@@ -99,42 +100,43 @@ def recognise(start: bytes, name: str) -> Form:
     raise UsageError(f"{name}: neither pcap nor pcapng: record with `tcpdump -w FILE`")
 
 
-def pcap_record(form: Form, buffer: bytes, at: int) -> Record:
-    """Return the record at *at*; *buffer* holds all of it.
+def pcap_length(form: Form, start: bytes) -> int:
+    """Return the octets of the record that begins with *start*, `PCAP_RECORD` octets."""
+    return form.header + int(struct.unpack_from(form.order + "8xI", start)[0])
+
+
+def pcap_record(form: Form, octets: bytes) -> Record:
+    """Return the packet in a record, of which *octets* are all.
 
     Raises:
-        BadRecord: there is none.
+        BadRecord: it contradicts itself.
     """
-    seconds, parts, captured, wire = struct.unpack_from(form.order + "IIII", buffer, at)
+    seconds, parts, captured, wire = struct.unpack_from(form.order + "IIII", octets)
     interface = form.interfaces[0]
     if captured > LONGEST or (captured == wire == 0):
         raise BadRecord(f"a packet that claims {captured} octets")
     if parts >= interface.rate and not form.loose:
         raise BadRecord(f"a packet whose time has {parts} parts of a second")
-    start = at + form.header
-    return Record(
-        seconds + parts / interface.rate, 0, buffer[start : start + captured], wire
-    )
+    frame = octets[form.header : form.header + captured]
+    return Record(seconds + parts / interface.rate, 0, frame, wire)
 
 
-def block_length(form: Form, buffer: bytes, at: int, end: int) -> tuple[int, int]:
-    """Return (type, octets) of the block at *at*; the file ends at *end*.
+def block_length(form: Form, start: bytes) -> tuple[int, int]:
+    """Return (type, octets) of the block that begins with *start*, `SHORTEST_BLOCK` octets.
 
     Raises:
-        BadRecord: there is no whole block.
+        BadRecord: there is none.
     """
+    if len(start) < SHORTEST_BLOCK:
+        raise BadRecord("the file ends within a block")
     order = form.order
-    if buffer[at : at + 4] == SECTION_OCTETS:
-        order = _BYTE_ORDERS.get(buffer[at + 8 : at + 12], "")
-        if not order and at + _SHORTEST_BLOCK <= end:
+    if start[:4] == SECTION_OCTETS:
+        order = _BYTE_ORDERS.get(start[8:12], "")
+        if not order:
             raise BadRecord("a section header without byte-order magic")
-    if at + _SHORTEST_BLOCK > end:
-        raise BadRecord("the file ends within a block")
-    kind, length = struct.unpack_from(order + "II", buffer, at)
-    if length < _SHORTEST_BLOCK or length % 4 or length > LONGEST + 64:
+    kind, length = struct.unpack_from(order + "II", start)
+    if length < SHORTEST_BLOCK or length % 4 or length > LONGEST + 64:
         raise BadRecord(f"a block of type {kind:#x} that claims {length} octets")
-    if at + length > end:
-        raise BadRecord("the file ends within a block")
     return kind, length
 
 

@@ -21,10 +21,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from pptp_nat.analysis.bulk import MARGIN
 from pptp_nat.analysis.capture import Stretch
 from pptp_nat.analysis.formats import ENHANCED, LONGEST
 from pptp_nat.analysis.model import Damage
+from pptp_nat.analysis.stored import opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from pptp_nat.analysis.formats import Form
     from pptp_nat.analysis.sorting import Window
 
-STRETCH: Final = 32 << 20  #: octets; longer ones make columns longer, which costs less per packet
+STRETCH: Final = 64 << 20  #: octets; longer ones make columns longer, which costs less per packet
 SMALLEST: Final = 64 << 20  #: octets of a file that is worth several processes
 _CHAIN: Final = 12  #: records in a row that make a beginning plausible
-_SEARCHED: Final = 1 << 19  #: octets in which a record must begin
+_SEARCHED: Final = 1 << 20  #: octets in the first half of which a record must begin
 _AHEAD: Final = 2  #: stretches under way for each worker
 
 
@@ -122,31 +122,33 @@ def _in_order(reader: CaptureReader, pool: Executor) -> Iterator[Window]:
 
 def read_stretch(task: Task) -> Done:
     """Read one stretch."""
-    wanted = max(task.stop - task.start, 0) + MARGIN
-    with Path(task.path).open("rb") as file:
-        file.seek(task.start)
-        buffer = file.read(wanted)
-    end = len(buffer)
-    is_last = end < wanted
-    stop = min(task.stop - task.start, end)
-    stretch = Stretch(copy.deepcopy(task.form), task.ports, task.main)
-    begin = 0 if task.is_exact else find_record(task.form, buffer)
+    stored, _, _ = opened(Path(task.path))
+    stretch = Stretch(stored, copy.deepcopy(task.form), task.ports, task.main)
+    begin: int | None = task.start
+    if not task.is_exact:
+        begin = find_record(task.form, stored.read(task.start, _SEARCHED), task.start)
     if begin is None:
         return Done(-1, -1, stretch.sorter.finish(), task.form)
-    at = stretch.read(buffer + bytes(MARGIN) if is_last else buffer, begin, stop, end)
+    at = stretch.read(begin, task.stop)
+    stored.close()
     window = stretch.sorter.finish()
-    if stretch.damage is not None:
-        window.damage = Damage(task.start + at, stretch.packets, stretch.damage)
+    what = stretch.damage or stored.trouble
+    if what is not None:
+        window.damage = Damage(at, stretch.packets, what)
     for columns in window.flows.values():  # arrays travel faster between processes
         columns.times, columns.numbers = array("d", columns.times), array("I", columns.numbers)
-    return Done(task.start + begin, task.start + at, window, stretch.form)
+    return Done(begin, at, window, stretch.form)
 
 
-def find_record(form: Form, buffer: bytes) -> int | None:
-    """Return where the first of several records in a row begins, if it can be told."""
+def find_record(form: Form, buffer: bytes, base: int = 0) -> int | None:
+    """Return where the first of several records in a row begins, if it can be told.
+
+    *buffer* stands at *base* in the file.
+    """
     step = _pcap_step if form.kind == "pcap" else _pcapng_step
-    places = range(0, min(len(buffer), _SEARCHED), 1 if form.kind == "pcap" else 4)
-    return next((at for at in places if _is_chain(form, buffer, at, step)), None)
+    places = range(0, len(buffer) // 2, 1 if form.kind == "pcap" else 4)
+    found = next((at for at in places if _is_chain(form, buffer, at, step)), None)
+    return None if found is None else base + found
 
 
 def _is_chain(

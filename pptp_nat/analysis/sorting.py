@@ -157,17 +157,19 @@ class Sorter:
             return
         key = (spot, packet[12:20], packet[26] << 8 | packet[27])
         self._rows.setdefault(key, []).append(row)
-        if row[2]:
-            self.show(key, number, time, packet, kind_of_payload(row[5].to_bytes(4, "big")))
+        if row[2] and self.is_wanted(key, kind_of_payload(row[5].to_bytes(4, "big"))):
+            self.show(key, number, time, packet)
 
-    def show(self, key: FlowKey, number: int, time: float, packet: bytes, kind: int) -> None:
-        """Keep an ordinary packet for a closer look, if its *kind* of payload deserves it."""
+    def is_wanted(self, key: FlowKey, kind: int) -> bool:
+        """Whether the next packet of a flow deserves a closer look for its *kind* of payload."""
         if kind == DATA:
             self._plain[key] += 1
-            if self._plain[key] > PLAIN_KEPT:
-                return
-        if kind != ENCRYPTED:
-            self.window.specials.append(Special(number, time, key[0], packet, ordinary=True))
+            return self._plain[key] <= PLAIN_KEPT
+        return kind != ENCRYPTED
+
+    def show(self, key: FlowKey, number: int, time: float, packet: bytes) -> None:
+        """Keep an ordinary packet for a closer look."""
+        self.window.specials.append(Special(number, time, key[0], packet, ordinary=True))
 
     def finish(self) -> Window:
         """Return what was sorted, and begin anew."""

@@ -88,7 +88,6 @@ def test_an_interruption_reports_what_was_read_so_far(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(capture, "WINDOW", 1500)
-    monkeypatch.setattr(capture, "MARGIN", 300)
     story = Story()
     story.dial(ALICE, SERVER, call_id=7).link().chat(300)
     path = tmp_path / "long.pcap"

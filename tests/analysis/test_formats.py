@@ -144,7 +144,6 @@ def test_windows_of_any_size_tell_the_same(
 ) -> None:
     """A call's packets are spread over many."""
     monkeypatch.setattr("pptp_nat.analysis.capture.WINDOW", 1500)
-    monkeypatch.setattr("pptp_nat.analysis.capture.MARGIN", 300)
     found = facts(read(pcap(PACKETS), tmp_path))
 
     assert found["control_connections"] == expected["control_connections"]

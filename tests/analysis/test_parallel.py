@@ -23,7 +23,6 @@ from .writers import pcap, pcapng
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every file worth several processes, and stretches short."""
     monkeypatch.setattr(capture, "WINDOW", 1500)
-    monkeypatch.setattr(capture, "MARGIN", 300)
     monkeypatch.setattr(parallel, "SMALLEST", 0)
     monkeypatch.setattr(parallel, "STRETCH", 4000)
     monkeypatch.setattr(parallel, "_workers", lambda: 2)
@@ -83,7 +82,6 @@ def test_a_capture_within_a_capture_deceives_nobody(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody downloads captures while this one is made: plausible records everywhere."""
-    monkeypatch.setattr(capture, "MARGIN", 10_000)
     inner = pcap([(1.0 + n, ip_packet(ALICE.address, BOB.address, 17, bytes(20)))
                   for n in range(200)])[24:]  # fmt: skip
     story = Story()
