@@ -5,10 +5,11 @@ Theory of operation
 Most of a large capture is GRE of a few flows in frames of one shape.  A walk over the
 records costs one `struct` call each: it takes the record's length and the octets by which
 a flow is known, and keeps the record's head with its flow, while it is in the processor's
-cache.  Then, flow by flow, the heads are joined to one string with a fixed distance from packet to packet, so that a slice with that
-step is a column, and a column is compared, counted or turned into integers by the
-interpreter's own loops.  A flow of which any packet is not as expected is sorted one packet
-at a time (`pptp_nat.analysis.sorting`), so nothing rests on luck.
+cache.  Then, flow by flow, the heads are joined to one string with a fixed distance from
+packet to packet, so that a slice with that step is a column, and a column is compared,
+counted or turned into integers by the interpreter's own loops.  A flow of which any packet
+is not as expected is sorted one packet at a time (`pptp_nat.analysis.sorting`), so nothing
+rests on luck.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pptp_nat.analysis import links
 from pptp_nat.analysis.formats import ENHANCED, LONGEST, Form
-from pptp_nat.analysis.packets import Columns, concatenated
+from pptp_nat.analysis.packets import OCTETS_OF_U32, U32, Columns, column, concatenated
 from pptp_nat.analysis.sorting import (
     CONTROL,
     DATA,
@@ -50,7 +51,6 @@ _FULL: Final = b"\0\xff" + bytes(254)
 _MASKS: Final = (0, 0xFF000000, 0xFFFF0000, 0xFFFFFF00)  #: of a head, by octets of payload
 _ADDRESS_CONTROL: Final = 0xFF03
 _LITTLE: Final = sys.byteorder == "little"
-_U32: Final = "I" if array("I").itemsize == 4 else "L"
 
 
 class Frames(NamedTuple):
@@ -108,7 +108,7 @@ class Walk(NamedTuple):
     rest: list[int]  #: numbers of the packets that are no GRE in frames of the shape
     stop: int  #: offset of the first octet that was not walked over
     stuck: bool  #: what stands at `stop` is no record that can be walked over
-    short: bool  #: what stands at `stop` is a record that the file does not have all of
+    short: bool  #: what stands at `stop` is a record that the piece does not have all of
 
 
 def head_of(form: Form, ip_at: int) -> int:
@@ -131,7 +131,8 @@ def walk(
     else:
         layout, wanted = f"{order}4sI{inner - 8}xB2x8s6x2s", struct.pack(order + "I", ENHANCED)
         header, least, odd = 0, 32, 3
-    read, at, stuck, short, length, protocol = struct.Struct(layout).unpack_from, 0, False, False, 0, 0
+    read, at, length, protocol = struct.Struct(layout).unpack_from, 0, 0, 0
+    stuck = short = False
     starts: list[int] = []
     rest: list[int] = []
     while at < stop:
@@ -170,7 +171,7 @@ class Bulk:
     def __init__(
         self, form: Form, main: Main, sorter: Sorter, frame_of: Callable[[int], bytes]
     ) -> None:
-        """*frame_of* returns the whole frame of a packet by its number."""
+        """*frame_of* returns the whole frame of a packet by its number; none if it is bad."""
         frames = main.frames
         self._form, self._sorter, self._frame_of = form, sorter, frame_of
         self._interface = form.interfaces[main.interface]
@@ -192,13 +193,14 @@ class Bulk:
         self._lengths_at = (8, 12) if form.kind == "pcap" else (20, 24)  # captured, on the wire
 
     def take(
-        self, numbers: Sequence[int], heads: Sequence[bytes], pair: bytes, key: bytes
+        self, numbers: Sequence[int], records: Sequence[bytes], pair: bytes, key: bytes
     ) -> bool:
-        """Sort the packets of one flow by the column; return False, with nothing done, if they
-        are not alike.
+        """Sort the packets of one flow by the column.
+
+        Return False, with nothing done, if they are not alike.
         """
         step, ip = self._step, self._ip
-        joined = b"".join(heads)
+        joined = b"".join(records)
         if not self._alike(joined):
             return False
         sequenced = joined[ip + 20 :: step].translate(_BIT_4)
@@ -206,26 +208,27 @@ class Bulk:
         sizes = _sum(sequenced, acknowledged).translate(_SIZES)
         lengths = self._packed(joined, ip + 24, 2)
         captured = self._packed(joined, self._lengths_at[0], 4, self._form.order)
-        if b"\0" in sizes or not self._are_whole(joined, sizes, lengths, captured):
+        times = self._times(joined)
+        if times is None or b"\0" in sizes or not self._are_whole(joined, sizes, lengths, captured):
             return False
         upper, lower = joined[ip + 24 :: step], joined[ip + 25 :: step]
-        has_payload = _flags(upper, _NOT_ZERO) | _flags(lower, _NOT_ZERO)
-        if has_payload & ~_flags(sequenced):
+        has_payload = column(upper, _NOT_ZERO) | column(lower, _NOT_ZERO)
+        if has_payload & ~column(sequenced):
             return False  # payload without a sequence number
         third, fourth = self._packed(joined, ip + 28, 4), self._packed(joined, ip + 32, 4)
-        heads: Sequence[int] = array(_U32, _chosen(
+        heads: Sequence[int] = array(U32, _chosen(
             sequenced, _chosen(acknowledged, self._packed(joined, ip + 36, 4), fourth),
             bytes(len(third)),
         ))  # fmt: skip
-        if ~_flags(upper, _NOT_ZERO) & _flags(lower, _BELOW_4) & _flags(sequenced):
+        if ~column(upper, _NOT_ZERO) & column(lower, _BELOW_4) & column(sequenced):
             heads = [
                 head if length > 3 else head & _MASKS[length]
                 for head, length in zip(heads, array("H", lengths), strict=True)
             ]
         columns = Columns(
-            self._times(joined), numbers, array("H", lengths),
-            sequenced, array(_U32, third),
-            acknowledged, array(_U32, _chosen(sequenced, fourth, third)), heads,
+            times, numbers, array("H", lengths),
+            sequenced, array(U32, third),
+            acknowledged, array(U32, _chosen(sequenced, fourth, third)), heads,
         )  # fmt: skip
         flow: FlowKey = (self._spot(joined), pair, int.from_bytes(key, "big"))
         window = self._sorter.window
@@ -256,7 +259,7 @@ class Bulk:
         return all(
             there >= before + size + min(length, 4)
             for there, size, length in zip(
-                array(_U32, captured), sizes, array("H", lengths), strict=True
+                array(U32, captured), sizes, array("H", lengths), strict=True
             )
         )
 
@@ -265,9 +268,9 @@ class Bulk:
         wire = self._packed(joined, self._lengths_at[1], 4, self._form.order)
         window.counts["gre"] += len(columns)
         window.packets += len(columns)
-        window.octets += sum(array(_U32, wire))
+        window.octets += sum(array(U32, wire))
         if captured != wire:
-            window.cut += sum(map(lt, array(_U32, captured), array(_U32, wire)))
+            window.cut += sum(map(lt, array(U32, captured), array(U32, wire)))
         self._sorter.seen(columns.times[0], columns.times[-1])
 
     def _spot(self, joined: bytes) -> bytes:
@@ -299,12 +302,15 @@ class Bulk:
             octets[octet ^ flip :: size] = joined[at + octet :: step]
         return bytes(octets)
 
-    def _times(self, joined: bytes) -> list[float]:
+    def _times(self, joined: bytes) -> list[float] | None:
+        """Return the column of times; None if there are some that cannot be."""
         rate, offset, order = self._interface.rate, self._interface.offset, self._form.order
         first, second = (0, 4) if self._form.kind == "pcap" else (12, 16)
-        upper = array(_U32, self._packed(joined, first, 4, order))
-        lower = array(_U32, self._packed(joined, second, 4, order))
+        upper = array(U32, self._packed(joined, first, 4, order))
+        lower = array(U32, self._packed(joined, second, 4, order))
         if self._form.kind == "pcap":
+            if max(lower) >= rate and not self._form.loose:
+                return None
             return list(map(add, upper, map(truediv, lower, repeat(rate))))
         return [(high << 32 | low) / rate + offset for high, low in zip(upper, lower, strict=True)]
 
@@ -312,7 +318,7 @@ class Bulk:
         """Keep what may be PPP control, and the first data in the clear, for a closer look."""
         heads, sorter = columns.heads, self._sorter
         if isinstance(heads, array):
-            firsts = heads.tobytes()[3 if _LITTLE else 0 :: 4]
+            firsts = heads.tobytes()[OCTETS_OF_U32[0] :: 4]
             if not firsts.strip(b"\xfd"):
                 return  # as a rule all is encrypted
         tops = list(map(rshift, heads, repeat(16)))
@@ -328,6 +334,8 @@ class Bulk:
             if kind != ENCRYPTED and sorter.is_wanted(flow, kind):
                 number, at = columns.numbers[index], self._before
                 frame = self._frame_of(number)
+                if not frame:
+                    return  # its record is bad, and reading ends there
                 packet = frame[at : at + int.from_bytes(frame[at + 2 : at + 4], "big")]
                 sorter.show(flow, number, columns.times[index], packet)
 
@@ -339,12 +347,7 @@ def _kind(top: int) -> int:
 
 def _sum(one: bytes, other: bytes) -> bytes:
     """Add two columns of octets, whose sums are octets too."""
-    return (_flags(one) + _flags(other)).to_bytes(len(one), sys.byteorder)
-
-
-def _flags(octets: bytes, meaning: bytes | None = None) -> int:
-    """Return a column of octets as one number, each octet being what *meaning* has for it."""
-    return int.from_bytes(octets if meaning is None else octets.translate(meaning), sys.byteorder)
+    return (column(one) + column(other)).to_bytes(len(one), sys.byteorder)
 
 
 def _wide(octets: bytes) -> int:
@@ -365,5 +368,5 @@ def _chosen(which: bytes, one: bytes, other: bytes) -> bytes:
     for octet in range(4):
         lanes[octet::4] = whole
     mask = int.from_bytes(lanes, sys.byteorder)
-    first, second = _flags(one), _flags(other)
+    first, second = column(one), column(other)
     return (second ^ ((first ^ second) & mask)).to_bytes(len(one), sys.byteorder)

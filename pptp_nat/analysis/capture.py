@@ -2,7 +2,8 @@
 
 A file is read in stretches of `WINDOW` octets, each of which becomes one
 `pptp_nat.analysis.sorting.Window`; nothing of a stretch is kept but what is sorted out of
-it.  Within one the octets come in pieces (`pptp_nat.analysis.stored`).  Where a file stops making sense the reading ends, and the last window says where.
+it.  Within one the octets come in pieces (`pptp_nat.analysis.stored`).  Where a file stops
+making sense the reading ends, and the last window says where.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Stretch:
         while self.bad is not None:  # once more, only as far as all is well
             (sound, what), self.bad = self.bad, None
             self.packets, self.form = packets, copy.deepcopy(form)
-            self.sorter = Sorter(self.sorter.ports)
+            self.sorter, self.ended, self.damage = Sorter(self.sorter.ports), False, None
             self._read(at, sound)
             self.damage = what
         return sound
@@ -93,20 +94,22 @@ class Stretch:
         """Sort packets up to what is none."""
         if self.main is None:
             self.main = self._commonest(at)
-        main, groups, stuck = self.main, Groups(), False
+        main, groups, stuck, size = self.main, Groups(), False, PIECE
         octets = head_of(self.form, main.frames.ip_at)
         while not stuck and self._goes_on(at, stop):
-            piece, end = self._load(at), 2 * LONGEST
-            if len(piece) < PIECE:
-                end = len(piece)  # the file's
+            piece = self._load(at, size)
+            end = len(piece)
+            is_last = end < size
+            if is_last:
                 piece += bytes(octets)
             found = walk(
                 piece, min(stop - at, len(piece) - octets), end, self.form, main.frames.ip_at,
                 self.packets + 1, groups,
             )  # fmt: skip
             self._walked.append(_Piece(self.packets + 1, at, found.starts))
-            stuck, self.ended = found.stuck, found.stop >= end
-            if found.short:
+            stuck, self.ended = found.stuck, is_last and found.stop == end
+            size = 2 * LONGEST if found.short and not found.starts else PIECE
+            if found.short and is_last:
                 self.damage = "the file ends within its last packet"
             elif stuck and self.form.kind == "pcap":
                 (length,) = struct.unpack_from(self.form.order + "I", piece, found.stop + 8)
@@ -132,23 +135,25 @@ class Stretch:
     def _singly(self, numbers: Iterable[int]) -> None:
         """Sort packets that were walked over, one at a time."""
         for number in numbers:
-            at = self._place(number)
-            if self.bad is not None and at >= self.bad[0]:
-                break
-            try:
-                record = self._record(at)
-            except BadRecord as error:
-                self.bad = at, str(error)
+            record = self._walked_over(number)
+            if record is None:
                 break
             self.sorter.take(number, record, self.form.interfaces[record.interface])
 
-    def _place(self, number: int) -> int:
-        """Return where the record of a packet begins that was walked over."""
-        piece = self._walked[bisect_right(self._walked, number, key=_first) - 1]
-        return piece.base + piece.starts[number - piece.first]
-
     def _frame(self, number: int) -> bytes:
-        return self._record(self._place(number)).frame
+        record = self._walked_over(number)
+        return b"" if record is None else record.frame
+
+    def _walked_over(self, number: int) -> Record | None:
+        """Return a packet by its number; None if its record turns out to be bad."""
+        piece = self._walked[bisect_right(self._walked, number, key=_first) - 1]
+        at = piece.base + piece.starts[number - piece.first]
+        try:
+            return self._record(at)
+        except BadRecord as error:
+            if self.bad is None or at < self.bad[0]:
+                self.bad = at, str(error)
+            return None
 
     def _record(self, at: int) -> Record:
         """Return the packet whose record begins at *at*.
@@ -164,7 +169,7 @@ class Stretch:
             return formats.pcap_record(self.form, octets)
         kind, length = formats.block_length(self.form, octets[:SHORTEST_BLOCK])
         octets = octets[:length] if length <= len(octets) else self._octets(at, length)
-        found = formats.read_block(self.form, kind, octets)
+        found = formats.read_block(self.form, kind, length, octets)
         assert found is not None, "walk() goes over packet blocks only"
         return found
 
@@ -178,10 +183,7 @@ class Stretch:
             return at
         try:
             kind, length = formats.block_length(self.form, start)
-            block = self._octets(at, length)
-            if len(block) < length:
-                raise BadRecord("the file ends within a block")
-            record = formats.read_block(self.form, kind, block)
+            record = formats.read_block(self.form, kind, length, self._octets(at, length))
         except BadRecord as error:
             self.damage = str(error)
             return at
@@ -192,9 +194,9 @@ class Stretch:
             self.sorter.take(self.packets, record, self.form.interfaces[record.interface])
         return at + length
 
-    def _load(self, at: int) -> bytes:
+    def _load(self, at: int, size: int = PIECE) -> bytes:
         """Read a piece of the file; a short one is its last."""
-        self._piece, self._base = self._stored.read(at, PIECE), at
+        self._piece, self._base = self._stored.read(at, size), at
         return self._piece
 
     def _holds(self, at: int, octets: int) -> bool:

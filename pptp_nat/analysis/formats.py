@@ -140,12 +140,14 @@ def block_length(form: Form, start: bytes) -> tuple[int, int]:
     return kind, length
 
 
-def read_block(form: Form, kind: int, block: bytes) -> Record | None:
-    """Return the packet in a whole block; take note of sections and interfaces.
+def read_block(form: Form, kind: int, length: int, block: bytes) -> Record | None:
+    """Return the packet in a block of *length* octets; take note of sections and interfaces.
 
     Raises:
-        BadRecord: the block contradicts itself.
+        BadRecord: the block contradicts itself, or is not whole.
     """
+    if len(block) < length:
+        raise BadRecord("the file ends within a block")
     order = form.order
     if kind == SECTION:
         order = form.order = _BYTE_ORDERS[block[8:12]]

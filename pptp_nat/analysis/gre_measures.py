@@ -113,8 +113,10 @@ class Delays:
 
     def add(self, delays: Iterable[float]) -> None:
         """Take in *delays*, in seconds; negative ones count as the shortest."""
-        kept = [max(_SHORTEST, delay) for delay in delays]
+        kept = list(delays)
         if kept:
+            if min(kept) < _SHORTEST:
+                kept = [max(_SHORTEST, delay) for delay in kept]
             self.count += len(kept)
             self.longest = max(self.longest, *kept)
             self._buckets.update(map(math.floor, map(mul, map(math.log, kept), repeat(_GROWTH))))

@@ -148,21 +148,27 @@ class GreQuality:
         times, lengths = sent.times, sent.lengths
         self.packets += len(sent)
         self.octets += sum(lengths)
-        self.acknowledging += sum(sent.acknowledged)
+        self.acknowledging += sent.acknowledged.count(1)
         if len(self.lengths) < _LENGTHS_KEPT:
             self.lengths.update(lengths)
         if self.first is None:
             self.first = Evidence(self.file, sent.numbers[0], times[0])
         largest = max(lengths)
         if largest >= self.largest:
-            ats = list(compress(range(len(sent)), map(largest.__eq__, lengths)))[-_KEPT:]
-            found = [Evidence(self.file, sent.numbers[at], times[at]) for at in ats]
+            backwards = range(len(sent) - 1, -1, -1)
+            ats = compress(backwards, map(largest.__eq__, reversed(lengths)))
+            found = [
+                Evidence(self.file, sent.numbers[at], times[at]) for at in islice(ats, _KEPT)
+            ][::-1]
             before = self.largest_at if largest == self.largest else []
             self.largest, self.largest_at = largest, [*before, *found][-_KEPT:]
-        octets = list(accumulate(lengths, initial=0))
-        for each, begin, end in self.timeline.shares(times):
-            each.packets += end - begin
-            each.octets += octets[end] - octets[begin]
+        bins, cuts = self.timeline.shares(times)
+        octets = list(map(list(accumulate(lengths, initial=0)).__getitem__, cuts))
+        for each, count, size in zip(
+            bins, map(sub, cuts[1:], cuts), map(sub, octets[1:], octets), strict=True
+        ):
+            each.packets += count
+            each.octets += size
 
     def _unlike(self, sent: Columns) -> None:
         """Count payload without number and number without payload (section 4.1, S bit)."""
@@ -177,8 +183,10 @@ class GreQuality:
         """Look for gaps, repeats and latecomers among numbers; in a run each is the next."""
         count = len(sequences)
         self.data += count
-        offsets = list(map(sub, sequences, range(count)))
-        breaks = list(compress(range(1, count), map(ne, offsets[1:], offsets)))
+        breaks = []
+        if tuple(sequences) != tuple(range(sequences[0], sequences[0] + count)):
+            offsets = list(map(sub, sequences, range(count)))
+            breaks = list(compress(range(1, count), map(ne, offsets[1:], offsets)))
         for begin, end in pairwise((0, *breaks, count)):
             at = begin
             while at < end and sequences[at] != self._expected:
@@ -312,12 +320,14 @@ class GreQuality:
         self.delays.add(filter(None, delays))
         most = max(waiting)
         self._most(most, came[waiting.index(most)])
-        for each, begin, end in self.timeline.shares(came):
-            each.outstanding = max(each.outstanding, *waiting[begin:end])
-            part = delays[begin:end]
-            each.delay += sum(part)
-            each.delayed += len(part) - part.count(0.0)
-            each.longest = max(each.longest, *part)
+        bins, cuts = self.timeline.shares(came)
+        for each, begin, end in zip(bins, cuts, cuts[1:], strict=False):
+            if begin < end:
+                each.outstanding = max(each.outstanding, *waiting[begin:end])
+                part = delays[begin:end]
+                each.delay += sum(part)
+                each.delayed += end - begin - part.count(0.0)
+                each.longest = max(each.longest, *part)
 
     def _most(self, waiting: int, time: float) -> None:
         if self.outstanding < waiting < _HALF:

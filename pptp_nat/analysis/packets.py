@@ -12,6 +12,8 @@ Times are Unix seconds, lengths octets, numbers host order.
 
 from __future__ import annotations
 
+import sys
+from array import array
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -19,7 +21,15 @@ if TYPE_CHECKING:
 
     from pptp_nat.core.messages import Role
 
+U32: Final = "I" if array("I").itemsize == 4 else "L"  #: of `array`
+#: Where the four octets of a number in an array of `U32` stand, the highest first.
+OCTETS_OF_U32: Final = (3, 2, 1, 0) if sys.byteorder == "little" else (0, 1, 2, 3)
 ABSENT: Final = -1  #: stands in a `Row` where the packet has no such field
+
+
+def column(octets: bytes, meaning: bytes | None = None) -> int:
+    """Return a column of octets as one number, each octet being what *meaning* has for it."""
+    return int.from_bytes(octets if meaning is None else octets.translate(meaning), sys.byteorder)
 
 
 class Evidence(NamedTuple):

@@ -11,13 +11,20 @@ Passwords, challenges, responses and keys are not kept.
 from __future__ import annotations
 
 import enum
+import sys
+from array import array
 from collections import Counter
-from itertools import repeat
-from operator import and_, rshift
 from typing import Final, NamedTuple
 
 from pptp_nat.analysis import ppp_wire as wire
-from pptp_nat.analysis.packets import Columns, Evidence, GrePacket
+from pptp_nat.analysis.packets import (
+    OCTETS_OF_U32,
+    U32,
+    Columns,
+    Evidence,
+    GrePacket,
+    column,
+)
 from pptp_nat.analysis.ppp_auth import AuthenticationPacket, Kind, authentication_packet
 from pptp_nat.analysis.ppp_layers import Layer
 from pptp_nat.analysis.ppp_words import address, protocol_name
@@ -26,8 +33,11 @@ from pptp_nat.core.messages import PORT, Role
 _LOG_KEPT: Final = 256
 _INNER_KEPT: Final = 16  #: destinations of tunnels within the tunnel
 _PROTOCOLS_KEPT: Final = 64
-_FLUSHED: Final = 0x8000  #: MPPE's bit A (RFC 3078 section 3.1)
 _COHERENCY: Final = 0x0FFF
+_IS_ZERO: Final = b"\1" + bytes(255)
+_IS_FD: Final = bytes(octet == wire.COMPRESSED for octet in range(256))
+#: MPPE's bit A (RFC 3078 section 3.1)
+_IS_FLUSHED: Final = bytes(octet >> 7 for octet in range(256))
 _ADDRESS_CONTROL: Final = 0xFF03
 _TCP, _GRE = 6, 47
 
@@ -117,28 +127,29 @@ class Data:
 
     def feed(self, packets: Columns) -> None:
         """Take in the encrypted ones among ordinary packets, by their first four octets."""
-        tops = list(map(rshift, packets.heads, repeat(16)))
-        sealed = tops.count(wire.COMPRESSED)
-        if sealed == len(tops):
-            headers = list(map(and_, packets.heads, repeat(0xFFFF)))
-        elif sealed:
-            headers = [head & 0xFFFF for head in packets.heads if head >> 16 == wire.COMPRESSED]
-        else:
-            short = [head for head in packets.heads if head >> 24 == wire.COMPRESSED]
-            headers = [head >> 8 & 0xFFFF for head in short]
-            if _ADDRESS_CONTROL in tops:  # the header is not among the first four octets
+        heads = packets.heads
+        octets = (heads if isinstance(heads, array) else array(U32, heads)).tobytes()
+        first, second, third, fourth = (octets[at::4] for at in OCTETS_OF_U32)
+        sealed, upper, lower = column(first, _IS_ZERO) & column(second, _IS_FD), third, fourth
+        if not sealed:
+            sealed, upper, lower = column(first, _IS_FD), second, third
+            if b"\xff" in first:  # where address and control stand, the header is not here
                 self.sealed += sum(
                     head & 0xFFFF == wire.COMPRESSED or head >> 8 & 0xFF == wire.COMPRESSED
-                    for head in packets.heads if head >> 16 == _ADDRESS_CONTROL
+                    for head in heads if head >> 16 == _ADDRESS_CONTROL
                 )  # fmt: skip
-        if not headers:
+        count = sealed.bit_count()
+        if not count:
             return
-        self.sealed += len(headers)
-        self.flushed += sum(map(and_, headers, repeat(_FLUSHED))) // _FLUSHED
-        first, last = headers[0] & _COHERENCY, headers[-1] & _COHERENCY
-        before = (first - 1 if self.coherency is None else self.coherency) & _COHERENCY
-        self.coherency_lost += (last - before - len(headers)) & _COHERENCY
-        self.coherency = last
+        self.sealed += count
+        self.flushed += (sealed & column(upper, _IS_FLUSHED)).bit_count()
+        marks = sealed.to_bytes(len(first), sys.byteorder)
+        begin, end = (
+            (upper[at] << 8 | lower[at]) & _COHERENCY for at in (marks.find(1), marks.rfind(1))
+        )
+        before = (begin - 1 if self.coherency is None else self.coherency) & _COHERENCY
+        self.coherency_lost += (end - before - count) & _COHERENCY
+        self.coherency = end
 
 
 class Ppp:

@@ -65,7 +65,7 @@ class Window:
         """Add *base* to all packet numbers."""
         self.specials = [each._replace(number=each.number + base) for each in self.specials]
         for columns in self.flows.values():
-            columns.numbers = [number + base for number in columns.numbers]
+            columns.numbers = list(map(base.__add__, columns.numbers))
 
 
 # What a payload's first octets are.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain, repeat
+from collections.abc import Sequence
+from itertools import accumulate, repeat
 from typing import Final
 
 _FINEST: Final = 0.25  #: seconds
@@ -58,22 +58,17 @@ class Timeline:
         """Return the bin that holds *time*."""
         return self.bins[self._index(time)]
 
-    def shares(self, times: Sequence[float]) -> Iterator[tuple[Bin, int, int]]:
-        """Yield the bins that hold *times*, each with the indices of its first and behind its last.
+    def shares(self, times: Sequence[float]) -> tuple[list[Bin], list[int]]:
+        """Return the bins that hold *times*, and the index of the first of each; the last's end.
 
         Where *times* do not rise, every one of them is in some bin, if not in its own.
         """
         for time in (times[0], times[-1]):
             self._index(time)  # the latest may make all bins wider
         begin, end = sorted((self._index(times[0]), self._index(times[-1])))
-        bins = self.bins[begin : end + 1]
         edges = [(self.base + at) * self.width for at in range(begin + 1, end + 1)]
         cuts = accumulate(map(bisect_left, repeat(times), edges), max)
-        start = 0
-        for each, stop in zip(bins, chain(cuts, (len(times),)), strict=True):
-            if start < stop:
-                yield each, start, stop
-                start = stop
+        return self.bins[begin : end + 1], [0, *cuts, len(times)]
 
     def _index(self, time: float) -> int:
         """Return which bin holds *time*; make it, and all of them wider if there are too many."""

@@ -156,6 +156,18 @@ def test_windows_of_any_size_tell_the_same(
             assert mine["quality"]["lost"] == theirs["quality"]["lost"]
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("piece", [150, 501, 1999])
+def test_pieces_of_any_size_tell_the_same(
+    form: str, piece: int, expected: dict[str, Any], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Records begin in one piece and end in the next, or are longer than one."""
+    monkeypatch.setattr("pptp_nat.analysis.capture.PIECE", piece)
+
+    assert facts(read(FORMS[form], tmp_path)) == expected
+
+
 @pytest.mark.parametrize("fewest", [1, 10_000], ids=["all by the column", "all one by one"])
 def test_columns_and_single_packets_tell_the_same(
     fewest: int, expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -235,6 +247,23 @@ def test_damage_in_the_middle_is_told_with_its_place(tmp_path: Path) -> None:
     assert found.files[0].damage is not None
     assert found.files[0].damage.offset == begin
     assert (found.files[0].damage.number, found.files[0].packets) == (100, 100)
+
+
+@pytest.mark.parametrize("fewest", [1, 10_000], ids=["by the column", "one by one"])
+@pytest.mark.parametrize("cut", [0, 7], ids=["whole", "truncated"])
+def test_of_two_damages_the_first_is_told(
+    fewest: int, cut: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time that cannot be shows late, when what lies behind it was read already."""
+    monkeypatch.setattr("pptp_nat.analysis.capture.FEWEST", fewest)
+    begin = len(pcap(PACKETS[:100]))
+    octets = bytearray(pcap(PACKETS))
+    octets[begin + 4 : begin + 8] = b"\xff" * 4
+    file = read(bytes(octets[: len(octets) - cut]), tmp_path).files[0]
+
+    assert file.damage is not None
+    assert file.damage.what == "a packet whose time has 4294967295 parts of a second"
+    assert (file.damage.offset, file.damage.number, file.packets) == (begin, 100, 100)
 
 
 def test_a_truncated_gzip_file_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
