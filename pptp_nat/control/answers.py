@@ -14,6 +14,7 @@ from pptp_nat.core.tuples import Party
 from pptp_nat.errors import UsageError
 from pptp_nat.linux.datapath import Match, Tally
 from pptp_nat.linux.nfqueue import QUEUES, queue_counters
+from pptp_nat.linux.ruleset import paced_drops
 from pptp_nat.state import takeover
 from pptp_nat.tables import views
 from pptp_nat.tables.table import (
@@ -90,6 +91,7 @@ class Answers:
                 len(server.clients), len(server.subscribers), server.refused, server.dropped,
                 server.garbled,
             ),
+            paced=paced_drops(daemon.rule_settings.pace),
         )  # fmt: skip
         return status_item(row)
 

@@ -11,18 +11,26 @@ import errno
 from typing import NamedTuple
 
 from pptp_nat.errors import AdapterError
-from pptp_nat.linux import ruleset_iptables, ruleset_iptables_kernel, ruleset_nftables
-from pptp_nat.linux.ruleset_settings import APPLY, Backend, Features, RuleSettings
+from pptp_nat.linux import (
+    ruleset_iptables,
+    ruleset_iptables_kernel,
+    ruleset_nftables,
+    ruleset_pace,
+)
+from pptp_nat.linux.rule_counters import rule_counters
+from pptp_nat.linux.ruleset_settings import APPLY, Backend, Features, Pace, RuleSettings
 
 __all__ = [
     "Backend",
     "BackendChoice",
     "Features",
+    "Pace",
     "RuleSettings",
     "apply",
     "backend_choice",
     "check",
     "choose_backend",
+    "paced_drops",
     "probe_features",
     "remove",
     "render",
@@ -74,6 +82,7 @@ def probe_features() -> Features:
         bpf=features.bpf,
         u32=features.u32,
         addrtype=features.addrtype,
+        hashlimit=features.hashlimit,
         nft_queue=not ruleset_nftables.probe_queue(),
     )
 
@@ -150,3 +159,23 @@ def stray_drops(backend: Backend) -> int | None:
     if backend is Backend.NFTABLES:
         return ruleset_nftables.stray_drops()
     return ruleset_iptables_kernel.stray_drops()
+
+
+def paced_drops(pace: Pace) -> dict[str, int] | None:
+    """Return how many control packets each bound of *pace* has dropped, by its key in [limits].
+
+    None: there are no such rules, or none that are counted where we can read it (those of
+    iptables-legacy are not).  Some ten microseconds; needs CAP_NET_ADMIN.
+    """
+    bounds = list(ruleset_pace.bounds(pace))
+    for table, chain in ((ruleset_nftables.TABLE, "pace"), ("filter", ruleset_iptables.PACE)):
+        try:
+            counts = rule_counters(table, chain)
+        except AdapterError:
+            return None
+        if counts and len(counts) == len(bounds):
+            drops: dict[str, int] = {}
+            for bound, count in zip(bounds, counts, strict=True):
+                drops[bound.key] = drops.get(bound.key, 0) + count
+            return drops
+    return None

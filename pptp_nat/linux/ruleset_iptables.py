@@ -16,11 +16,13 @@ from typing import Final, NamedTuple
 
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux import ruleset_bpf as bpf
-from pptp_nat.linux.ruleset_settings import Features, RuleSettings
+from pptp_nat.linux import ruleset_pace
+from pptp_nat.linux.ruleset_settings import UNPACED, Features, RuleSettings
 
 PREFIX: Final = "PPTP_NAT_"
 CONTROL: Final = "PPTP_NAT_CONTROL"
 PORTS: Final = "PPTP_NAT_PORTS"
+PACE: Final = "PPTP_NAT_PACE"
 STRAY: Final = "PPTP_NAT_STRAY"
 JUDGED: Final = "PPTP_NAT_JUDGED"
 INBOUND: Final = "PPTP_NAT_GRE_IN"
@@ -72,8 +74,15 @@ def _enhanced(features: Features) -> str | None:
     return None
 
 
+def _pace(settings: RuleSettings, features: Features) -> Iterator[Rule]:
+    for bound in ruleset_pace.bounds(settings.pace) if features.hashlimit else ():
+        yield Rule("filter", PACE, bound.iptables, "-j DROP", bound.why)
+
+
 def _control(settings: RuleSettings, features: Features) -> Iterator[Rule]:
     mark = f"{settings.repeat_mark:#x}"
+    paced = list(_pace(settings, features))
+    yield from paced  # ahead of the jump to it
     if features.bpf:
         yield Rule(
             "filter", CONTROL,
@@ -81,15 +90,20 @@ def _control(settings: RuleSettings, features: Features) -> Iterator[Rule]:
             ("1. Acknowledgements without payload carry nothing that we read: let them pass.",
              *_program("The program", bpf.PURE_ACKNOWLEDGEMENT)),
         )  # fmt: skip
+    if paced:
+        yield Rule(
+            "filter", CONTROL, f"-m mark ! --mark {mark}/{mark}", f"-j {PACE}",
+            ("2. A flood is dropped here, before it fills the queue for everybody.",),
+        )  # fmt: skip
     yield Rule(
         "filter", CONTROL,
         f"-m mark ! --mark {mark}/{mark}", f"-j NFQUEUE --queue-num {settings.control_queue}",
-        ("2. Everything else goes to the daemon once.  There is no --queue-bypass: while nobody",
+        ("3. Everything else goes to the daemon once.  There is no --queue-bypass: while nobody",
          "   listens these packets are dropped, and TCP sends them again when somebody does."),
     )  # fmt: skip
     yield Rule(
         "filter", CONTROL, "", f"-j MARK --set-xmark 0x0/{mark}",
-        ("3. The daemon has rewritten it, set the mark and sent it through this chain again",
+        ("4. The daemon has rewritten it, set the mark and sent it through this chain again",
          "   (NF_REPEAT).  Take the mark off and fall back to your rules: they judge it."),
     )  # fmt: skip
     lists = [
@@ -233,6 +247,8 @@ def render(settings: RuleSettings, features: Features) -> str:
         lines.append("# This kernel has no xt_bpf: empty acknowledgements are queued as well.")
         if _enhanced(features) is None:
             lines.append("# It has no xt_u32 either: GRE of no call is left to your rules.")
+    if not features.hashlimit and settings.pace != UNPACED:
+        lines.append("# It has no xt_hashlimit: a flood of control packets is not held back.")
     for table, chains in grouped(plan(settings, features)).items():
         lines += ["", f"*{table}", *body(chains), "", "COMMIT"]
     return "\n".join(lines) + "\n"

@@ -19,6 +19,10 @@ from pptp_nat.linux.ruleset_iptables import INBOUND, PREFIX, STRAY, Rule, body, 
 from pptp_nat.linux.ruleset_settings import APPLY, Features, RuleSettings, must, run
 
 PROBE: Final = "PPTP_NAT_PROBE"
+PACE_PROBE: Final = (
+    "-m hashlimit --hashlimit-above 1/second --hashlimit-mode srcip --hashlimit-name pptp_probe "
+    "-j RETURN"
+)
 QUOTED: Final = re.compile(r'"(?:\\.|[^"\\])*"')
 TARGET: Final = re.compile(r"(?:^| )-[jg] (\S+)")
 COUNTS: Final = re.compile(r"\[(\d+):\d+\] -A (\S+) (.*)")
@@ -142,6 +146,7 @@ def _seen_features(saved: Saved) -> Features:
         if chain.startswith(PREFIX) or target_of(rule).startswith(PREFIX)
     )  # fmt: skip
     return Features(
+        hashlimit="-m hashlimit" in ours or _accepts(PACE_PROBE),
         bpf="-m bpf" in ours or "-m u32" not in ours,
         addrtype="-m addrtype" in ours or INBOUND not in ours,
     )
@@ -221,6 +226,7 @@ def probe() -> Features:
         bpf=_accepts(f'-m bpf --bytecode "{gre}" -j RETURN'),
         u32=_accepts(f'-m u32 --u32 "{bpf.ENHANCED_GRE_U32}" -j RETURN'),
         addrtype=_accepts("-m addrtype --dst-type LOCAL -j RETURN"),
+        hashlimit=_accepts(PACE_PROBE),
     )
 
 

@@ -15,9 +15,11 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-from pptp_nat.linux.ruleset_settings import APPLY, RuleSettings, must, run
+from pptp_nat.linux import ruleset_pace
+from pptp_nat.linux.ruleset_settings import APPLY, UNPACED, RuleSettings, must, run
 
 TABLE: Final = "pptp_nat"
 DELETE: Final = f"table ip {TABLE}\ndelete table ip {TABLE}\n"
@@ -97,21 +99,34 @@ def _hooks(settings: RuleSettings) -> Iterator[Chain]:
 def _control(settings: RuleSettings) -> Chain:
     queue, queue_fact = queue_verdict(settings.control_queue)
     mark = settings.repeat_mark
+    paced = Statement(
+        f"meta mark & {mark:#x} == 0 jump pace", frozenset({"jump pace"}),
+        ("2. A flood is dropped here, before it fills the queue for everybody.",),
+    )
     return Chain("control", "", "", 0, (
         Statement(
             "ip hdrlength 5 tcp flags & (fin | rst | ack) == ack jump acknowledgement",
             frozenset({"jump acknowledgement"}),
             ("1. Acknowledgements without payload carry nothing that we read: let them pass.",),
         ),
+        *((paced,) if settings.pace != UNPACED else ()),
         Statement(
             f"meta mark & {mark:#x} == 0 {queue}", frozenset({queue_fact}),
-            ("2. Everything else goes to the daemon once.  There is no bypass flag: while nobody",
+            ("3. Everything else goes to the daemon once.  There is no bypass flag: while nobody",
              "   listens these packets are dropped, and TCP sends them again when somebody does."),
         ),
         _unmark(mark,
-            ("3. The daemon has rewritten it, set the mark and sent it through this chain again",
+            ("4. The daemon has rewritten it, set the mark and sent it through this chain again",
              "   (NF_REPEAT).  Take the mark off.")),
     ))  # fmt: skip
+
+
+def _pace(settings: RuleSettings) -> Chain:
+    rules = tuple(
+        Statement(f"{bound.nftables} counter drop", bound.facts, bound.why)
+        for bound in ruleset_pace.bounds(settings.pace)
+    )
+    return Chain("pace", "", "", 0, rules)
 
 
 def _unmark(mark: int, why: tuple[str, ...]) -> Statement:
@@ -181,12 +196,23 @@ def _queued_gre(settings: RuleSettings) -> Iterator[Chain]:
 
 def plan(settings: RuleSettings) -> list[Chain]:
     """Return the chains of the table; those that others jump to come first."""
-    chains = [_acknowledgement(), _control(settings)]
+    paced = [] if settings.pace == UNPACED else [_pace(settings)]
+    chains = [_acknowledgement(), *paced, _control(settings)]
     if settings.datapath == "conntrack":
         chains.append(_stray())
     else:
         chains += _queued_gre(settings)
     return [*chains, *_hooks(settings)]
+
+
+def _sets(settings: RuleSettings) -> Iterator[str]:
+    for bound in ruleset_pace.bounds(settings.pace):
+        if bound.set_name:
+            yield from (
+                f"    set {bound.set_name} {{", "        type ipv4_addr",
+                f"        size {ruleset_pace.CLIENTS}", "        flags dynamic,timeout",
+                f"        timeout {ruleset_pace.FORGET_SECONDS}s", "    }", "",
+            )  # fmt: skip
 
 
 def render(settings: RuleSettings) -> str:
@@ -206,7 +232,7 @@ def render(settings: RuleSettings) -> str:
             f"#     {FIREWALL_LINE}",
             f"# OpenWrt's fw4 takes it from the file {FW4_FILE}.",
         ]
-    lines += ["", *DELETE.splitlines(), "", f"table ip {TABLE} {{"]
+    lines += ["", *DELETE.splitlines(), "", f"table ip {TABLE} {{", *_sets(settings)]
     for chain in plan(settings):
         lines += [f"    # {line}" for line in chain.why]
         lines.append(f"    chain {chain.name} {{")
@@ -228,7 +254,26 @@ def apply(settings: RuleSettings) -> None:
     Raises:
         AdapterError: refused; then what was there before is there still.
     """
-    must("loading the nftables rules", "nft", "-f", "-", text=render(settings))
+    must("loading the nftables rules", "nft", "-f", "-", text=render(_affordable(settings)))
+
+
+def _affordable(settings: RuleSettings) -> RuleSettings:
+    """Return *settings* without a pace where this kernel cannot keep one: no nft_limit."""
+    if settings.pace == UNPACED:
+        return settings
+    text = f"""table ip {TABLE}_probe {{
+    set clients {{
+        type ipv4_addr
+        flags dynamic,timeout
+        timeout 1s
+    }}
+    chain probe {{
+        update @clients {{ ip saddr limit rate over 1/second }} drop
+    }}
+}}
+"""
+    ran = run("nft", "-c", "-f", "-", text=text)
+    return settings if ran is not None and not ran.code else replace(settings, pace=UNPACED)
 
 
 def remove() -> None:
@@ -277,6 +322,10 @@ def _facts(part: dict[str, Any]) -> Iterator[str]:
             yield f"goto {target}"
         case {"queue": {"num": number}}:
             yield f"queue {number}"
+        case {"set": {"set": name, "stmt": [{"limit": {"rate": rate, "burst": burst}}]}}:
+            yield f"{name.removeprefix('@')} over {rate} burst {burst}"
+        case {"limit": {"rate": rate, "burst": burst}}:
+            yield f"over {rate} burst {burst}"
         case {"mangle": {"key": {"meta": {"key": "mark"}}}}:
             yield "set mark"
         case {"match": {"left": {"payload": {"field": "dport" | "sport" | "daddr" as field}}}}:
@@ -310,7 +359,7 @@ def check(settings: RuleSettings) -> list[str]:
     for o in objects:
         if "rule" in o:
             rules[o["rule"]["chain"]].append(facts(o["rule"]["expr"]))
-    planned = plan(settings)
+    planned = plan(settings if "pace" in chains else _affordable(settings))
     problems = [
         f"table ip {TABLE}: chain {name} is left from other settings; {APPLY}"
         for name in chains.keys() - {chain.name for chain in planned}

@@ -24,6 +24,18 @@ class Backend(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """How many packets a second come to the control queue; 0: as many as come."""
+
+    openers_per_client: int = 100  #: of no connection that conntrack knows, by source
+    openers: int = 2000  #: of all clients
+    segments_per_client: int = 1000  #: of the connections that a client has opened, each way
+
+
+UNPACED: Final = Pace(0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class RuleSettings:
     """What the operator decides about the rules."""
 
@@ -34,6 +46,7 @@ class RuleSettings:
     datapath: Literal["conntrack", "queue"] = "conntrack"
     #: addresses that the world sees and that are not this router's own, "queue" only
     external_addresses: tuple[Address, ...] = ()
+    pace: Pace = Pace()
 
     def __post_init__(self) -> None:
         assert self.ports, "rules for no port bring no packet"
@@ -49,6 +62,7 @@ class Features:
     bpf: bool = True  #: iptables -m bpf
     u32: bool = True  #: iptables -m u32
     addrtype: bool = True  #: iptables -m addrtype
+    hashlimit: bool = True  #: iptables -m hashlimit
     nft_queue: bool = True  #: nftables' queue statement
 
 

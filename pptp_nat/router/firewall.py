@@ -8,6 +8,7 @@ from pptp_nat.linux import ruleset
 
 def rule_settings(config: Config, datapath: str) -> ruleset.RuleSettings:
     """Return what the rules depend on; *datapath* is the one in use, never "auto"."""
+    limits = config.limits
     return ruleset.RuleSettings(
         ports=config.control.ports,
         control_queue=config.control.queue,
@@ -15,6 +16,7 @@ def rule_settings(config: Config, datapath: str) -> ruleset.RuleSettings:
         repeat_mark=config.control.repeat_mark,
         datapath="queue" if datapath == "queue" else "conntrack",
         external_addresses=tuple(each.packed for each in config.gre.external_addresses),
+        pace=ruleset.Pace(limits.openers_per_client, limits.openers, limits.segments_per_client),
     )
 
 

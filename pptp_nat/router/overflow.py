@@ -1,13 +1,14 @@
 """Packets that were lost before anybody could judge them, told once a minute.
 
-The kernel drops what finds a queue full, or the socket's buffer.  TCP sends a
-message again; data are lost.  Either way the administrator should know.
+The kernel drops what finds a queue full, or the socket's buffer, and our rules drop what
+is above the pace.  TCP sends a message again; data are lost.  Either way the administrator
+should know.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from pptp_nat import log
@@ -15,7 +16,11 @@ from pptp_nat.linux.nfqueue import Queue, QueueCounters, queue_counters
 
 _log: Final = logging.getLogger(__name__)
 LOOK_SECONDS: Final = 60.0
+_WHO: Final = "who: conntrack -L -p tcp --dport 1723 --state SYN_SENT"
 _MENDS: Final = {
+    "openers_per_client": f"a flood, or a NAT with many clients behind it; {_WHO}",
+    "openers": f"a flood from many addresses, or too low for so many clients; {_WHO}",
+    "segments_per_client": "a flood in a control connection, or a host with very many calls",
     "dropped": "raise queue_length of this queue, or look who floods it",
     "user_dropped": "raise socket_buffer of this queue, and net.core.rmem_max",
     "overruns": "raise socket_buffer of this queue, and net.core.rmem_max",
@@ -29,17 +34,21 @@ class Overflow:
 
     Args:
         counters: returns what the kernel counts of a queue.
+        paced: returns what the rules have dropped ahead of the queues, by the key in [limits];
+            None where they do not tell.
     """
 
     def __init__(
         self,
         queues: Collection[Queue],
         counters: Callable[[int], QueueCounters | None] = queue_counters,
+        paced: Callable[[], Mapping[str, int] | None] = lambda: None,
     ) -> None:
         self._queues = queues
         self._counters = counters
+        self._paced = paced
         self._due = 0.0
-        self._told: dict[tuple[int, str], int] = {}
+        self._told: dict[tuple[int | None, str], int] = {}
 
     def next_timer(self) -> float | None:
         """Return when `tick` has something to do, in monotonic seconds."""
@@ -50,15 +59,21 @@ class Overflow:
         if now < self._due:
             return
         self._due = now + LOOK_SECONDS
+        self._tell(None, self._paced() or {})
         for queue in self._queues:
-            for cause, count in self._losses(queue).items():
-                before = self._told.get((queue.number, cause), 0)
-                self._told[queue.number, cause] = count
-                if count > before:
-                    log.event(
-                        _log, logging.WARNING, "packets-lost", queue=queue.number, cause=cause,
-                        count=count - before, in_all=count, mend=_MENDS[cause],
-                    )  # fmt: skip
+            self._tell(queue.number, self._losses(queue))
+
+    def _tell(self, queue: int | None, losses: Mapping[str, int]) -> None:
+        for cause, count in losses.items():
+            # Rules may be older than this run; what they have counted by then is no news.
+            before = self._told.get((queue, cause), 0 if queue is not None else count)
+            self._told[queue, cause] = count
+            new = count - before if count >= before else count  # fresh rules count from 0
+            if new:
+                log.event(
+                    _log, logging.WARNING, "packets-lost", queue=queue, cause=cause,
+                    count=new, in_all=count, mend=_MENDS[cause],
+                )  # fmt: skip
 
     def _losses(self, queue: Queue) -> dict[str, int]:
         seen = self._counters(queue.number)

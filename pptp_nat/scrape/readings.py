@@ -22,6 +22,7 @@ from pptp_nat.core.tuples import Address, Party
 from pptp_nat.errors import PptpNatError
 from pptp_nat.linux.accounting import accounting
 from pptp_nat.linux.nfqueue import queue_counters
+from pptp_nat.linux.ruleset import paced_drops
 from pptp_nat.router.listening import FRESH_SECONDS
 from pptp_nat.scrape.meter import FAILURES, Histogram, Meter
 from pptp_nat.scrape.metrics import Distribution, Sample
@@ -232,6 +233,9 @@ class Readings:
 
     def _queues(self, found: Found) -> Iterator[None]:
         daemon = self._daemon
+        for limit, count in (paced_drops(daemon.rule_settings.pace) or {}).items():
+            _add(found, "control_paced_packets_total", count, limit)
+        yield
         for queue, name in ((daemon.control_queue, "control"), (daemon.gre_queue, "gre")):
             if queue is None:
                 continue

@@ -164,6 +164,8 @@ def status_text(row: StatusRow, now: float) -> Iterator[str]:
             f"queue {queue.queue} ({queue.purpose}) {'bound' if queue.bound else 'NOT BOUND'} "
             f"waiting={queue.waiting} dropped={queue.dropped} user_dropped={queue.user_dropped}"
         )
+    if row.paced is not None:
+        yield "paced " + " ".join(f"{name}={count}" for name, count in row.paced.items())
     yield f"calls {_by_state(row.calls)}"
     yield f"control connections {_by_state(row.connections)} opaque={row.opaque}"
     yield "socket " + " ".join(

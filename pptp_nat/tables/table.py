@@ -157,6 +157,8 @@ class StatusRow:
     connections: Mapping[str, int]  #: by state
     opaque: int  #: control connections that are forwarded without being understood
     api: ApiRow
+    #: packets that the rules have dropped ahead of the queues, by the limit's name; None: not told
+    paced: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,12 +376,14 @@ def status_item(row: StatusRow) -> dict[str, Any]:
         "connections": dict(row.connections),
         "opaque": row.opaque,
         "api": row.api._asdict(),
+        "paced": None if row.paced is None else dict(row.paced),
     }
 
 
 def status_row(item: Mapping[str, Any]) -> StatusRow:
     """Return the row that `status_item` made *item* of."""
-    known = {name: item[name] for name in StatusRow.__slots__}
+    known: dict[str, Any] = {"paced": None}  # which an older daemon does not tell
+    known |= {name: item[name] for name in StatusRow.__slots__ if name in item}
     queues = tuple(
         QueueRow(*(queue[name] for name in QueueRow._fields)) for queue in item["queues"]
     )

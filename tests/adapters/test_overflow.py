@@ -42,3 +42,22 @@ def test_a_table_that_cannot_be_read_is_no_loss(caplog: pytest.LogCaptureFixture
     queue: Any = SimpleNamespace(number=1723, overruns=0, too_long=0, refusals=0)
     Overflow([queue], lambda _number: None).tick(1.0)
     assert [] == caplog.records
+
+
+def test_what_the_rules_drop_ahead_of_the_queues_is_told_as_well(
+    caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rules that were there before this run have counted before; new ones begin at nothing."""
+    drops: dict[str, int] | None = None
+    watch = Overflow([], paced=lambda: drops)
+    told = []
+    for moment, drops in enumerate(  # noqa: B007 - the lambda has it
+        [None, {"openers_per_client": 70, "openers": 0}, {"openers_per_client": 90, "openers": 2},
+         {"openers_per_client": 3, "openers": 0}, None, {"openers_per_client": 3, "openers": 0}]
+    ):  # fmt: skip
+        caplog.clear()
+        watch.tick(moment * LOOK_SECONDS)
+        told.append([(each.fields["cause"], each.fields["count"]) for each in caplog.records])
+    assert [
+        [], [], [("openers_per_client", 20), ("openers", 2)], [("openers_per_client", 3)], [], [],
+    ] == told  # fmt: skip

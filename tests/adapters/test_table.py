@@ -94,6 +94,7 @@ STATUS = StatusRow(
     connections={"open": 2},
     opaque=1,
     api=ApiRow(clients=2, subscribers=1, refused=3, dropped=4, garbled=5),
+    paced={"openers_per_client": 7, "openers": 0},
 )
 
 
@@ -285,6 +286,7 @@ def test_the_state_of_the_daemon_fits_on_a_few_lines() -> None:
         "pptp-nat 0.1.0, pid 812, up 31 s",
         "data path conntrack: a probe entry was inserted and read back",
         "queue 1723 (control) bound waiting=1 dropped=2 user_dropped=3",
+        "paced openers_per_client=7 openers=0",
         "calls 2 up=2",
         "control connections 2 open=2 opaque=1",
         "socket clients=2 subscribers=1 refused=3 dropped=4 garbled=5",

@@ -1,0 +1,198 @@
+"""Who floods the control ports is held back by a rule, ahead of the queue, and nobody else."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pptp_nat.linux import ruleset
+from pptp_nat.linux.ruleset import Backend, Pace, RuleSettings
+
+from . import rules_lab
+from .rules_lab import (
+    ALICE,
+    BOB,
+    SERVER,
+    Listener,
+    RulesLab,
+    again,
+    command,
+    marker,
+    octets,
+    rewritten,
+)
+from .rules_segments import ACK, PSH, SYN, segment
+
+pytestmark = pytest.mark.kernel
+MANY = 200
+PACE = Pace(openers_per_client=2, openers=40, segments_per_client=3)
+PACED = RuleSettings(pace=PACE)
+
+network = pytest.fixture(scope="module")(rules_lab.network)
+lab = pytest.fixture(rules_lab.router)
+swapped = pytest.fixture(rules_lab.swapped)
+both = pytest.mark.parametrize("lab", rules_lab.VARIANTS, indirect=True)
+
+
+@pytest.fixture
+def raw(lab: RulesLab) -> Iterator[socket.socket]:
+    with lab.socket(lab.alice, socket.SOCK_RAW, socket.IPPROTO_RAW) as opened:
+        yield opened
+
+
+@pytest.fixture
+def queue(lab: RulesLab) -> Iterator[Listener]:
+    ruleset.apply(PACED, Backend.IPTABLES)
+    with Listener(lab, 1723, again) as listener:
+        yield listener
+
+
+def most(rate: int, since: float) -> int:
+    """Return how many packets a bucket has let pass since it was full, at most."""
+    return int(rate * (2 + time.monotonic() - since)) + 2
+
+
+def openers(queue: Listener, source: str = "") -> int:
+    """Return how many packets of clients, or of one, have come; each is answered with an RST."""
+    sources = [packet[12:16] for packet in queue.seen if packet[12:16] != octets(SERVER)]
+    return sources.count(octets(source)) if source else len(sources)
+
+
+def until(queue: Listener, count: int, source: str = "") -> None:
+    deadline = time.monotonic() + rules_lab.PATIENCE
+    while openers(queue, source) < count:
+        assert time.monotonic() < deadline, f"{openers(queue, source)} of {count} have come"
+        time.sleep(0.01)
+
+
+def from_everywhere() -> list[bytes]:
+    """Return SYNs of all neighbours of alice's, two of each: within their own bounds."""
+    everybody = [f"10.71.1.{n}" for n in range(3, 3 + MANY)]
+    return [rewritten(segment(SYN), source=source) for source in everybody * 2]
+
+
+def flood(lab: RulesLab, raw: socket.socket, packets: list[bytes]) -> float:
+    """Send *packets* and wait until the router has seen them all; return when that began."""
+    began = time.monotonic()
+    for packet in packets:
+        raw.sendto(packet, (SERVER, 0))
+    marker(lab)
+    return began
+
+
+@both
+@pytest.mark.parametrize("flags", [SYN, ACK | PSH], ids=["SYNs", "made-up data"])
+def test_one_client_s_flood_is_dropped_and_another_s_opener_is_not(
+    lab: RulesLab, raw: socket.socket, queue: Listener, flags: int
+) -> None:
+    """The queue is shared: a flood in it would keep everybody's messages out."""
+    payload = b"" if flags == SYN else b"made up"
+    began = flood(lab, raw, [
+        segment(flags, source_port=5000 + n, payload=payload) for n in range(MANY)
+    ])  # fmt: skip
+    with lab.socket(lab.bob, socket.SOCK_RAW, socket.IPPROTO_RAW) as bob:
+        bob.sendto(rewritten(segment(SYN, source_port=4999), source=BOB), (SERVER, 0))
+        until(queue, 1, BOB)
+    assert 4 <= openers(queue, ALICE) <= most(PACE.openers_per_client, began) < MANY
+
+
+def test_a_flood_from_many_addresses_leaves_room_in_the_queue(
+    lab: RulesLab, raw: socket.socket, queue: Listener
+) -> None:
+    """Each of its senders stays within its bound; there are just very many of them."""
+    began = flood(lab, raw, from_everywhere())
+    until(queue, 80)
+
+    assert 80 <= openers(queue) <= most(PACE.openers, began) < 2 * MANY
+
+
+@both
+def test_a_connection_is_not_hurt_by_openers_and_has_a_pace_of_its_own(
+    lab: RulesLab, raw: socket.socket, queue: Listener
+) -> None:
+    """A flood of what belongs to a connection is that client's own loss as well."""
+    with lab.socket(lab.server, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((SERVER, 1723))
+        listener.listen()
+        with lab.socket(lab.alice, socket.SOCK_STREAM) as client:
+            client.connect((SERVER, 1723))
+            served, _ = listener.accept()
+            flood(lab, raw, [segment(SYN, source_port=5000 + n) for n in range(MANY)])
+            client.sendall(b"one message")
+            queue.wait(2)
+            assert b"one message" == served.recv(100)
+            (said,) = [p for p in queue.seen if p.endswith(b"one message")]
+            began = flood(lab, raw, [said] * MANY)  # the very octets: in its window, and answered
+            served.sendall(b"and back")
+            assert b"and back" == client.recv(100)
+            served.close()
+    assert queue.seen.count(said) <= most(PACE.segments_per_client, began) < MANY
+
+
+def test_what_is_dropped_is_counted_by_its_bound(lab: RulesLab, raw: socket.socket) -> None:
+    """Nobody sees such packets but these counters."""
+    assert ruleset.paced_drops(PACE) is None
+    ruleset.apply(PACED, Backend.IPTABLES)
+    assert {"openers_per_client": 0, "openers": 0, "segments_per_client": 0} == (
+        ruleset.paced_drops(PACE)
+    )
+    began = flood(lab, raw, [segment(SYN, source_port=5000 + n) for n in range(MANY)])
+    drops = ruleset.paced_drops(PACE)
+
+    assert drops is not None
+    assert (0, 0) == (drops["openers"], drops["segments_per_client"])
+    assert MANY - most(PACE.openers_per_client, began) <= drops["openers_per_client"] <= MANY - 4
+    assert ruleset.paced_drops(Pace(1, 0, 0)) is None, "rules of other settings"
+
+
+def test_nftables_paces_alike(lab: RulesLab, swapped: None, raw: socket.socket) -> None:
+    """With the queue statement swapped for a drop: only this backend's own counters tell."""
+    ruleset.apply(PACED, Backend.NFTABLES)
+    assert [] == ruleset.check(PACED, Backend.NFTABLES)
+    began = flood(lab, raw, [segment(SYN, source_port=5000 + n) for n in range(MANY)])
+    drops = ruleset.paced_drops(PACE)
+    assert drops is not None
+    assert MANY - most(PACE.openers_per_client, began) <= drops["openers_per_client"] <= MANY - 4
+
+    began = flood(lab, raw, from_everywhere())
+    drops = ruleset.paced_drops(PACE)
+    assert drops is not None
+    assert 2 * MANY - most(PACE.openers, began) <= drops["openers"] <= 2 * MANY - 40
+
+
+@pytest.mark.parametrize("lab", rules_lab.VARIANTS, indirect=True)
+def test_another_pace_takes_the_place_of_the_one_before(lab: RulesLab, raw: socket.socket) -> None:
+    """xt_hashlimit goes on with the rate that a table's name was first used with."""
+    for settings in (PACED, RuleSettings(pace=Pace(openers_per_client=50)), PACED):
+        ruleset.apply(settings, Backend.IPTABLES)
+        ruleset.apply(settings, Backend.IPTABLES)
+        assert [] == ruleset.check(settings, Backend.IPTABLES)
+        other = RuleSettings(pace=Pace(openers_per_client=51))
+        assert ["filter PPTP_NAT_PACE"] == [
+            problem.split(":")[0] for problem in ruleset.check(other, Backend.IPTABLES)
+        ]
+        began = time.monotonic()
+        with Listener(lab, 1723, again) as listener:
+            flood(lab, raw, [segment(SYN, source_port=5000 + n) for n in range(MANY)])
+            rate = settings.pace.openers_per_client
+            until(listener, 2 * rate, ALICE)
+            assert 2 * rate <= openers(listener, ALICE) <= most(rate, began)
+
+
+@pytest.mark.parametrize("backend", Backend)
+def test_who_wants_no_pace_gets_the_rules_without(
+    lab: RulesLab, swapped: None, backend: Backend
+) -> None:
+    unpaced = RuleSettings(pace=Pace(0, 0, 0))
+    ruleset.apply(PACED, backend)
+    assert [] != ruleset.check(unpaced, backend)
+    ruleset.apply(unpaced, backend)
+
+    assert [] == ruleset.check(unpaced, backend)
+    listed = command("iptables-save") + command("nft", "list", "ruleset")
+    assert "limit" not in listed
+    assert [] != ruleset.check(PACED, backend), "an older version's rules are told from today's"
