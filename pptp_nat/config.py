@@ -107,7 +107,7 @@ class Limits:
     setups_per_client: Annotated[int, whole(0, 1_000_000, "calls per second"), LIVE] = 100
     #: what the rules let come to the control queue (`pptp_nat.linux.ruleset_pace`); 0: all of it
     openers_per_client: Annotated[int, whole(0, 100_000, "packets per second")] = 100
-    openers: Annotated[int, whole(0, 100_000, "packets per second")] = 2000
+    openers: Annotated[int, whole(0, 100_000, "packets per second")] = 4000
     segments_per_client: Annotated[int, whole(0, 100_000, "packets per second")] = 1000
     half_open: Annotated[int, whole(16, 1 << 20), LIVE] = 4096  #: SYNs remembered
     #: octets of control streams of all connections kept until they are acknowledged

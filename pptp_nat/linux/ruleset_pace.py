@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from pptp_nat.linux.ruleset_settings import Pace
 
 BURST_SECONDS: Final = 2
-MOST_AT_ONCE: Final = 10_000  # linux/netfilter/xt_hashlimit.h: what its first revision takes
+MOST_AT_ONCE: Final = 4_000  # fewer than control.queue_length has room for, by default
 #: nftables: clients that are told apart.  More of them, and only the bound of all holds.
 CLIENTS: Final = 65_535
 FORGET_SECONDS: Final = 10  # a bucket that nobody draws from is full again long before

@@ -28,7 +28,7 @@ class Pace:
     """How many packets a second come to the control queue; 0: as many as come."""
 
     openers_per_client: int = 100  #: of no connection that conntrack knows, by source
-    openers: int = 2000  #: of all clients
+    openers: int = 4000  #: of all clients
     segments_per_client: int = 1000  #: of the connections that a client has opened, each way
 
 

@@ -34,6 +34,7 @@ UNPACED = "[limits]\nopeners_per_client = 0\nopeners = 0\nsegments_per_client = 
 FLOOD = """
 import socket, struct, sys, random, time
 kind, me, to, pace = sys.argv[1:]
+everywhere = kind == "syn from everywhere"
 raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
 lots = random.Random(1)
 def add(total):
@@ -48,11 +49,13 @@ def tcp(flags, payload):
     check = add(sum(struct.unpack(f"!{len(octets) // 2}H", octets)))
     return ip(6, head[:16] + struct.pack("!H", check) + head[18:] + payload)
 def ip(protocol, rest):
+    source = me.rsplit(".", 1)[0] + f".{lots.randrange(100, 250)}" if everywhere else me
     return struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(rest), 0, 0, 64, protocol, 0,
-                       socket.inet_aton(me), socket.inet_aton(to)) + rest
+                       socket.inet_aton(source), socket.inet_aton(to)) + rest
 ocrq = bytes.fromhex("00a800011a2b3c4d00070000") + bytes(156)
 make = {
     "syn": lambda: tcp(2, b""),
+    "syn from everywhere": lambda: tcp(2, b""),
     "garbage": lambda: tcp(24, lots.randbytes(64)),
     "sccrq": lambda: tcp(24, bytes.fromhex("009c00011a2b3c4d0001000001000000") + bytes(140)),
     "gre": lambda: ip(47, struct.pack("!HHHHI4s", 0x3001, 0x880B, 4, lots.getrandbits(16), 1,
@@ -140,6 +143,24 @@ def test_all_that_a_core_can_send_keeps_nobody_out(
     assert [0, 0] == [status["queues"][0][name] for name in ("dropped", "user_dropped")]
     assert status["paced"]["openers_per_client"] > 1000
     assert (0, 0) == (status["paced"]["openers"], status["paced"]["segments_per_client"])
+
+
+@every_path
+def test_a_flood_from_many_addresses_leaves_connections_that_are_up_their_share(
+    world: Callable[..., World], by: By
+) -> None:
+    """Each of its senders may open connections; all of them together have a bound as well."""
+    here = world(by, inside=2)
+    daemon = here.daemon
+    assert daemon is not None
+    here.station(here.lab.outside[0]).listen()
+    connection = here.dial(here.station(here.lab.inside[0]), here.lab.outside[0].address)
+    with _flooded(here, here.lab.inside[1], "syn from everywhere", WHOLE_CORE):
+        for _ in range(10):
+            calls = here.up([connection.call()])
+            here.all_hear_their_own(calls)
+        status = daemon.status()
+    assert status["paced"]["openers"] > 1000
 
 
 @every_path
