@@ -47,7 +47,7 @@ DEFAULT_STATE: Final = Path("/var/lib/pptp-nat")
 DEFAULT_METRICS: Final = Endpoint("127.0.0.1", 9723)
 LARGEST_FILE: Final = 1 << 20  #: octets; the documented file has a few thousand
 
-DataPathName = Literal["auto", "conntrack", "queue"]
+DataPathName = Literal["auto", "conntrack", "bpf", "queue"]
 Allocation = Literal["random", "preserve"]
 RulesCare = Literal["keep", "apply", "leave"]
 RulesBackend = Literal["auto", "iptables", "nftables"]
@@ -78,7 +78,7 @@ class Control:
 class Gre:
     """The data of the calls."""
 
-    datapath: Annotated[DataPathName, one_of("auto", "conntrack", "queue")] = "auto"
+    datapath: Annotated[DataPathName, one_of("auto", "conntrack", "bpf", "queue")] = "auto"
     queue: Annotated[int, whole(0, 65535)] = 1724  #: NFQUEUE number, data path "queue" only
     queue_length: Annotated[int, whole(16, 1 << 20, "packets")] = 16384
     socket_buffer: Annotated[int, whole(64 << 10, 1 << 30, "octets")] = 8 << 20

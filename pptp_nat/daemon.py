@@ -31,6 +31,7 @@ from pptp_nat.core.events import Outcome, Verdict
 from pptp_nat.core.translator import Translator
 from pptp_nat.errors import ConfigError, PptpNatError
 from pptp_nat.linux.addresses import Addresses
+from pptp_nat.linux.bpf_path import BpfPath
 from pptp_nat.linux.conntrack import Conntrack, turn_on_accounting
 from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.conntrack_path import ConntrackPath
@@ -110,6 +111,7 @@ class Daemon:
         self.conntrack = Conntrack(config.gre.entry_mark)
         self._closers.append(self.conntrack.close)
         self.carrier, self.queue_path, self.datapath_reason = choose_path(config, self.conntrack)
+        self._closers.append(self.carrier.path.close)
         self.rule_settings = rule_settings(config, self.carrier.path.name)
         if not self._takes_over:  # whom it takes over from was content
             check_router(config, self.rule_settings)
@@ -133,7 +135,7 @@ class Daemon:
         undo = arrange_rules(config, self.rule_settings, problems)
         if undo is not None:
             self._closers.append(undo)
-        let_go_of_privileges(config)
+        let_go_of_privileges(config, self.carrier.path.name)
         self.store.keep_copying()
         # What is here now stays; and a full collection over the objects of 100,000
         # calls would stall every verdict for its length.
@@ -181,6 +183,8 @@ class Daemon:
         )  # fmt: skip
         if isinstance(self.carrier.path, ConntrackPath):
             self.carrier.path.catch_up = lambda: self.upkeep.on_events(0)
+        elif isinstance(self.carrier.path, BpfPath):
+            self._watch(self.carrier.path, self.carrier.path.on_devices)
         self._watch(self.conntrack, self.upkeep.on_events)
         addresses = Addresses()
         self._closers.append(addresses.close)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pptp_nat.control.subscription import EVENT_TYPES, LONGEST, MASKS, MOST_RATE
 from pptp_nat.tables.table import LARGEST_CALL_ID
 
-DATAPATHS: Final = ("auto", "conntrack", "queue")
+DATAPATHS: Final = ("auto", "conntrack", "bpf", "queue")
 SHORTEST_WATCH: Final = 0.1  #: seconds
 MOST_CLIENTS: Final = 50  #: of the demo: one network namespace each
 

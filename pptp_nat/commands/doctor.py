@@ -56,11 +56,10 @@ def _router(options: Namespace) -> Router:
         status = api.ask(config.api.socket, {"do": "status"})
     except UsageError as error:
         complaint = str(error)
-    running = "auto" if status is None else str(status.get("datapath"))
-    wanted = config.gre.datapath if running == "auto" else running
+    wanted = config.gre.datapath if status is None else status.get("datapath")
     backend = config.rules.backend
     router = Router(
-        rule_settings(config, wanted),
+        rule_settings(config, "conntrack" if wanted in ("auto", None) else wanted),
         backend=None if backend == "auto" else Backend(backend),
         status=status,
         complaint=complaint,

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pptp_nat import api
 from pptp_nat.commands.run import config_path, overriding
 from pptp_nat.config import load
 from pptp_nat.errors import UsageError
-from pptp_nat.linux import ruleset
+from pptp_nat.linux import bpf_path, ruleset
 from pptp_nat.linux.accounting import turn_on_accounting
-from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.router.firewall import backend_of, rule_settings
+from pptp_nat.router.footing import working_path
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
     from pptp_nat.config import Config
-
-Carrier = Literal["conntrack", "queue"]
+    from pptp_nat.linux.datapath import Carrying
 
 
 def rules(options: Namespace) -> int:
@@ -31,6 +30,8 @@ def rules(options: Namespace) -> int:
     if options.action == "remove":
         ruleset.remove(None if chosen == "auto" else ruleset.Backend(chosen))
         _say("rules removed")
+        if _running(config) is None and (names := bpf_path.detach_all()):
+            _say(f"BPF programs detached from {', '.join(names)}")
         return 0
     backend = backend_of(config)
     settings = rule_settings(config, _carrier(config))
@@ -52,17 +53,24 @@ def rules(options: Namespace) -> int:
     return 1 if problems else 0
 
 
-def _carrier(config: Config) -> Carrier:
+def _carrier(config: Config) -> Carrying:
     """Return the data path that the rules are for; "auto" is what the daemon found out."""
     if config.gre.datapath != "auto":
         return config.gre.datapath
+    running = _running(config)
+    if running is not None:
+        return running
+    # No daemon runs: look at what it would choose.  Only root may; others take the likely one.
+    return working_path("auto").name if os.geteuid() == 0 else "conntrack"
+
+
+def _running(config: Config) -> Carrying | None:
+    """Return the data path of the daemon that runs; None: none does."""
     try:
-        running = api.ask(config.api.socket, {"do": "status"})["datapath"]
+        running: Carrying = api.ask(config.api.socket, {"do": "status"})["datapath"]
     except (UsageError, KeyError):
-        # No daemon runs: look at what it would choose.  Only root may; others take the likely one.
-        flaw = ConntrackPath.probe() if os.geteuid() == 0 else None
-        running = "conntrack" if flaw is None else "queue"
-    return "queue" if running == "queue" else "conntrack"
+        return None
+    return running
 
 
 def _say(text: str) -> None:

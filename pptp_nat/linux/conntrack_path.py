@@ -12,7 +12,7 @@ from pptp_nat.core.tuples import Leg
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.conntrack import Conntrack
 from pptp_nat.linux.conntrack_wire import CARRYING, Entry, Status
-from pptp_nat.linux.datapath import Installed, LegOrder, Match, Tally
+from pptp_nat.linux.datapath import Carrying, Installed, LegOrder, Match, Tally
 from pptp_nat.linux.shares import Left, Shares
 
 LONGEST_UNSEEN: Final = 86400.0  # seconds between two looks at what is left of lifetimes
@@ -37,7 +37,7 @@ class ConntrackPath:
     it is left, so calls outlive a daemon that is away for days.
     """
 
-    name = "conntrack"
+    name: Carrying = "conntrack"
     outlives_us = True
 
     def __init__(self, conntrack: Conntrack) -> None:

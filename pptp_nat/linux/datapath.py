@@ -14,10 +14,13 @@ through all of that; whose they are is its owners' business (`pptp_nat.router.ca
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from pptp_nat.core.tuples import Address, Leg
 from pptp_nat.errors import AdapterError
+
+#: The names of the data paths.
+Carrying = Literal["conntrack", "bpf", "queue"]
 
 
 class Match(NamedTuple):
@@ -54,7 +57,7 @@ class Installed(NamedTuple):
 class DataPath(Protocol):
     """Carries GRE for legs.  All methods are synchronous and raise `AdapterError`."""
 
-    name: str
+    name: Carrying
     outlives_us: bool  #: whether legs carry on without this process
 
     def install(self, orders: Sequence[LegOrder]) -> Installed:

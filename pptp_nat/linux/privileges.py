@@ -19,6 +19,7 @@ from pptp_nat.errors import AdapterError
 
 NET_ADMIN: Final = 12
 NET_RAW: Final = 13  #: iptables opens a raw socket to talk to the kernel
+BPF: Final = 39
 _LAST_CAP: Final = 63  #: of those that capset(2) can name
 
 _BOUNDING_READ, _BOUNDING_DROP = 23, 24  # PR_CAPBSET_READ, PR_CAPBSET_DROP

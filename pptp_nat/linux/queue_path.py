@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 from pptp_nat.core.packet import is_enhanced_gre
 from pptp_nat.core.tuples import Leg
-from pptp_nat.linux.datapath import Installed, LegOrder, Match, Tally
+from pptp_nat.linux.datapath import Carrying, Installed, LegOrder, Match, Tally
 from pptp_nat.linux.shares import Shares
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _delta(old: bytes, new: bytes) -> int:
 class QueuePath:
     """Carries GRE through a `Queue` whose judge is `judge` (a `DataPath`)."""
 
-    name = "queue"
+    name: Carrying = "queue"
     outlives_us = False
 
     def __init__(self) -> None:

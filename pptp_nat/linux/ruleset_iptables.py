@@ -27,6 +27,7 @@ STRAY: Final = "PPTP_NAT_STRAY"
 JUDGED: Final = "PPTP_NAT_JUDGED"
 INBOUND: Final = "PPTP_NAT_GRE_IN"
 OUTBOUND: Final = "PPTP_NAT_GRE_OUT"
+KNOWN: Final = "PPTP_NAT_KNOWN"
 PORTS_PER_MATCH: Final = 15  # linux/netfilter/xt_multiport.h, XT_MULTI_PORTS
 
 
@@ -141,6 +142,31 @@ def _conntrack(features: Features) -> Iterator[Rule]:
     )  # fmt: skip
 
 
+def _bpf(settings: RuleSettings, features: Features) -> Iterator[Rule]:
+    marked = f"-m mark --mark {settings.repeat_mark:#x}/{settings.repeat_mark:#x}"
+    yield Rule(
+        "raw", KNOWN, "", "-j CT --notrack",
+        ("What a call's GRE becomes, and ICMP errors about it, the programs at the devices write.",
+         "Conntrack would translate the address once more, and the call ID never."),
+    )  # fmt: skip
+    yield Rule("raw", "PREROUTING", marked, f"-j {KNOWN}")
+    yield Rule(
+        "filter", JUDGED, "-m conntrack --ctstate UNTRACKED", "-j ACCEPT",
+        ("GRE of a call, and ICMP errors about it: known to the programs at the devices, which",
+         "mark it where it arrives and translate it."),
+    )  # fmt: skip
+    yield Rule("filter", "FORWARD", marked, f"-j {JUDGED}")
+    match = _enhanced(features)
+    if match is not None:
+        yield Rule(
+            "filter", STRAY, match, "-j DROP",
+            ("Enhanced GRE (version 1, protocol 0x880B) that belongs to no call: it would leave",
+             "untranslated.  Plain GRE (version 0) goes on to your rules.",
+             *(_program("The program", bpf.ENHANCED_GRE) if features.bpf else ())),
+        )  # fmt: skip
+        yield Rule("filter", "FORWARD", "-p gre", f"-j {STRAY}")
+
+
 def _queue(settings: RuleSettings, features: Features) -> Iterator[Rule]:
     match = _enhanced(features)
     if match is None:
@@ -205,6 +231,8 @@ def plan(settings: RuleSettings, features: Features) -> list[Rule]:
     rules = list(_control(settings, features))
     if settings.datapath == "queue":
         rules += _queue(settings, features)
+    elif settings.datapath == "bpf":
+        rules += _bpf(settings, features)
     else:
         rules += _conntrack(features)
     return rules

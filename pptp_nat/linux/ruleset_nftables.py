@@ -33,6 +33,13 @@ DATA_OFFSETS: Final = (8, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15)  # words; with tim
 Facts = frozenset[str]
 
 
+def firewall_line(settings: RuleSettings) -> str:
+    """Return what the firewall's own forward chain needs, for data paths past conntrack."""
+    if settings.datapath == "bpf":
+        return f"ct state untracked meta mark & {settings.repeat_mark:#x} != 0 accept"
+    return FIREWALL_LINE
+
+
 class Statement(NamedTuple):
     """A rule, and what of it nft prints alike in all of its versions."""
 
@@ -76,7 +83,14 @@ def _hooks(settings: RuleSettings) -> Iterator[Chain]:
     # goto: a packet from 1723 to 1723 would come back unmarked to the second rule, without end.
     ports, listed = _ports(settings)
     stray: tuple[Statement, ...] = ()
-    if settings.datapath == "conntrack":
+    if settings.datapath == "bpf":
+        stray = (
+            Statement(f"ct state != untracked {ENHANCED} jump stray", frozenset({"jump stray"}),
+                ("The programs at the devices mark the GRE of a call, and conntrack is told to",
+                 "ignore it.  Plain GRE (version 0) is none of our business."),
+            ),
+        )  # fmt: skip
+    elif settings.datapath == "conntrack":
         stray = (
             Statement(f"ct state new {ENHANCED} jump stray", frozenset({"jump stray"}),
                 ("The GRE of a call matches the conntrack entries that the daemon made for it: it",
@@ -194,14 +208,26 @@ def _queued_gre(settings: RuleSettings) -> Iterator[Chain]:
     ))  # fmt: skip
 
 
+def _known(settings: RuleSettings) -> Chain:
+    mark = f"meta mark & {settings.repeat_mark:#x} != 0"
+    return Chain("prerouting", "prerouting", "raw", -300, (
+        Statement(f"ip protocol {{ icmp, gre }} {mark} notrack", frozenset({"notrack"})),
+    ), (
+        "What a call's GRE becomes, and ICMP errors about it, the programs at the devices write.",
+        "Conntrack would translate the address once more, and the call ID never.",
+    ))  # fmt: skip
+
+
 def plan(settings: RuleSettings) -> list[Chain]:
     """Return the chains of the table; those that others jump to come first."""
     paced = [] if settings.pace == UNPACED else [_pace(settings)]
     chains = [_acknowledgement(), *paced, _control(settings)]
-    if settings.datapath == "conntrack":
-        chains.append(_stray())
-    else:
+    if settings.datapath == "queue":
         chains += _queued_gre(settings)
+    else:
+        chains.append(_stray())
+    if settings.datapath == "bpf":
+        chains.append(_known(settings))
     return [*chains, *_hooks(settings)]
 
 
@@ -223,13 +249,13 @@ def render(settings: RuleSettings) -> str:
         f"# Remove with:  nft delete table ip {TABLE}",
         "# rules/README.md says why each rule stands where it stands.",
     ]
-    if settings.datapath == "queue":
+    if settings.datapath != "conntrack":
         lines += [
             "#",
             "# An accept in this table cannot overrule a drop in another one, and GRE that",
             "# conntrack ignores is not ESTABLISHED.  So your firewall's forward chain needs this",
-            "# line, ahead of its drops; it lets nothing out that the daemon has not judged:",
-            f"#     {FIREWALL_LINE}",
+            "# line, ahead of its drops; it lets nothing out that is not judged:",
+            f"#     {firewall_line(settings)}",
             f"# OpenWrt's fw4 takes it from the file {FW4_FILE}.",
         ]
     lines += ["", *DELETE.splitlines(), "", f"table ip {TABLE} {{", *_sets(settings)]

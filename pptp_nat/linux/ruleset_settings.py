@@ -7,10 +7,11 @@ import errno
 import os
 import subprocess
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from pptp_nat.core.tuples import Address
 from pptp_nat.errors import AdapterError
+from pptp_nat.linux.datapath import Carrying
 
 APPLY: Final = "run `pptp-nat rules apply`"  #: what mends most of what is wrong with rules
 COMMAND_SECONDS: Final = 60  # a lock that somebody else holds for longer is a broken router
@@ -43,7 +44,7 @@ class RuleSettings:
     control_queue: int = 1723  #: NFQUEUE number of the control messages
     gre_queue: int = 1724  #: NFQUEUE number of GRE, data path "queue" only
     repeat_mark: int = 0x40000000  #: one bit of the packet mark: has been in a queue
-    datapath: Literal["conntrack", "queue"] = "conntrack"
+    datapath: Carrying = "conntrack"
     #: addresses that the world sees and that are not this router's own, "queue" only
     external_addresses: tuple[Address, ...] = ()
     pace: Pace = Pace()

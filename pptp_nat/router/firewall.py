@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pptp_nat.config import Config
 from pptp_nat.linux import ruleset
+from pptp_nat.linux.datapath import Carrying
 
 
-def rule_settings(config: Config, datapath: str) -> ruleset.RuleSettings:
+def rule_settings(config: Config, datapath: Carrying) -> ruleset.RuleSettings:
     """Return what the rules depend on; *datapath* is the one in use, never "auto"."""
     limits = config.limits
     return ruleset.RuleSettings(
@@ -14,7 +15,7 @@ def rule_settings(config: Config, datapath: str) -> ruleset.RuleSettings:
         control_queue=config.control.queue,
         gre_queue=config.gre.queue,
         repeat_mark=config.control.repeat_mark,
-        datapath="queue" if datapath == "queue" else "conntrack",
+        datapath=datapath,
         external_addresses=tuple(each.packed for each in config.gre.external_addresses),
         pace=ruleset.Pace(limits.openers_per_client, limits.openers, limits.segments_per_client),
     )

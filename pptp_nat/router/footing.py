@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from pptp_nat import log
-from pptp_nat.config import Config
+from pptp_nat.config import Config, DataPathName
 from pptp_nat.errors import AdapterError, PptpNatError
-from pptp_nat.linux import preflight, privileges, ruleset
+from pptp_nat.linux import bpf_path, preflight, privileges, ruleset
+from pptp_nat.linux.bpf_object import kernel_release
+from pptp_nat.linux.bpf_path import BpfPath
 from pptp_nat.linux.conntrack import Conntrack
 from pptp_nat.linux.conntrack_path import ConntrackPath
+from pptp_nat.linux.datapath import Carrying
 from pptp_nat.linux.queue_path import QueuePath
 from pptp_nat.router.carrier import Carrier
 from pptp_nat.router.firewall import backend_of
@@ -24,6 +27,21 @@ _LOUDNESS: Final = {
 }
 
 
+#: The data paths in the order in which `auto` likes them, and what says why one does not work.
+PROBES: Final[Mapping[Carrying, Callable[[], str | None]]] = {
+    "conntrack": ConntrackPath.probe,
+    "bpf": BpfPath.probe,
+    "queue": lambda: None,
+}
+
+
+class Working(NamedTuple):
+    """The name of a data path that works here, and why this one."""
+
+    name: Carrying
+    reason: str
+
+
 class Chosen(NamedTuple):
     """A data path at work, and why this one."""
 
@@ -32,24 +50,56 @@ class Chosen(NamedTuple):
     reason: str
 
 
+def working_path(wanted: DataPathName) -> Working:
+    """Return the data path that is *wanted*, or the first one that works here.
+
+    Raises:
+        PptpNatError: the one that is wanted does not.
+    """
+    flaws: list[str] = []
+    for name, probe in PROBES.items():
+        if wanted not in ("auto", name):
+            continue
+        flaw = probe()
+        if flaw is None:
+            configured = "configured" if wanted == name else "its probe succeeded"
+            return Working(name, "; ".join(flaws) or configured)
+        if wanted == name:
+            raise PptpNatError(
+                f'gre.datapath "{name}" does not work here: {flaw}; use "queue" or "auto"'
+            )
+        flaws.append(f"{name} does not work here: {flaw}")
+    raise AssertionError("the last one always works")
+
+
 def choose_path(config: Config, conntrack: Conntrack) -> Chosen:
     """Return the data path that is configured, or the one that works here.
 
     Raises:
         PptpNatError: the one that is configured does not.
     """
-    wanted = config.gre.datapath
-    flaw = None if wanted == "queue" else ConntrackPath.probe()
-    if wanted == "conntrack" and flaw is not None:
-        raise PptpNatError(
-            f'gre.datapath "conntrack" does not work here: {flaw}; use "queue" or "auto"'
+    name, reason = working_path(config.gre.datapath)
+    if name == "bpf":
+        path = BpfPath(
+            config.limits.calls, config.control.repeat_mark, stays=config.rules.manage != "apply"
         )
-    if wanted == "queue" or flaw is not None:
-        path = QueuePath()
-        reason = "configured" if flaw is None else f"conntrack does not work here: {flaw}"
-        return Chosen(Carrier(path), path, reason)
-    reason = "configured" if wanted == "conntrack" else "its probe succeeded"
+        return Chosen(Carrier(path), None, reason)
+    _let_go_of_programs()
+    if name == "queue":
+        queue_path = QueuePath()
+        return Chosen(Carrier(queue_path), queue_path, reason)
     return Chosen(Carrier(ConntrackPath(conntrack)), None, reason)
+
+
+def _let_go_of_programs() -> None:
+    """Take away what a run with the data path `bpf` has left at the devices."""
+    try:
+        names = bpf_path.detach_all()
+    except AdapterError as error:
+        log.event(_log, logging.WARNING, "bpf-programs", problem=str(error))
+        return
+    if names:
+        log.event(_log, logging.INFO, "bpf-programs", detached_from=",".join(names))
 
 
 def check_router(config: Config, settings: ruleset.RuleSettings) -> None:
@@ -68,11 +118,17 @@ def check_router(config: Config, settings: ruleset.RuleSettings) -> None:
         raise PptpNatError("\n".join(refusals))
 
 
-def let_go_of_privileges(config: Config) -> None:
-    """Keep CAP_NET_ADMIN alone, and what the firewall's tools need if the rules are ours."""
+def let_go_of_privileges(config: Config, name: str) -> None:
+    """Keep CAP_NET_ADMIN alone, and what the firewall's tools need if the rules are ours.
+
+    *name* is that of the data path: before Linux 5.19 BPF maps ask for CAP_BPF at each look.
+    """
     ours = config.rules.manage != "keep"
+    kept = [privileges.NET_ADMIN, privileges.NET_RAW][: 1 + ours]
+    if name == "bpf" and kernel_release() < (5, 19):
+        kept.append(privileges.BPF)
     try:
-        privileges.drop((privileges.NET_ADMIN, privileges.NET_RAW)[: 1 + ours], inherited=ours)
+        privileges.drop(kept, inherited=ours)
     except AdapterError as error:
         log.event(_log, logging.WARNING, "privileges", problem=str(error))
 

@@ -16,7 +16,7 @@ from pptp_nat.lab.peers import Call, Connection, Loop, Station, converse
 from pptp_nat.lab.router import Daemon, daemon, kernel_helper
 
 #: Our daemon with one of its data paths, the kernel's own helper, or nothing at all.
-By = Literal["conntrack", "queue", "kernel helper", "nothing"]
+By = Literal["conntrack", "bpf", "queue", "kernel helper", "nothing"]
 
 
 @dataclass(slots=True)

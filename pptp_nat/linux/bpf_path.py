@@ -1,0 +1,331 @@
+"""The data path through BPF programs at the devices: GRE rewritten before and behind the stack.
+
+Needs nothing of conntrack: GRE of calls passes it untracked.  ``pptp_nat/bpf/gre.c``
+says what is done where, rules/README.md what the firewall's rules have to do with it.
+
+Every run loads programs and maps of its own, fills them, and then puts them in the
+place of those that an earlier run has left at the devices: until then these carry on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from pptp_nat.core.tuples import Leg
+from pptp_nat.errors import AdapterError
+from pptp_nat.linux import bpf_maps, bpf_probe
+from pptp_nat.linux.bpf_object import BpfObject
+from pptp_nat.linux.datapath import Carrying, Installed, LegOrder, Match, Tally
+from pptp_nat.linux.shares import Shares
+from pptp_nat.linux.traffic_control import (
+    BARE,
+    ETHERNET,
+    Changes,
+    Device,
+    Programs,
+    TrafficControl,
+)
+
+OBJECT: Final = Path(__file__).parents[1] / "bpf" / "gre.o"
+_PIECE: Final = 512  #: legs whose counts are read in one go
+_FULL: Final = AdapterError(
+    "making room for a leg in the BPF maps", errno.ENOSPC, mend="raise limits.calls and restart"
+)
+
+
+class _Carried(NamedTuple):
+    """A leg at work."""
+
+    order: LegOrder
+    slot: int
+    before: Tally  #: what was carried in an earlier process
+
+
+class BpfPath:
+    """Carries GRE by programs at the devices (a `DataPath`).
+
+    Args:
+        calls: how many there may be.
+        repeat_mark: the bit of the packet mark that lets packets pass the rules.
+        stays: whether what is attached stays there when this is closed.
+
+    Raises:
+        AdapterError: libbpf is missing, or the kernel refuses the programs.
+    """
+
+    name: Carrying = "bpf"
+    outlives_us = False  #: what an earlier run has left carries on, but does not tell us of what
+
+    def __init__(self, calls: int, repeat_mark: int, *, stays: bool = True) -> None:
+        legs = max(64, 2 * calls)
+        self._stays = stays
+        self._legs: dict[Match, _Carried] = {}
+        self._shares = Shares()
+        self._devices: set[str] = set()  # that run our programs
+        #: devices that cannot, and why
+        self.unserved: dict[str, str] = {}
+        with contextlib.ExitStack() as stack:
+            self._object = stack.enter_context(opened(legs, repeat_mark))
+            self._tc = stack.enter_context(TrafficControl())
+            self._changes = stack.enter_context(Changes())
+            self._counts = bpf_maps.Counts(self._object.map_fd("counts"), legs)
+            stack.callback(self._counts.close)
+            self._told = bpf_maps.mapped(self._object.map_fd("tellings"), mmap.PAGESIZE)
+            stack.callback(self._told.close)
+            self._closing = stack.pop_all()
+        self._legs_fd = self._object.map_fd("legs")
+        self._origins_fd = self._object.map_fd("origins")
+
+    @staticmethod
+    def probe() -> str | None:
+        """Return None where this path works, or one sentence that says why it does not.
+
+        Loads the programs, runs one on a packet that nobody sends, and attaches it to
+        the loopback device for a moment.
+        """
+        try:
+            with opened(64, bpf_probe.MARK) as programs:
+                return bpf_probe.flaw(programs)
+        except AdapterError as error:
+            return str(error)
+
+    def install(self, orders: Sequence[LegOrder]) -> Installed:
+        """Have the legs carry packets."""
+        shared: dict[Match, Tally] = {}
+        refused: list[LegOrder] = []
+        error: AdapterError | None = None
+        for order in orders:
+            match = Match(*order.leg[:3])
+            before = self._legs.get(match)
+            try:
+                self._carry(order)
+            except AdapterError as refusal:
+                refused.append(order)
+                error = error or refusal
+                continue
+            if before is not None:
+                self._shares.join(match, order, before.order)
+                shared[match] = self._tally(before)
+        return Installed(shared, refused, error)
+
+    def restore(self, orders: Sequence[LegOrder]) -> Installed:
+        """Have legs carry packets that do not."""
+        return self.install([o for o in orders if Match(*o.leg[:3]) not in self._legs])
+
+    def _carry(self, order: LegOrder) -> None:
+        """Put a leg into the maps; the counts of its match go on."""
+        match = Match(*order.leg[:3])
+        before = self._legs.get(match)
+        slot = self._counts.take() if before is None else before.slot
+        if slot is None:
+            raise _FULL
+        made = bpf_maps.rows(order.leg, order.mark, slot)
+        # A hairpin's second half is there before its first.
+        code = 0
+        for row in reversed(made.legs):
+            code = code or self._object.update(self._legs_fd, row.key, row.value)
+        if made.origin is not None:
+            code = code or self._object.update(self._origins_fd, *made.origin)
+        if code:
+            if before is None:
+                self._erase(order, slot)
+                self._counts.give_back(slot)
+            if code == errno.E2BIG:
+                raise _FULL
+            raise AdapterError("installing a leg in the BPF maps", code)
+        if before is not None and before.order.leg != order.leg:
+            self._erase(before.order, slot, but={row.key for row in made.legs}, origin=made.origin)
+        self._legs[match] = _Carried(
+            order, slot, Tally(0, 0) if before is None else before.before
+        )
+
+    def _erase(
+        self, order: LegOrder, slot: int, *,
+        but: frozenset[bytes] | set[bytes] = frozenset(), origin: bpf_maps.Row | None = None,
+    ) -> None:  # fmt: skip
+        """Take a leg out of the maps, less the keys that another has put there."""
+        made = bpf_maps.rows(order.leg, order.mark, slot)
+        for row in made.legs:
+            if row.key not in but:
+                self._object.delete(self._legs_fd, row.key)
+        if made.origin is not None and (origin is None or origin.key != made.origin.key):
+            self._object.delete(self._origins_fd, made.origin.key)
+
+    def _tally(self, carried: _Carried) -> Tally:
+        packets, octets = self._counts.tally(carried.slot)
+        return Tally(packets + carried.before.packets, octets + carried.before.octets)
+
+    def remark(self, orders: Sequence[LegOrder]) -> None:
+        """Give the packets of legs that are carried another mark."""
+        for order in orders:
+            if self._shares.remark(order) and Match(*order.leg[:3]) in self._legs:
+                self._carry(order)
+
+    def remove(self, legs: Sequence[Leg]) -> Mapping[Match, Tally]:
+        """Stop carrying the legs whose last owner this was; return their last counts."""
+        tallies = {}
+        for leg in legs:
+            match = Match(*leg[:3])
+            carried = self._legs.get(match)
+            if carried is None:
+                continue
+            left = self._shares.leave(leg)
+            if left is not None:
+                tallies[match] = self._tally(carried)
+                self._carry(left.now)
+                continue
+            self._erase(carried.order, carried.slot)
+            tallies[match] = self._tally(carried)
+            del self._legs[match]
+            self._counts.give_back(carried.slot)
+        return tallies
+
+    def take_over(
+        self, orders: Sequence[LegOrder], *, trusted: bool = False  # noqa: ARG002
+    ) -> Sequence[LegOrder]:
+        """Carry all *orders*, then take the place of what an earlier run has left.
+
+        Returns:
+            Those that others have as well, which each of them installs, and those refused.
+        """
+        seen: set[Match] = set()
+        first: list[LegOrder] = []
+        again: list[LegOrder] = []
+        for order in orders:
+            (again if Match(*order.leg[:3]) in seen else first).append(order)
+            seen.add(Match(*order.leg[:3]))
+        again += self.install(first).refused
+        self._attach()
+        return again
+
+    def left_over(self) -> Sequence[Leg]:
+        """Return nothing: what an earlier run has left, `take_over` has replaced."""
+        return ()
+
+    def kept(self) -> Mapping[Match, Tally]:
+        """Return all counts."""
+        return self.tallies()
+
+    def credit(self, leg: Leg, tally: Tally) -> None:
+        """Add what *leg* had carried in an earlier process."""
+        match = Match(*leg[:3])
+        carried = self._legs.get(match)
+        if carried is not None:
+            packets, octets = carried.before
+            self._legs[match] = carried._replace(
+                before=Tally(packets + tally.packets, octets + tally.octets)
+            )
+
+    def lost(self, leg: Leg, tally: Tally) -> None:
+        """Do nothing: nobody else can delete a leg here."""
+
+    def tallies(self) -> Mapping[Match, Tally]:
+        """Return the counts of all legs; asks nobody, they are in memory."""
+        return {match: self._tally(carried) for match, carried in self._legs.items()}
+
+    def tallies_of(self, legs: Sequence[Leg]) -> Mapping[Match, Tally]:
+        """Return the counts of these *legs* alone."""
+        matches = [Match(*leg[:3]) for leg in legs]
+        return {match: self._tally(self._legs[match]) for match in matches if match in self._legs}
+
+    def tally_pieces(self) -> Iterator[Mapping[Match, Tally]]:
+        """Yield the counts of `_PIECE` legs at a time."""
+        matches = list(self._legs)
+        for start in range(0, len(matches), _PIECE):
+            yield {
+                match: self._tally(carried)
+                for match in matches[start : start + _PIECE]
+                if (carried := self._legs.get(match)) is not None
+            }
+
+    def watched(self, leg: Leg) -> bpf_maps.Watched | None:
+        """Return all that is known of the packets of *leg*, which only this path looks at."""
+        carried = self._legs.get(Match(*leg[:3]))
+        return None if carried is None else self._counts.watched(carried.slot)
+
+    def told(self) -> dict[str, int]:
+        """Return what the programs have counted besides: `bpf_maps.TOLD`."""
+        return bpf_maps.told(self._told)
+
+    def matches(self) -> list[Match]:
+        """Return what is carried."""
+        return list(self._legs)
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when devices or addresses have changed."""
+        return self._changes.fileno()
+
+    def on_devices(self, _mask: int) -> None:
+        """Have the devices that there are now run our programs.
+
+        Raises:
+            AdapterError: they cannot be listed.
+        """
+        self._changes.drain()
+        self._attach()
+
+    def renew(self, now: float) -> None:  # noqa: ARG002
+        """Attach again what others have detached."""
+        self._attach()
+
+    def _attach(self) -> None:
+        """Have all devices that route run our programs; what cannot is in `unserved`."""
+        devices = self._tc.devices()
+        self.unserved = {}
+        self._devices = {each.name for each in devices}
+        for device in devices:
+            try:
+                self._serve(device)
+            except AdapterError as error:
+                if error.errno != errno.ENODEV:  # it has gone meanwhile
+                    self.unserved[device.name] = str(error)
+
+    def _serve(self, device: Device) -> None:
+        if device.hardware in ETHERNET:
+            kind = "ether"
+        elif device.hardware in BARE:
+            kind = "bare"
+        else:
+            self.unserved[device.name] = f"its link header (type {device.hardware}) is not known"
+            return
+        if not self._tc.attached(device):
+            self._tc.attach(device, Programs(
+                self._object.program_fd(f"{kind}_arriving"),
+                self._object.program_fd(f"{kind}_leaving"),
+            ))  # fmt: skip
+
+    def close(self) -> None:
+        """Let go of the maps; what is attached goes on carrying, unless it was not to stay."""
+        try:
+            if not self._stays:
+                self._tc.detach_all()
+        finally:
+            self._closing.close()
+
+
+def opened(legs: int, repeat_mark: int) -> BpfObject:
+    """Return the programs in the kernel, with room for so many *legs*.
+
+    Raises:
+        AdapterError: libbpf is missing, or the kernel refuses them.
+    """
+    # A hairpin has two rows.  Of those there are few; the maps take memory as they fill.
+    return BpfObject(
+        OBJECT, {"legs": 2 * legs, "origins": legs, "counts": legs}, struct.pack("=I", repeat_mark)
+    )
+
+
+def detach_all() -> list[str]:
+    """Take away what an earlier run has left at devices; return their names.
+
+    Raises:
+        AdapterError: refused.
+    """
+    with TrafficControl() as tc:
+        return tc.detach_all()
