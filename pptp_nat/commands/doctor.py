@@ -56,10 +56,10 @@ def _router(options: Namespace) -> Router:
         status = api.ask(config.api.socket, {"do": "status"})
     except UsageError as error:
         complaint = str(error)
-    wanted = config.gre.datapath if status is None else status.get("datapath")
+    wanted = config.gre.datapath if status is None else status.get("datapath", "auto")
     backend = config.rules.backend
     router = Router(
-        rule_settings(config, "conntrack" if wanted in ("auto", None) else wanted),
+        rule_settings(config, "conntrack" if wanted == "auto" else wanted),
         backend=None if backend == "auto" else Backend(backend),
         status=status,
         complaint=complaint,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import mmap
-import os
 import struct
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
@@ -166,4 +165,4 @@ def mapped(fd: int, octets: int) -> mmap.mmap:
         return mmap.mmap(fd, -(-octets // page) * page)
     except (OSError, ValueError) as error:
         code = getattr(error, "errno", None) or 22
-        raise AdapterError("mapping the counts of the BPF programs", code, mend=os.strerror(code)) from error
+        raise AdapterError("mapping the counts of the BPF programs", code) from error

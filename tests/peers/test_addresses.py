@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.paths import every_path
+
 from .conftest import By, World
 
 pytestmark = pytest.mark.kernel
-every_path = pytest.mark.parametrize("by", ["conntrack", "queue"])
 
 
 def _ip(here: World, *words: str) -> None:

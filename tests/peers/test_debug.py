@@ -15,11 +15,11 @@ import pytest
 from pptp_nat.lab.peers import Call
 from pptp_nat.linux.datapath import Match
 from pptp_nat.linux.gre_tap import HEADERS, MOST_LEGS, GreTap
+from tests.paths import every_path
 
 from .conftest import By, World
 
 pytestmark = pytest.mark.kernel
-every_path = pytest.mark.parametrize("by", ["conntrack", "queue"])
 
 
 def two_calls(world: Callable[..., World], by: By) -> tuple[World, list[Call]]:

@@ -24,6 +24,7 @@ from pptp_nat.lab.peers import Loop
 from pptp_nat.lab.real_peers import absent, start_server
 from pptp_nat.lab.router import daemon, kernel_helper
 from pptp_nat.linux.ruleset import RuleSettings
+from tests.paths import every_path
 
 from .conftest import By, World
 
@@ -139,7 +140,7 @@ def test_mending_mends(router: Broken) -> None:
     assert {} == looked(router.world)
 
 
-@pytest.mark.parametrize("by", ["conntrack", "queue"])
+@every_path
 def test_a_healthy_router_with_a_firewall_passes_everything(
     world: Callable[..., World], by: By
 ) -> None:

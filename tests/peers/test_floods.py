@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from pptp_nat.lab.network import Host
+from tests.paths import every_path
 
 from .conftest import By, World
 
 pytestmark = pytest.mark.kernel
-every_path = pytest.mark.parametrize("by", ["conntrack", "queue"])
 
 #: ``make faults`` tries every flood on either data path.
 KINDS = [("conntrack", "sccrq"), ("conntrack", "gre"), ("queue", "gre")]

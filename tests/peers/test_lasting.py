@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from pptp_nat.lab.control import Connection
+from tests.paths import every_path
 
 from .conftest import By, World
 
 pytestmark = pytest.mark.kernel
-every_path = pytest.mark.parametrize("by", ["conntrack", "queue"])
 
 #: How a client may leave, from polite to rude.
 LEAVES: tuple[Callable[[Connection], None], ...] = (

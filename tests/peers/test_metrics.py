@@ -18,11 +18,11 @@ from pptp_nat.lab import real_peers
 from pptp_nat.lab.prometheus import Prometheus, tool
 from pptp_nat.lab.router import daemon
 from pptp_nat.lab.wire import Gre, encode_gre
+from tests.paths import every_path
 
 from .conftest import By, World
 
 pytestmark = pytest.mark.kernel
-every_path = pytest.mark.parametrize("by", ["conntrack", "queue"])
 PLACE = "127.0.0.1:9723"
 PATIENCE = 60.0  #: seconds until Prometheus has seen what there is; it asks every second
 needs_prometheus = pytest.mark.skipif(

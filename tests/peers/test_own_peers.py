@@ -10,11 +10,11 @@ import pytest
 
 from pptp_nat.lab.peers import Quirk
 from pptp_nat.lab.wire import Gre, encode_gre
+from tests.paths import every_path
 
 from .conftest import By, World
 
 pytestmark = pytest.mark.kernel
-every_path = pytest.mark.parametrize("by", ["conntrack", "queue"])
 
 CUTS = [
     {"cut": 1},
@@ -262,7 +262,7 @@ def test_gre_carries_the_mark_of_its_control_connection(
 
 
 #: Where the mark is found: of the kernel's connection, or of each packet.
-MARKED: dict[By, str] = {"conntrack": "connmark", "queue": "mark"}
+MARKED: dict[By, str] = {"conntrack": "connmark", "bpf": "mark", "queue": "mark"}
 
 
 def _rule(here: World, rule: str) -> None:

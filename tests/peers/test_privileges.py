@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.paths import every_path
+
 from .conftest import By, World
 from .test_restarts import KEPT
 
@@ -56,7 +58,7 @@ def test_a_daemon_of_root_keeps_one_capability_and_gets_no_other(
     assert ("PPTP_NAT" in listing) is (rules == "keep"), "a clean stop removes what is its own"
 
 
-@pytest.mark.parametrize("by", ["conntrack", "queue"])
+@every_path
 def test_it_works_as_an_ordinary_user_with_one_capability(
     world: Callable[..., World], by: By
 ) -> None:

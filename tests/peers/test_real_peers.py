@@ -11,6 +11,7 @@ import pytest
 
 from pptp_nat.errors import UsageError
 from pptp_nat.lab.real_peers import Client, absent, converse, start_server
+from tests.paths import every_path
 
 from .conftest import By, World
 
@@ -19,7 +20,6 @@ pytestmark = [
     pytest.mark.peers,
     pytest.mark.skipif(absent() is not None, reason=absent() or "all there"),
 ]
-every_path = pytest.mark.parametrize("by", ["conntrack", "queue"])
 
 
 def _clients(world: World, server: str, *, call_id: int | None) -> list[Client]:

@@ -17,11 +17,11 @@ from pptp_nat.core.states import CallState, End
 from pptp_nat.lab.control import Call, Connection
 from pptp_nat.lab.peers import Station
 from pptp_nat.state import records, statefile
+from tests.paths import every_path
 
 from .conftest import By, World
 
 pytestmark = pytest.mark.kernel
-every_path = pytest.mark.parametrize("by", ["conntrack", "queue"])
 
 #: Crashes in one test; ``make faults`` asks for more.
 KILLS = int(os.environ.get("PPTP_NAT_KILLS", "10"))

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.paths import every_path
+
 from .conftest import By, World
 from .test_restarts import KEPT, Churn
 
@@ -44,7 +46,7 @@ def _weight(here: World) -> Weight:
     )
 
 
-@pytest.mark.parametrize("by", ["conntrack", "queue"])
+@every_path
 def test_nothing_leaks_however_long_calls_come_and_go(
     world: Callable[..., World], by: By
 ) -> None:

@@ -14,11 +14,11 @@ import pytest
 from pptp_nat.lab.control import Call
 from pptp_nat.lab.network import Host
 from pptp_nat.lab.wire import Gre, encode_gre
+from tests.paths import every_path
 
 from .conftest import By, World
 
 pytestmark = pytest.mark.kernel
-every_path = pytest.mark.parametrize("by", ["conntrack", "queue"])
 FORGED = b"made up by somebody else"
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from pptp_nat.lab.real_peers import Client, absent, converse, start_server
 from tests.adapters.schemas import departures
+from tests.paths import every_path
 from tests.terminal import Terminal
 
 from .conftest import By, World
@@ -92,7 +93,7 @@ class Events:
         return entries(self._kernel.read_text())
 
 
-@pytest.mark.parametrize("by", ["conntrack", "queue"])
+@every_path
 def test_with_twenty_real_clients_all_views_agree(world: Callable[..., World], by: By) -> None:
     """Who looks at one must not be told otherwise by another."""
     here = world(by, inside=CLIENTS)

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from pptp_nat.errors import UsageError
+from tests.paths import every_path
 
 from .conftest import By, World
 from .test_restarts import KEPT, Churn
 
 pytestmark = pytest.mark.kernel
 CLOCKS = ("created", "up_since", "last_seen")
-every_path = pytest.mark.parametrize("by", ["conntrack", "queue"])
 
 
 @every_path
