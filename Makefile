@@ -1,10 +1,10 @@
-# make venv | demo | test | check | bench | faults | soak | fuzz | compiled | deb | openwrt | dist: each does all its own set-up on Debian 12, as root.
+# make venv | demo | test | check | bench | faults | soak | fuzz | compiled | bpf | deb | openwrt | dist: each does all its own set-up on Debian 12, as root.
 # Debian's own Python where there is one: apt's python3-dev and python3-venv are for it.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 BIN := .venv/bin
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: venv demo test check unit bench faults soak fuzz compiled deb openwrt dist clean
+.PHONY: venv demo test check unit bench faults soak fuzz compiled bpf deb openwrt dist clean
 
 venv: .venv/ready
 
@@ -51,6 +51,13 @@ compiled: venv
 	PPTP_NAT_COMPILE=1 $(BIN)/python setup.py -q build --build-lib build/compiled
 	$(BIN)/pytest -q -o "pythonpath=build/compiled ." tests/core tests/scenario tests/fuzz \
 		-k "not test_the_queue and not too_short_for_a_key and not spoiled_makes_a_reader"
+
+# The programs of the data path bpf; the object is kept in the repository.  Needs clang and llvm.
+BPF_OBJECT := pptp_nat/bpf/gre.o
+bpf:
+	clang -target bpf -mcpu=v2 -O2 -g -Wall -Wextra -Wno-pointer-arith -fno-ident \
+		-I/usr/include/$(shell uname -m)-linux-gnu -c pptp_nat/bpf/gre.c -o $(BPF_OBJECT)
+	llvm-strip -g -R .BTF.ext -R .rel.BTF.ext $(BPF_OBJECT)
 
 deb: venv
 	$(BIN)/python -m deploy.packages deb

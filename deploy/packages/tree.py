@@ -52,11 +52,14 @@ def copied(source: Path, path: str, mode: int = 0o644) -> File:
 
 
 def modules(where: str, *, without: Iterable[str] = ()) -> Iterator[File]:
-    """Yield our own Python files, to be below *where*, less the parts named in *without*."""
+    """Yield our own files, to be below *where*, less the parts named in *without*.
+
+    They are Python's, and what clang made of the BPF programs.
+    """
     left_out = set(without)
     for source in sorted(PACKAGE.rglob("*")):
         inside = source.relative_to(PACKAGE)
-        is_ours = source.suffix == ".py" or source.name == "py.typed"
+        is_ours = source.suffix in (".py", ".o") or source.name == "py.typed"
         if is_ours and not left_out & {inside.as_posix(), inside.parts[0]}:
             yield copied(source, f"{where}/pptp_nat/{inside.as_posix()}")
 

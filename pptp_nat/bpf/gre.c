@@ -165,7 +165,7 @@ INLINE void tell(__u32 what)
 		__sync_fetch_and_add(number, 1);
 }
 
-INLINE void count(const struct leg *leg, const struct ip *ip, const struct gre *gre, void *end)
+INLINE void count(const struct leg *leg, const struct ip *ip, const struct gre *gre)
 {
 	__u32 slot = leg->slot;
 	struct count *count = map_find(&counts, &slot);
@@ -177,7 +177,7 @@ INLINE void count(const struct leg *leg, const struct ip *ip, const struct gre *
 	if (!gre)
 		return; /* of a packet in fragments the first one counts */
 	__sync_fetch_and_add(&count->packets, 1);
-	if (gre->flags & 0x10 && (void *)(gre + 1) <= end) {
+	if (gre->flags & 0x10) {
 		__u32 sequence = NET32(gre->sequence);
 		__s32 ahead = sequence - count->next;
 
@@ -194,7 +194,7 @@ INLINE void count(const struct leg *leg, const struct ip *ip, const struct gre *
 }
 
 /* RFC 1624 section 3, equation 3. */
-INLINE void rewrite(struct __sk_buff *skb, struct ip *ip, struct gre *gre, const struct leg *leg)
+INLINE void rewrite_addresses(struct ip *ip, const struct leg *leg)
 {
 	__u32 sum = (~ip->check & 0xFFFF) + leg->delta;
 
@@ -202,13 +202,6 @@ INLINE void rewrite(struct __sk_buff *skb, struct ip *ip, struct gre *gre, const
 	ip->check = ~((sum & 0xFFFF) + (sum >> 16));
 	ip->source = leg->source;
 	ip->destination = leg->destination;
-	if (gre && gre->key != leg->key) {
-		/* No checksum covers the key but that of a device over the whole packet. */
-		__u32 change = (~gre->key & 0xFFFF) + leg->key;
-
-		gre->key = leg->key;
-		adjust_sum(skb, change);
-	}
 }
 
 INLINE int is_of_calls(const struct gre *gre)
@@ -217,16 +210,17 @@ INLINE int is_of_calls(const struct gre *gre)
 		gre->protocol == NET16(0x880B);
 }
 
-/* Judge GRE whose IP header begins `l3` octets into the frame. */
+/* Judge GRE whose IP header begins `l3` octets into the frame and is there. */
 INLINE int judge_gre(struct __sk_buff *skb, __u32 l3, int leaving)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ip *ip = data + l3;
-	struct gre *gre = 0;
+	struct gre gre = {};
 	struct match match = {}, *known;
 	struct leg *leg;
 	__u32 octets;
-	__u16 part;
+	__u16 part, key;
+	int in_reach = 0;
 
 	if ((void *)(ip + 1) > end)
 		return TO_THE_STACK;
@@ -244,22 +238,22 @@ INLINE int judge_gre(struct __sk_buff *skb, __u32 l3, int leaving)
 		}
 		match = *known;
 	} else {
-		gre = (void *)ip + octets;
-		if ((void *)gre + GRE_OCTETS > end) {
-			if (pull(skb, l3 + octets + GRE_OCTETS))
+		/* Without CAP_PERFMON the verifier takes no pointer but to a fixed place. */
+		if (octets == IP_OCTETS && data + l3 + IP_OCTETS + sizeof(gre) <= end) {
+			gre = *(struct gre *)(data + l3 + IP_OCTETS);
+			in_reach = 1;
+		} else {
+			if (load(skb, l3 + octets, &gre, GRE_OCTETS))
 				return TO_THE_STACK;
-			data = (void *)(long)skb->data;
-			end = (void *)(long)skb->data_end;
-			ip = data + l3;
-			gre = (void *)ip + octets;
-			if ((void *)(ip + 1) > end || (void *)gre + GRE_OCTETS > end)
-				return TO_THE_STACK;
+			if (gre.flags & 0x10 &&
+			    load(skb, l3 + octets + GRE_OCTETS, &gre.sequence, 4))
+				gre.sequence = 0;
 		}
 		match.source = ip->source;
 		match.destination = ip->destination;
-		match.key = gre->key;
+		match.key = gre.key;
 		match.stage = leaving && skb->tc_index == HALF;
-		if (!is_of_calls(gre)) {
+		if (!is_of_calls(&gre)) {
 			if (part & MORE_FRAGMENTS)
 				map_take(&fragments, &fragment);
 			return TO_THE_STACK;
@@ -274,20 +268,25 @@ INLINE int judge_gre(struct __sk_buff *skb, __u32 l3, int leaving)
 	}
 	if (!leg)
 		return TO_THE_STACK;
-	if (leaving) {
-		if (leg->where == LEAVING) {
-			count(leg, ip, gre, end);
-			rewrite(skb, ip, gre, leg);
-		}
+	if (!leaving)
+		skb->mark = (leg->mark ? leg->mark : skb->mark) | repeat_mark;
+	if ((leg->where == LEAVING) != leaving)
 		return TO_THE_STACK;
-	}
-	if (leg->where != LEAVING) {
-		count(leg, ip, gre, end);
-		if (leg->where == ARRIVING)
-			rewrite(skb, ip, gre, leg);
+	if (!leaving)
 		skb->tc_index = leg->again ? HALF : WHOLE;
-	}
-	skb->mark = (leg->mark ? leg->mark : skb->mark) | repeat_mark;
+	count(leg, ip, part & FRAGMENT_OFFSET ? 0 : &gre);
+	if (leg->where == UNCHANGED)
+		return TO_THE_STACK;
+	rewrite_addresses(ip, leg);
+	key = leg->key;
+	if (part & FRAGMENT_OFFSET || key == gre.key)
+		return TO_THE_STACK;
+	/* No checksum covers the key but that of a device over the whole packet. */
+	adjust_sum(skb, (~gre.key & 0xFFFF) + key);
+	if (in_reach)
+		((struct gre *)(data + l3 + IP_OCTETS))->key = key;
+	else
+		store(skb, l3 + octets + 6, &key, 2, 0);
 	return TO_THE_STACK;
 }
 

@@ -27,7 +27,7 @@ class Daemon:
 
     Args:
         lab: the laboratory; it ends the daemon if nobody else does.
-        datapath: ``auto``, ``conntrack`` or ``queue``.
+        datapath: ``auto``, ``conntrack``, ``bpf`` or ``queue``.
         options: more of the command line.
         config: the text of a configuration file.
         metrics: where it serves them.

@@ -53,9 +53,6 @@ class Ran(NamedTuple):
     nanoseconds: int  #: of one run, the mean of all
 
 
-_Printer: Any = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-
-
 class _Library:
     """libbpf, with the prototypes of what we call."""
 
@@ -68,7 +65,6 @@ class _Library:
             ) from error
         pointer, number, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
         size, wide, flags = ctypes.c_size_t, ctypes.c_uint32, ctypes.c_uint64
-        self.errno = _prototype(library.libbpf_get_error, ctypes.c_long, pointer)
         self.open = _prototype(library.bpf_object__open_mem, pointer, pointer, size, pointer)
         self.load = _prototype(library.bpf_object__load, number, pointer)
         self.close = _prototype(library.bpf_object__close, None, pointer)
@@ -88,8 +84,7 @@ class _Library:
         self.delete = _prototype(library.bpf_map_delete_elem, number, number, text)
         self.run = _prototype(library.bpf_prog_test_run_opts, number, number, pointer)
         # It would write to our standard error.  The errno says it as well, in one line.
-        self._printer = _Printer(lambda *_: 0)
-        _prototype(library.libbpf_set_print, pointer, _Printer)(self._printer)
+        _prototype(library.libbpf_set_print, pointer, pointer)(None)
 
 
 def _prototype(function: Any, result: Any, *arguments: Any) -> Any:  # noqa: ANN401 - ctypes' own

@@ -20,6 +20,7 @@ from pptp_nat.errors import AdapterError
 NET_ADMIN: Final = 12
 NET_RAW: Final = 13  #: iptables opens a raw socket to talk to the kernel
 BPF: Final = 39
+_SETPCAP: Final = 8
 _LAST_CAP: Final = 63  #: of those that capset(2) can name
 
 _BOUNDING_READ, _BOUNDING_DROP = 23, 24  # PR_CAPBSET_READ, PR_CAPBSET_DROP
@@ -48,8 +49,9 @@ def drop(kept: Collection[int] = (NET_ADMIN,), *, inherited: bool = False) -> No
     bits = sum(1 << number for number in kept)
     effective, permitted_before, _ = _held()
     permitted = permitted_before & bits
-    for number in range(_LAST_CAP + 1):
-        # A bounding set that is empty already, as in a sandbox, needs no CAP_SETPCAP.
+    # Without CAP_SETPCAP, as in a sandbox, the bounding set stays: without new privileges
+    # nobody gets anything out of it.
+    for number in range(_LAST_CAP + 1) if effective >> _SETPCAP & 1 else ():
         if not bits >> number & 1 and _prctl(_BOUNDING_READ, number, may_fail=True) == 1:
             _prctl(_BOUNDING_DROP, number)
     if not inherited:

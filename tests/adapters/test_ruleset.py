@@ -33,10 +33,12 @@ def test_the_files_for_administrators_are_what_the_daemon_loads(
 
 
 def test_the_readme_has_the_line_that_the_firewall_needs() -> None:
-    """In nftables' data path queue nothing passes without it."""
+    """With nftables no GRE passes untracked without it: data paths queue and bpf."""
     readme = (RULES / "README.md").read_text()
 
-    assert f"\n{ruleset_nftables.FIREWALL_LINE}\n" in readme
+    for datapath in ("bpf", "queue"):
+        line = ruleset_nftables.firewall_line(RuleSettings(datapath=datapath))
+        assert f"\n{line}\n" in readme
     assert ruleset_nftables.FW4_FILE in readme
 
 
@@ -181,7 +183,7 @@ def test_listed_addresses_do_instead_of_addrtype() -> None:
 
 
 @pytest.mark.parametrize("backend", Backend)
-@pytest.mark.parametrize("datapath", ["conntrack", "queue"])
+@pytest.mark.parametrize("datapath", ["conntrack", "bpf", "queue"])
 def test_every_number_of_the_settings_is_in_the_rules(backend: Backend, datapath: Any) -> None:
     """A default left in the text would collide with whoever uses that number already."""
     settings = RuleSettings(
@@ -210,11 +212,13 @@ def test_a_packet_between_two_long_lists_of_ports_is_queued_once() -> None:
     assert 3 == sum(line.endswith("-p tcp -j PPTP_NAT_PORTS") for line in lines)
 
 
-def test_nftables_queue_path_shows_the_line_that_the_firewall_needs() -> None:
+@pytest.mark.parametrize("datapath", ["bpf", "queue"])
+def test_nftables_shows_the_line_that_the_firewall_needs(datapath: Any) -> None:
     """An accept in our table cannot overrule a drop in another."""
-    text = ruleset.render(RuleSettings(datapath="queue"), Backend.NFTABLES)
+    settings = RuleSettings(datapath=datapath)
+    text = ruleset.render(settings, Backend.NFTABLES)
 
-    assert f"#     {ruleset_nftables.FIREWALL_LINE}\n" in text
+    assert f"#     {ruleset_nftables.firewall_line(settings)}\n" in text
     assert ruleset_nftables.FW4_FILE in text
     assert "fw4" not in ruleset.render(RuleSettings(), Backend.NFTABLES)
 

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.kernel
 README = Path(__file__).parents[2] / "rules" / "README.md"
 CONNTRACK = RuleSettings()
 QUEUE = RuleSettings(datapath="queue")
+BPF = RuleSettings(datapath="bpf")
 
 network = pytest.fixture(scope="module")(rules_lab.network)
 lab = pytest.fixture(rules_lab.router)
@@ -39,7 +40,7 @@ def saved() -> list[str]:
 
 
 @both
-@pytest.mark.parametrize("settings", [CONNTRACK, QUEUE], ids=["conntrack", "queue"])
+@pytest.mark.parametrize("settings", [CONNTRACK, BPF, QUEUE], ids=lambda each: each.datapath)
 def test_rules_come_and_go_and_leave_the_administrators_alone(
     lab: RulesLab, settings: RuleSettings
 ) -> None:

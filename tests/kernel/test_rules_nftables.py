@@ -32,6 +32,7 @@ from .rules_segments import OPTIONS_IN_IP, SEGMENTS, source_ports
 pytestmark = pytest.mark.kernel
 CONNTRACK = RuleSettings()
 QUEUE = RuleSettings(datapath="queue")
+BPF = RuleSettings(datapath="bpf")
 
 network = pytest.fixture(scope="module")(rules_lab.network)
 lab = pytest.fixture(rules_lab.router)
@@ -45,7 +46,7 @@ STRICT = ("-t mangle -A POSTROUTING -p gre -m mark --mark 0x40000000/0x40000000 
 
 
 
-@pytest.mark.parametrize("settings", [CONNTRACK, QUEUE], ids=["conntrack", "queue"])
+@pytest.mark.parametrize("settings", [CONNTRACK, BPF, QUEUE], ids=lambda each: each.datapath)
 def test_nftables_takes_the_rules_as_they_are(lab: RulesLab, settings: RuleSettings) -> None:
     """The one test of the queue statements themselves."""
     if complaint := ruleset_nftables.probe_queue():
@@ -57,6 +58,7 @@ def test_nftables_takes_the_rules_as_they_are(lab: RulesLab, settings: RuleSetti
 
 NFT_SETTINGS = [
     CONNTRACK,
+    BPF,
     QUEUE,
     RuleSettings(ports=(1799, 1723)),
     RuleSettings(datapath="queue", external_addresses=(octets(ELSEWHERE), octets("10.9.9.9"))),

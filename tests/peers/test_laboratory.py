@@ -16,6 +16,7 @@ import pytest
 from pptp_nat.errors import UsageError
 from pptp_nat.lab.namespaces import NAMED
 from pptp_nat.lab.network import Lab, missing
+from tests.paths import PATHS
 
 pytestmark = [
     pytest.mark.kernel,
@@ -108,7 +109,7 @@ def test_what_goes_wrong_in_a_namespace_is_told_in_one_line() -> None:
         lab.run(lab.router, ["iptables", "-X", "nonesuch"])
 
 
-@pytest.mark.parametrize("datapath", ["auto", "conntrack", "queue"])
+@pytest.mark.parametrize("datapath", ["auto", *PATHS])
 def test_the_demo_shows_that_each_client_receives_its_own(datapath: str) -> None:
     """The first thing that people run."""
     demo = _demo(f"run(3, {datapath!r})")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from pptp_nat.lab.control import Connection
-from tests.paths import every_path
+from tests.paths import BPF, every_path
 
 from .conftest import By, World
 
@@ -43,9 +43,12 @@ def test_many_short_calls_leave_nothing(world: Callable[..., World], by: By) -> 
     assert 10 == left["counters"]["to_inside"]["packets"]
 
 
-def test_the_kernel_carries_calls_while_nobody_watches(world: Callable[..., World]) -> None:
-    """What is in conntrack needs no daemon: a crash stops new calls, not those that are up."""
-    here = world("conntrack", inside=2)
+@pytest.mark.parametrize("by", ["conntrack", BPF])
+def test_the_kernel_carries_calls_while_nobody_watches(
+    world: Callable[..., World], by: By
+) -> None:
+    """What is in the kernel needs no daemon: a crash stops new calls, not those that are up."""
+    here = world(by, inside=2)
     assert here.daemon is not None
     here.station(here.lab.outside[0]).listen()
     calls = here.up(

@@ -128,7 +128,7 @@ def test_no_crash_breaks_a_call_that_is_up(world: Callable[..., World], by: By) 
         for _ in range(churn.lots.randrange(1, 12)):
             churn.step()
         daemon.kill()
-        if by == "conntrack":
+        if by in ("conntrack", "bpf"):
             here.all_hear_their_own(churn.lasting)
         for _ in range(churn.lots.randrange(4)):
             churn.step()

@@ -29,6 +29,7 @@ return view.extend({
 			_('Entries in the kernel are faster, and calls outlive the daemon.'));
 		option.value('auto', _('the kernel where it can, else the daemon'));
 		option.value('conntrack', _('the kernel'));
+		option.value('bpf', _('BPF programs in the kernel'));
 		option.value('queue', _('the daemon'));
 		option = section.option(form.DynamicList, 'external_addresses', _('External addresses'),
 			_('That clients are translated to and that this router does not have itself.'));
