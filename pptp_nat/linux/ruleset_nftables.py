@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from pptp_nat.linux import ruleset_pace
+from pptp_nat.linux.ruleset_facts import Facts, facts
 from pptp_nat.linux.ruleset_settings import APPLY, UNPACED, RuleSettings, must, run
 
 TABLE: Final = "pptp_nat"
@@ -29,9 +30,6 @@ FIREWALL_LINE: Final = f"ct state untracked {ENHANCED} accept"
 FW4_FILE: Final = "/usr/share/nftables.d/chain-pre/forward/pptp-nat.nft"
 IP_OCTETS: Final = 20  # a header without options
 DATA_OFFSETS: Final = (8, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15)  # words; with timestamps it is 8
-
-Facts = frozenset[str]
-
 
 def firewall_line(settings: RuleSettings) -> str:
     """Return what the firewall's own forward chain needs, for data paths past conntrack."""
@@ -333,42 +331,6 @@ def listing() -> list[dict[str, Any]]:
     text = must("reading the nftables rules", "nft", "-j", "list", "table", "ip", TABLE)
     objects: list[dict[str, Any]] = json.loads(text)["nftables"]
     return objects
-
-
-def facts(expression: list[dict[str, Any]]) -> Facts:
-    """Return what a rule says of queues, verdicts, ports, addresses and marks."""
-    return frozenset(fact for part in expression for fact in _facts(part))
-
-
-def _facts(part: dict[str, Any]) -> Iterator[str]:
-    match part:
-        case {"jump": {"target": target}}:
-            yield f"jump {target}"
-        case {"goto": {"target": target}}:
-            yield f"goto {target}"
-        case {"queue": {"num": number}}:
-            yield f"queue {number}"
-        case {"set": {"set": name, "stmt": [{"limit": {"rate": rate, "burst": burst}}]}}:
-            yield f"{name.removeprefix('@')} over {rate} burst {burst}"
-        case {"limit": {"rate": rate, "burst": burst}}:
-            yield f"over {rate} burst {burst}"
-        case {"mangle": {"key": {"meta": {"key": "mark"}}}}:
-            yield "set mark"
-        case {"match": {"left": {"payload": {"field": "dport" | "sport" | "daddr" as field}}}}:
-            if part["match"]["left"]["payload"].get("protocol") in ("tcp", "ip"):
-                yield f"{field} {_listed(part['match']['right'])}"
-        case {"match": {"left": {"fib": {"result": "type"}}, "right": kind}}:
-            yield f"fib type {kind}"
-        case _:
-            yield from part.keys() & {"accept", "drop", "notrack", "return"}
-
-
-def _listed(right: object) -> str:
-    match right:
-        case {"set": list(elements)}:
-            return ",".join(str(element) for element in sorted(elements, key=str))
-        case _:
-            return str(right)
 
 
 def check(settings: RuleSettings) -> list[str]:

@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pptp_nat.errors import AdapterError
-from pptp_nat.linux import ruleset, ruleset_bpf, ruleset_iptables_kernel, ruleset_nftables
+from pptp_nat.linux import (
+    ruleset,
+    ruleset_bpf,
+    ruleset_facts,
+    ruleset_iptables_kernel,
+    ruleset_nftables,
+)
 from pptp_nat.linux.ruleset import Backend, Features, RuleSettings
 from pptp_nat.linux.ruleset_settings import must, run
 
@@ -285,7 +291,7 @@ def test_saved_rules_are_read_by_table_and_chain() -> None:
 )  # fmt: skip
 def test_facts_of_a_listed_rule(expression: list[dict[str, Any]], facts: set[str]) -> None:
     """Versions of nft print one rule differently; these parts of it they print alike."""
-    assert facts == ruleset_nftables.facts(expression)
+    assert facts == ruleset_facts.facts(expression)
 
 
 # --- commands that fail -------------------------------------------------------------------------
