@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import signal
 import sys
@@ -16,18 +15,23 @@ import tempfile
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from benchmarks import machine, measures, paths, programs, report, topology
-from benchmarks.measures import FULL, QUICK, Plan, Run, Sample
+from benchmarks import machine, paths, plots, programs, report, results, topology
+from benchmarks.measures import MEASURES
 from benchmarks.paths import WAYS
-from benchmarks.reading import reading
-from benchmarks.scrape import scrape
+from benchmarks.plan import FULL, QUICK, Plan, Run, Sample
+from benchmarks.results import LATEST, Samples
 from benchmarks.shell import BenchError
 from benchmarks.spread import Spread
-from benchmarks.targets import Samples, Target, evaluate
+from benchmarks.targets import Target, evaluate
 
-MEASURES = {**measures.MEASURES, "scrape": scrape, "reading": reading}
-RESULTS = Path(__file__).parent / "results"
+
+def _numbers(text: str) -> tuple[int, ...]:
+    found = tuple(int(word.replace("_", "")) for word in text.split(","))
+    if min(found) < 1:
+        raise ValueError
+    return tuple(sorted(set(found)))
 
 
 def _arguments() -> argparse.Namespace:
@@ -38,30 +42,55 @@ def _arguments() -> argparse.Namespace:
         epilog="example: python -m benchmarks --quick --only gre --json /tmp/gre.json",
     )
     parser.add_argument("--quick", action="store_true", help="fewer calls, sizes and rounds")
-    parser.add_argument("--only", choices=MEASURES, help="measure this alone")
+    parser.add_argument(
+        "--only", choices=MEASURES, action="append", metavar="MEASURE",
+        help=f"measure this alone; may be given again ({', '.join(MEASURES)})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--way", choices=[way.name for way in WAYS], action="append", metavar="WAY",
+        help=f"this way alone; may be given again ({', '.join(way.name for way in WAYS)})",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, help=f"rounds of each ({FULL.rounds})")
+    parser.add_argument(
+        "--calls", type=_numbers, metavar="N,N...",
+        help="calls that are up beforehand, for all measures alike",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sizes", type=_numbers, metavar="N,N...", help="octets of the IP packets, 64 to 1500"
+    )
     parser.add_argument(
         "--package", type=Path, metavar="DIR",
         help="measure the pptp_nat in DIR, such as build/compiled (make compiled)",
     )  # fmt: skip
     parser.add_argument(
         "--json", type=Path, metavar="PATH",
-        help="write everything there; a full run is written to benchmarks/results/ if not told",
+        help="write every sample there, and the plots beside it; if not told, a full run is"
+        " written to benchmarks/results/latest.json",
     )  # fmt: skip
     asked = parser.parse_args()
     if asked.rounds is not None and asked.rounds < 1:
         parser.error("--rounds: at least 1")
+    if asked.sizes and not 64 <= min(asked.sizes) <= max(asked.sizes) <= 1500:
+        parser.error("--sizes: 64 to 1500 octets")
     if asked.package is not None and not (asked.package / "pptp_nat" / "daemon.py").exists():
         parser.error(f"--package: there is no pptp_nat in {asked.package}")
-    if asked.json is None and not (asked.quick or asked.only or asked.package):
-        asked.json = _usual_place()
+    partial = (asked.quick, asked.only, asked.way, asked.calls, asked.sizes, asked.package)
+    if asked.json is None and not any(partial):
+        asked.json = LATEST
     return asked
 
 
-def _usual_place() -> Path:
-    """Return where the full run on a machine like this one is kept."""
-    kernel = ".".join(os.uname().release.split(".")[:2])
-    return RESULTS / f"linux-{kernel}-{os.cpu_count()}-cores.json"
+def _plan(asked: argparse.Namespace) -> Plan:
+    plan = QUICK if asked.quick else FULL
+    changes: dict[str, Any] = {}
+    if asked.rounds:
+        changes |= {"rounds": asked.rounds, "slow_rounds": min(asked.rounds, plan.slow_rounds)}
+    if asked.sizes:
+        changes["gre_sizes"] = asked.sizes
+    if asked.calls:
+        names = [field.name for field in dataclasses.fields(Plan)]
+        changes |= {name: asked.calls for name in names if name.endswith("_calls")}
+    return dataclasses.replace(plan, **changes)
 
 
 def _tell(line: str) -> None:
@@ -75,32 +104,44 @@ def _stop(number: int, _: FrameType | None) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
-def _measure(
-    plan: Plan, chosen: list[str]
-) -> tuple[list[Sample], dict[str, str], dict[str, object]]:
+@dataclasses.dataclass
+class _Taken:
+    """What was measured, what was not and why, and how long each measure took in seconds."""
+
+    samples: list[Sample] = dataclasses.field(default_factory=list)
+    absent: dict[str, str] = dataclasses.field(default_factory=dict)
+    tables: dict[str, object] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def _measure(plan: Plan, chosen: list[str], ways: tuple[paths.Way, ...]) -> _Taken:
     machine.check()
     topology.remove_leftovers()
-    samples: list[Sample] = []
-    with (
-        tempfile.TemporaryDirectory(prefix=f"{topology.BUILD_PREFIX}{os.getpid()}-") as build,
-        machine.connection_table() as sizes,
-    ):
+    taken = _Taken()
+    prefix = f"{topology.BUILD_PREFIX}{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix) as build:
         programs.compile_peers(Path(build))
-        run = Run(plan, Path(build), _tell)
+        run = Run(plan, Path(build), _tell, ways)
+        taken.absent = run.absent
         for name in chosen:
+            began = time.monotonic()
             try:
-                # Extends piece by piece: what was measured before an error counts.
-                samples += MEASURES[name](run)
+                with machine.connection_table(name) as sizes:
+                    taken.tables[name] = sizes
+                    # Piece by piece: what was measured before an error counts.
+                    for sample in MEASURES[name](run):
+                        taken.samples.append(sample)
             except BenchError as error:
                 # What the other measures say holds all the same.
                 run.absent[name] = str(error)
                 _tell(f"{name}: {error}")
-    return samples, run.absent, dict(sizes)
+            taken.seconds[name] = round(time.monotonic() - began, 1)
+            _tell(f"{name}: done in {taken.seconds[name]:.0f} s")
+    return taken
 
 
-def _print(
-    samples: Samples, chosen: list[str], absent: dict[str, str], judged: list[Target]
-) -> None:
+def _print(taken: _Taken, chosen: list[str], judged: list[Target]) -> None:
+    samples = Samples(taken.samples)
     for name in chosen:
         if samples.pick(measure=name):
             for block in report.PARTS[name](samples):
@@ -110,20 +151,8 @@ def _print(
     busy = [s["others_cpus"] for s in samples.all if "others_cpus" in s]
     if busy:
         print(f"\nother work on this machine meanwhile: {Spread.of(busy).median:.1f} CPUs (median)")
-    for what, reason in absent.items():
+    for what, reason in taken.absent.items():
         print(f"not measured: {what}: {reason}")
-
-
-def _one_line_each(document: dict[str, object]) -> str:
-    """Return the JSON with each sample and each target on a line of its own."""
-    parts = []
-    for key, value in document.items():
-        if isinstance(value, list):
-            rows = ",\n".join(f"  {json.dumps(row)}" for row in value)
-            parts.append(f"{json.dumps(key)}: [\n{rows}\n]")
-        else:
-            parts.append(f"{json.dumps(key)}: {json.dumps(value, indent=1)}")
-    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def main() -> int:
@@ -133,36 +162,39 @@ def main() -> int:
         signal.signal(each, _stop)
     if asked.package is not None:
         paths.CHECKOUT = asked.package.resolve()
-    plan = QUICK if asked.quick else FULL
-    if asked.rounds:
-        plan = dataclasses.replace(plan, rounds=asked.rounds)
-    chosen = [asked.only] if asked.only else list(MEASURES)
+    plan = _plan(asked)
+    chosen = [name for name in MEASURES if not asked.only or name in asked.only]
+    ways = tuple(way for way in WAYS if not asked.way or way.name in asked.way)
     facts = machine.facts()
     began = time.monotonic()
     try:
-        taken, absent, sizes = _measure(plan, chosen)
+        taken = _measure(plan, chosen, ways)
     except BenchError as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt as stopped:
         print(f"stopped ({stopped or 'SIGINT'}); everything is removed", file=sys.stderr)
         return 130
-    samples = Samples(taken)
-    judged = evaluate(samples, chosen)
-    _print(samples, chosen, absent, judged)
+    judged = evaluate(Samples(taken.samples), chosen)
     if asked.json:
         document = {
             "machine": facts,
-            "connection_table": sizes,
+            "connection_table": taken.tables,
             "seconds": round(time.monotonic() - began, 1),
+            "seconds_of": taken.seconds,
             "plan": dataclasses.asdict(plan),
-            "ways": {way.name: dataclasses.asdict(way) for way in WAYS},
-            "absent": absent,
+            "ways": {way.name: dataclasses.asdict(way) for way in ways},
+            "absent": taken.absent,
             "targets": [t.as_dict() for t in judged],
-            "samples": taken,
+            "samples": taken.samples,
         }
-        asked.json.write_text(_one_line_each(document))
-        print(f"written: {asked.json}")
+        results.write(asked.json, document)
+        drawn = plots.write(asked.json, Samples(taken.samples))
+    _print(taken, chosen, judged)
+    if asked.json:
+        print(f"written: {asked.json} and {len(drawn)} plots beside it")
+        if asked.json == LATEST:
+            print("into the documents: python -m benchmarks.publish")
     return 0
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,14 +13,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from benchmarks.programs import Peer
-from benchmarks.shell import BenchError, cpu_seconds, resident_kb, sh
+from benchmarks.shell import BenchError, cpu_seconds, family, resident_kb, sh
 from benchmarks.topology import FIRST_CLIENTS, SERVERS, Topology
 
 CHECKOUT = Path(__file__).parent.parent
-READY_SECONDS = 30
+READY_SECONDS = 300
 BANKS = 2  #: processes a side; 20,000 calls are 10,000 descriptors in each
+ALONE = 10_000  #: calls of a bank with a connection each; a process may have 20,000 descriptors
+TOGETHER = 10  #: calls on each connection of the others
+FIRST_FREE_SLOT = 51_000  #: of a bank; the slots below hold calls that stay up
+FREE_SLOTS = 14_000
 
 # What a router has anyway.
 ESTABLISHED = ("iptables -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",)
@@ -30,25 +37,41 @@ HELPER = "iptables -t raw -A PREROUTING -i lan -p tcp --dport 1723 -j CT --helpe
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way through the router: its name, its rules, and the daemon's data path if any."""
+    """One way through the router: its name, its rules, and the daemon's data path if any.
+
+    The *short* title is for plots.
+    """
 
     name: str
+    short: str
     title: str
     rules: tuple[str, ...] = ()
     datapath: str | None = None
     router: bool = True
     metrics: str = "off"
+    options: tuple[str, ...] = ()  #: more words for ``pptp-nat run``
+    most_calls: int = 100_000
 
 
-WIRE = Way("wire", "no router: generator and receiver only", router=False)
-PLAIN = Way("plain", "plain routing")
+WIRE = Way("wire", "no router", "no router: generator and receiver only", router=False)
+PLAIN = Way("plain", "plain routing", "plain routing")
 TRACKED = Way(
-    "tracked", "plain routing, conntrack and NAT hooks", (*ESTABLISHED, MASQUERADE_NOBODY)
-)
-KERNEL = Way("helper", "kernel helper (nf_conntrack_pptp)", (*ESTABLISHED, MASQUERADE, HELPER))
-CONNTRACK = Way("conntrack", "pptp-nat, conntrack", (*ESTABLISHED, MASQUERADE), "conntrack")
-QUEUE = Way("queue", "pptp-nat, queue", (*ESTABLISHED, MASQUERADE), "queue")
+    "tracked", "with conntrack", "plain routing, conntrack and NAT hooks",
+    (*ESTABLISHED, MASQUERADE_NOBODY),
+)  # fmt: skip
+KERNEL = Way(
+    "helper", "kernel helper", "kernel helper (nf_conntrack_pptp)",
+    (*ESTABLISHED, MASQUERADE, HELPER),
+    most_calls=BANKS * ALONE,  # it takes one call a connection
+)  # fmt: skip
+_NATTED = (*ESTABLISHED, MASQUERADE)
+CONNTRACK = Way("conntrack", "pptp-nat conntrack", "pptp-nat, conntrack", _NATTED, "conntrack")
+QUEUE = Way("queue", "pptp-nat queue", "pptp-nat, queue", _NATTED, "queue")
 WAYS = (WIRE, PLAIN, TRACKED, KERNEL, CONNTRACK, QUEUE)
+#: Those of pptp-nat, one a data path.
+OURS: Final = tuple(way for way in WAYS if way.datapath)
+#: Whose GRE passes the daemon.
+QUEUED: Final = tuple(way.name for way in OURS if way.datapath == "queue")
 
 
 _INSIDE = ("ip", "netns", "exec")
@@ -69,10 +92,15 @@ class Daemon:
         config.write_text("[limits]\nopeners = 0\n")
         words = ["run", "--config", str(config), "--socket", str(self.socket)]
         words += ["--state-dir", str(directory / "state"), "--metrics", way.metrics]
-        words += ["--datapath", way.datapath, "--rules", "apply"]
+        words += ["--datapath", way.datapath, "--rules", "apply", *way.options]
+        self._command = [*_INSIDE, namespace, *_DYING_WITH_US]
+        self._command += [sys.executable, "-m", "pptp_nat", *words]
+        self._start()
+
+    def _start(self) -> None:
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                [*_INSIDE, namespace, *_DYING_WITH_US, sys.executable, "-m", "pptp_nat", *words],
+                self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -87,17 +115,42 @@ class Daemon:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
-        status = [sys.executable, "-m", "pptp_nat", "status", "--socket", str(self.socket)]
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 lines = self._log.read_text().strip().splitlines()
                 raise BenchError(f"pptp-nat ended at its start: {lines[-1] if lines else 'silent'}")
-            if self.socket.exists():
-                asked = subprocess.run(status, capture_output=True, cwd=CHECKOUT, check=False)
-                if asked.returncode == 0:
+            with contextlib.suppress(OSError):
+                if self.status():
                     return
-            time.sleep(0.1)
+            time.sleep(0.005)
         raise BenchError(f"pptp-nat was not ready within {READY_SECONDS} s")
+
+    def status(self) -> dict[str, Any]:
+        """Return what the daemon says of itself.
+
+        Raises:
+            OSError: nobody listens, or not for long.
+        """
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.settimeout(READY_SECONDS)
+            asking.connect(str(self.socket))
+            asking.sendall(b'{"v":1,"id":1,"do":"status"}\n')
+            with asking.makefile() as answer:
+                found: dict[str, Any] = json.loads(answer.readline() or "{}")
+                return found
+
+    def calls_up(self) -> int:
+        """Return how many calls are up, as the daemon says."""
+        states: dict[str, int] = self.status()["calls"]
+        return states.get("up", 0)
+
+    def crash_and_return(self) -> tuple[float, float]:
+        """Kill the daemon and start another; return its seconds until it answers, and CPU's."""
+        self.process.kill()
+        self.process.wait()
+        began = time.monotonic()
+        self._start()
+        return time.monotonic() - began, self.cpu()
 
     @property
     def pid(self) -> int:
@@ -109,11 +162,11 @@ class Daemon:
         if self.process.poll() is not None:
             lines = self._log.read_text().strip().splitlines()
             raise BenchError(f"pptp-nat ended: {lines[-1] if lines else 'silent'}")
-        return cpu_seconds(self.pid)
+        return sum(map(cpu_seconds, family(self.pid)))
 
     def memory_kb(self) -> int:
-        """Return its resident memory in units of 1024 octets."""
-        return resident_kb(self.pid)
+        """Return its resident memory in units of 1024 octets, its workers' included."""
+        return sum(map(resident_kb, family(self.pid)))
 
     def settle(self, *, at_most: float = 20.0) -> None:
         """Wait until it has nothing more to do."""
@@ -152,17 +205,18 @@ class Bank:
         self.up = 0  #: slots 0..up-1 hold calls
 
     def grow(self, calls: int, inflight: int) -> None:
-        """Have *calls* calls up."""
-        missing = calls - self.up
-        if missing <= 0:
-            return
-        dialed = self.client.ask(f"dial {self.up} {missing} {inflight}")
-        self.up = calls
-        if dialed["wrong"] or dialed["failed"] > calls // 1000:
-            raise BenchError(
-                f"{self.client.name}: of {missing} set-ups {dialed['failed']} failed"
-                f" {dialed['stuck']}, {dialed['wrong']} had wrong numbers"
-            )
+        """Have *calls* calls up: the first ones on a connection each, then several on one."""
+        for beyond, together in ((min(calls, ALONE), 1), (calls, TOGETHER)):
+            missing = beyond - self.up
+            if missing <= 0:
+                continue
+            dialed = self.client.ask(f"dial {self.up} {missing} {inflight} {together}")
+            self.up = beyond
+            if dialed["wrong"] or dialed["failed"] > missing // 1000:
+                raise BenchError(
+                    f"{self.client.name}: of {missing} set-ups {dialed['failed']} failed"
+                    f" {dialed['stuck']}, {dialed['wrong']} had wrong numbers"
+                )
 
 
 class Lab:
@@ -187,7 +241,13 @@ class Lab:
             raise
 
     def grow(self, calls: int, inflight: int = 32) -> None:
-        """Have *calls* calls up, shared out evenly among the banks."""
+        """Have *calls* calls up, shared out evenly among the banks.
+
+        Raises:
+            BenchError: this way cannot have so many, or set-ups failed.
+        """
+        if calls > self.way.most_calls:
+            raise BenchError(f"{self.way.title}: no more than {self.way.most_calls:,} calls")
         for number, bank in enumerate(self.banks):
             bank.grow((calls + BANKS - 1 - number) // BANKS, inflight)
         self.settle()

@@ -15,6 +15,7 @@ from benchmarks.shell import BenchError, cpu_seconds
 
 SOURCES = Path(__file__).parent / "peers"
 PATIENCE_SECONDS = 180
+_FLAGS = ("-O2", "-Wall", "-Wextra")
 
 
 def compile_peers(into: Path) -> None:
@@ -24,7 +25,7 @@ def compile_peers(into: Path) -> None:
         raise BenchError("no C compiler found for the peers: apt-get install gcc libc6-dev")
     for source in sorted(SOURCES.glob("*.c")):
         built = subprocess.run(
-            [compiler, "-O2", "-Wall", "-Wextra", "-o", str(into / source.stem), str(source)],
+            [compiler, *_FLAGS, "-o", str(into / source.stem), str(source), "-lm"],
             capture_output=True,
             text=True,
             check=False,
@@ -38,6 +39,7 @@ class Peer:
 
     def __init__(self, program: Path, namespace: str, *arguments: str) -> None:
         self.name = f"{program.name} in {namespace}"
+        self._told = ""
         self.process = subprocess.Popen(
             ["ip", "netns", "exec", namespace, str(program), *arguments],
             stdin=subprocess.PIPE,
@@ -61,12 +63,21 @@ class Peer:
 
     def ask(self, command: str) -> dict[str, Any]:
         """Send one command and return its answer."""
+        self.tell(command)
+        return self.answer()
+
+    def tell(self, command: str) -> None:
+        """Send one command; its answer is to be fetched later."""
         assert self.process.stdin
+        self._told = command
         self.process.stdin.write(command + "\n")
         self.process.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        """Return the answer that is due."""
         answer: dict[str, Any] = json.loads(self._line())
         if "error" in answer:
-            raise BenchError(f"{self.name} refused `{command}`: {answer['error']}")
+            raise BenchError(f"{self.name} refused `{self._told}`: {answer['error']}")
         return answer
 
     def cpu(self) -> float:

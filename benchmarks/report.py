@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from benchmarks.measures import SETUPS_IN_FLIGHT
-from benchmarks.paths import WAYS
+from benchmarks.measures.setup import IN_FLIGHT, PACE
+from benchmarks.paths import QUEUED, WAYS
+from benchmarks.results import Samples
 from benchmarks.spread import Spread
-from benchmarks.targets import DIRECTION_NAMES, Samples, Target
+from benchmarks.targets import DIRECTION_NAMES, Target, added
 
 TITLES = {way.name: way.title for way in WAYS}
 VERDICTS = {True: "met", False: "NOT MET", None: "not measured"}
@@ -60,7 +61,7 @@ def gre(samples: Samples) -> Iterator[str]:
                 ]
                 cells = [_cell(samples.spread(figure, **p), scale) for p in picks]
                 rows.append([TITLES[way], *cells])
-                if way == "queue" and figure == "ns":
+                if way in QUEUED and figure == "ns":
                     cells = [_cell(samples.spread("daemon_ns", **p)) for p in picks]
                     rows.append(["  and the daemon", *cells])
             yield f"GRE, {size} octets: {title}\n{table(heads, rows)}"
@@ -74,22 +75,42 @@ def gre(samples: Samples) -> Iterator[str]:
     )
 
 
+def delay(samples: Samples) -> Iterator[str]:
+    """Lay out how long GRE takes through a path that is half busy."""
+    for calls in samples.distinct("calls", measure="delay"):
+        for direction, name in DIRECTION_NAMES.items():
+            heads = [f"GRE's delay, {calls:,} calls, {name}", "thousand/s", "median us", "99 % us"]
+            heads += ["99.9 % us", "can take, thousand/s"]
+            rows = []
+            for way in _ways(samples, "delay"):
+                pick = {"measure": "delay", "way": way, "calls": calls, "direction": direction}
+                row = [TITLES[way], _cell(samples.spread("per_second", **pick), 1e-3)]
+                names = ("p50_us", "p99_us", "p999_us")
+                row += [_cell(samples.spread(n, **pick), digits=1) for n in names]
+                rows.append([*row, _cell(samples.spread("capacity", **pick), 1e-3)])
+            yield table(heads, rows)
+    chosen = samples.pick(measure="delay")
+    counts = ((sum(s[k] for s in chosen), k) for k in ("sent", "wrong", "lost", "unsent"))
+    yield "Delays: packets " + ", ".join(f"{count:,} {name}" for count, name in counts)
+
+
 def setup(samples: Samples) -> Iterator[str]:
     """Lay out the set-ups, one table for each number of calls up beforehand."""
     for calls in samples.distinct("calls", measure="setup"):
         title = "Call set-ups: TCP, start and call messages, one GRE packet each way;"
-        heads = [f"{calls:,} calls up", "a second", "median ms", "99 % ms"]
-        heads += ["peers' CPU us", "daemon's", "daemon's, clear"]
+        heads = [f"{calls:,} calls up", "a second", "median ms", "99 % ms", "alone, median ms"]
+        heads += ["alone, 99 % ms", "peers' CPU us", "daemon's", "daemon's, clear"]
         rows = []
         for way in _ways(samples, "setup"):
             pick = {"measure": "setup", "way": way, "calls": calls}
             row = [TITLES[way]]
             row += [_cell(samples.spread("per_second", **pick))]
-            row += [_cell(samples.spread(f, **pick), 1e-3, 1) for f in ("p50_us", "p99_us")]
+            times = ("p50_us", "p99_us", "alone_p50_us", "alone_p99_us")
+            row += [_cell(samples.spread(f, **pick), 1e-3, 2) for f in times]
             names = ("peers_us", "daemon_us", "daemon_clear_us")
             row += [_cell(samples.spread(name, **pick)) for name in names]
             rows.append(row)
-        yield f"{title} {SETUPS_IN_FLIGHT} in flight\n{table(heads, rows)}"
+        yield f"{title} {IN_FLIGHT} in flight, or alone\n{table(heads, rows)}"
     chosen = samples.pick(measure="setup")
     failed, wrong = (sum(s[k] for s in chosen) for k in ("failed", "wrong"))
     done = sum(s["done"] for s in chosen)
@@ -100,21 +121,57 @@ def setup(samples: Samples) -> Iterator[str]:
     )
 
 
+LOADS: Final = {
+    "idle": "Echo round trip, nothing beside it",
+    "paced": f"beside {PACE:,} calls a second that come up",
+    "flat out": f"beside calls that come up, {IN_FLIGHT} at a time",
+}
+
+
 def latency(samples: Samples) -> Iterator[str]:
-    """Lay out the round trips of an Echo-Request."""
-    heads = ["Echo round trip", "median us", "99 % us", "median over tracked", "daemon's CPU us"]
-    base = samples.by_round("p50_us", measure="latency", way="tracked")
+    """Lay out the round trips of an Echo-Request, one table for each load beside it."""
+    for load, title in LOADS.items():
+        heads = [title, "median us", "99 % us", "median over tracked", "99 % over tracked"]
+        heads += ["daemon's CPU us"] if load == "idle" else ["calls a second"]
+        rows = []
+        for way in _ways(samples, "latency"):
+            pick = {"measure": "latency", "way": way, "load": load}
+            if not samples.pick(**pick):
+                continue
+            row = [TITLES[way]]
+            row += [_cell(samples.spread(f, **pick), digits=1) for f in ("p50_us", "p99_us")]
+            for figure in ("p50_us", "p99_us"):
+                more = added(samples, figure, way, load).values()
+                row.append(_cell(Spread.of(more) if more else None, digits=1))
+            figure = "daemon_us" if load == "idle" else "crowd_per_second"
+            rows.append([*row, _cell(samples.spread(figure, **pick), digits=1)])
+        if rows:
+            yield table(heads, rows)
+
+
+GROWN: Final = (
+    ("set-ups/s", "per_second", 1.0, 0), ("daemon's CPU us", "daemon_us", 1.0, 0),
+    ("ns in", "ns_in", 1.0, 0), ("ns out", "ns_out", 1.0, 0),
+    ("scrape ms", "scrape_ms", 1.0, 0), ("unexpected", "scrape_unexpected_ms", 1.0, 0),
+    ("its CPU ms", "scrape_cpu_ms", 1.0, 0),
+    ("list s", "list_s", 1.0, 2), ("its CPU s", "list_cpu_s", 1.0, 2),
+    ("memory MB", "rss_kb", 1024 / 1e6, 1),
+    ("start s", "start_s", 1.0, 2), ("its CPU s", "start_cpu_s", 1.0, 2),
+)  # fmt: skip
+
+
+def growth(samples: Samples) -> Iterator[str]:
+    """Lay out what more calls cost one daemon."""
+    heads = ["Calls up", *(head for head, *_ in GROWN)]
     rows = []
-    for way in _ways(samples, "latency"):
-        pick = {"measure": "latency", "way": way}
-        medians = samples.by_round("p50_us", **pick)
-        added = [medians[r] - base[r] for r in medians.keys() & base.keys()]
-        row = [TITLES[way]]
-        row += [_cell(samples.spread(f, **pick), digits=1) for f in ("p50_us", "p99_us")]
-        row += [_cell(Spread.of(added) if added else None, digits=1)]
-        row += [_cell(samples.spread("daemon_us", **pick), digits=1)]
-        rows.append(row)
-    yield table(heads, rows)
+    for calls in samples.distinct("calls", measure="growth"):
+        pick = {"measure": "growth", "calls": calls}
+        cells = [_cell(samples.spread(f, **pick), scale, n) for _, f, scale, n in GROWN]
+        rows.append([f"{calls:,}", *cells])
+    chosen = samples.pick(measure="growth")
+    wrong, lost = (sum(s[f"{k}_{d}"] for s in chosen for d in DIRECTION_NAMES)
+                   for k in ("wrong", "lost"))  # fmt: skip
+    yield f"{table(heads, rows)}\nits packets: {wrong:,} wrong, {lost:,} lost"
 
 
 def memory(samples: Samples) -> Iterator[str]:
@@ -135,24 +192,27 @@ def memory(samples: Samples) -> Iterator[str]:
     yield table(heads, rows)
 
 
+def figure_of(target: Target) -> str:
+    """Write what was measured, with digits that fit its bound."""
+    digits = 0 if target.bound > 100 else 1 if target.bound > 10 else 2
+    return _cell(target.measured, 1, digits)
+
+
 def targets(judged: Sequence[Target]) -> str:
     """Lay out the verdicts."""
-    rows = []
-    for t in judged:
-        digits = 0 if t.bound > 100 else 1 if t.bound > 10 else 2
-        rows.append([t.subject, t.relation, _cell(t.measured, 1, digits), VERDICTS[t.met], t.note])
+    rows = [[t.subject, t.relation, figure_of(t), VERDICTS[t.met], t.note] for t in judged]
     return (
         'Ratios of cost are without generator and receiver: the same round\'s "no router" is'
         " subtracted.\n" + table(["Target", "wanted", "measured (quartiles)", "", ""], rows)
     )
 
 
-_SCRAPE_MS: Final = ("alone_ms", "daemon_ms", "beside_ms")
+_SCRAPE_MS: Final = ("alone_ms", "unexpected_ms", "daemon_ms", "beside_ms")
 
 
 def scrape(samples: Samples) -> Iterator[str]:
     """Lay out scrapes and the echoes beside them."""
-    heads = ["Scrape, calls up", "alone, ms", "daemon's CPU ms", "beside echoes, ms"]
+    heads = ["Scrape, calls up", "alone, ms", "unexpected", "daemon's CPU ms", "beside echoes, ms"]
     heads += ["longest step us", "echo 99 % us"]
     heads += ["worst", "99 % without", "worst without", "turns past 5 ms"]
     names = ("echo_p99_us", "echo_max_us", "quiet_p99_us", "quiet_max_us")
@@ -183,6 +243,6 @@ def reading(samples: Samples) -> Iterator[str]:
 
 
 PARTS = {
-    "gre": gre, "setup": setup, "latency": latency, "memory": memory, "scrape": scrape,
-    "reading": reading,
+    "gre": gre, "delay": delay, "setup": setup, "latency": latency, "memory": memory,
+    "growth": growth, "scrape": scrape, "reading": reading,
 }  # fmt: skip

@@ -32,6 +32,16 @@ def cpu_seconds(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)
 
 
+def family(pid: int) -> list[int]:
+    """Return *pid* and its descendants, as far as they are there."""
+    found = [pid]
+    for one in found:
+        with contextlib.suppress(OSError):
+            for children in Path(f"/proc/{one}/task").glob("*/children"):
+                found += map(int, children.read_text().split())
+    return found
+
+
 def resident_kb(pid: int) -> int:
     """Return the resident memory of *pid* in units of 1024 octets."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():

@@ -1,14 +1,20 @@
-/* The PNSs of the benchmark: one address and one control connection per call.
+/* The PNSs of the benchmark: an address and a control connection of its own for each call, or for
+ * as many calls as are asked for.
  *
  *     client TABLE FIRST-ADDRESS SERVER
  *
  * Prints "ready", then carries out one command per line of input and answers each
  * with one line of JSON; exits at the end of input.
  *
- *     dial FIRST COUNT INFLIGHT   whole set-ups of the slots FIRST..FIRST+COUNT-1: TCP, start
- *                                 messages, call messages, one GRE packet each way
- *     clear FIRST COUNT INFLIGHT  Call-Clear-Request, Call-Disconnect-Notify, then a reset
- *     echo SLOT COUNT             Echo-Request and Echo-Reply, one after another
+ *     dial FIRST COUNT INFLIGHT [EACH [PACE]]
+ *                                 whole set-ups of the slots FIRST..FIRST+COUNT-1: TCP, start
+ *                                 messages, call messages, one GRE packet each way; EACH calls
+ *                                 (1) one after another on a connection, at most PACE connections
+ *                                 a second (0: as fast as INFLIGHT of them go)
+ *     clear FIRST COUNT INFLIGHT  Call-Clear-Request, Call-Disconnect-Notify, then a reset; of
+ *                                 slots that have a connection each
+ *     echo SLOT COUNT             Echo-Request and Echo-Reply, one after another; ends early when
+ *                                 the next line waits, which may be `enough` and has no answer
  *
  * Times are microseconds of CLOCK_MONOTONIC; CPU is this process's own, in nanoseconds.
  */
@@ -24,9 +30,11 @@
 enum stage { FREE, CONNECTING, STARTING, CALLING, GRE, UP, CLEARING };
 static const char *const STAGE[] = {"free", "connecting", "starting", "calling", "gre", "up", "clearing"};
 
+/* A connection, known by the slot of its first call, whose number gives the client's address. */
 struct dialer {
     int fd;
     enum stage stage;
+    unsigned current, last; /* the slot that is being set up, and the last one to be */
     unsigned used;
     uint64_t since;
     uint8_t octets[256];
@@ -51,15 +59,13 @@ static void drop(struct dialer *d)
 static void give_up(struct dialer *d)
 {
     drop(d);
-    failed++;
+    failed += d->last + 1 - d->current; /* with it go those that were to follow */
     pending--;
 }
 
-static void finish(struct dialer *d, enum stage stage)
+static void note_time(const struct dialer *d)
 {
     took[done++] = (double)(now_ns(CLOCK_MONOTONIC) - d->since) / 1e3;
-    pending--;
-    d->stage = stage;
 }
 
 static void say(struct dialer *d, const uint8_t *m, unsigned length, enum stage next)
@@ -70,17 +76,55 @@ static void say(struct dialer *d, const uint8_t *m, unsigned length, enum stage 
         d->stage = next;
 }
 
-static void connect_slot(unsigned slot)
+static void begin_call(struct call *call, unsigned slot, uint32_t client)
+{
+    memset(call, 0, sizeof *call);
+    call->client = client;
+    /* Clients count from a small number, so many of them use the same one. */
+    call->client_id = (uint16_t)(1 + slot % 500);
+}
+
+static void request_call(struct dialer *d)
+{
+    uint8_t m[256];
+    unsigned length = begin_message(m, OCRQ);
+    put16(m + 12, calls[d->current].client_id);
+    put16(m + 14, d->current & 0xffff);
+    put32(m + 16, 2400);
+    put32(m + 20, 10000000);
+    put32(m + 24, 3);
+    put32(m + 28, 3);
+    put16(m + 32, 64);
+    put16(m + 36, (unsigned)snprintf((char *)m + PHONE, 64, "%u", d->current));
+    say(d, m, length, CALLING);
+}
+
+/* The call that was being set up is up: on to the connection's next one, if there is one. */
+static void came_up(struct dialer *d)
+{
+    note_time(d);
+    if (d->current == d->last) {
+        pending--;
+        d->stage = UP;
+        return;
+    }
+    uint32_t client = calls[d->current].client;
+    d->current++;
+    d->since = now_ns(CLOCK_MONOTONIC);
+    begin_call(&calls[d->current], d->current, client);
+    request_call(d);
+}
+
+static void connect_slots(unsigned slot, unsigned each)
 {
     struct dialer *d = &dialers[slot];
     struct call *call = &calls[slot];
     struct sockaddr_in from = {.sin_family = AF_INET}, to = {.sin_family = AF_INET};
     int on = 1;
 
-    memset(call, 0, sizeof *call);
-    call->client = htonl(ntohl(first_address) + slot);
-    /* Clients count from a small number, so many of them use the same one. */
-    call->client_id = (uint16_t)(1 + slot % 500);
+    begin_call(call, slot, htonl(ntohl(first_address) + slot));
+    d->current = slot;
+    d->last = slot + each - 1;
     d->since = now_ns(CLOCK_MONOTONIC);
     d->used = 0;
     d->stage = CONNECTING;
@@ -101,8 +145,9 @@ static void connect_slot(unsigned slot)
         give_up(d);
 }
 
-static void clear_slot(unsigned slot)
+static void clear_slot(unsigned slot, unsigned each)
 {
+    (void)each;
     struct dialer *d = &dialers[slot];
     uint8_t m[16];
     if (d->stage != UP)
@@ -117,20 +162,11 @@ static void clear_slot(unsigned slot)
 static void heard(unsigned slot, const uint8_t *in, unsigned type)
 {
     struct dialer *d = &dialers[slot];
-    struct call *call = &calls[slot];
+    struct call *call = &calls[d->current];
     uint8_t m[256];
 
     if (d->stage == STARTING && type == SCCRP) {
-        unsigned length = begin_message(m, OCRQ);
-        put16(m + 12, call->client_id);
-        put16(m + 14, slot & 0xffff);
-        put32(m + 16, 2400);
-        put32(m + 20, 10000000);
-        put32(m + 24, 3);
-        put32(m + 28, 3);
-        put16(m + 32, 64);
-        put16(m + 36, (unsigned)snprintf((char *)m + PHONE, 64, "%u", slot));
-        say(d, m, length, CALLING);
+        request_call(d);
     } else if (d->stage == CALLING && type == OCRP) {
         if (in[16] != 1 || get16(in + 14) != call->client_id) {
             wrong++;
@@ -139,13 +175,14 @@ static void heard(unsigned slot, const uint8_t *in, unsigned type)
         }
         call->server_id = (uint16_t)get16(in + 12);
         call->server = server;
-        gre_hello(m, call->client, server, call->server_id, slot);
+        gre_hello(m, call->client, server, call->server_id, d->current);
         d->stage = GRE;
         if (!gre_send(gre, m, HELLO_LENGTH))
             give_up(d);
     } else if (d->stage == CLEARING && type == CDN) {
         calls[slot].flags = 0;
-        finish(d, FREE);
+        note_time(d);
+        pending--;
         drop(d);
     }
 }
@@ -201,15 +238,16 @@ static void serve_gre(void)
             continue;
         uint32_t to;
         memcpy(&to, in + 16, 4);
-        unsigned slot = ntohl(to) - ntohl(first_address);
-        if (slot >= SLOTS || get16(in + GRE_AT + 6) != calls[slot].client_id ||
-            get32(in + GRE_PAYLOAD_AT + 10) != slot || memcmp(in + 12, &server, 4)) {
+        unsigned first = ntohl(to) - ntohl(first_address), slot = get32(in + GRE_PAYLOAD_AT + 10);
+        if (first >= SLOTS || slot >= SLOTS || calls[slot].client != to ||
+            get16(in + GRE_AT + 6) != calls[slot].client_id || memcmp(in + 12, &server, 4)) {
             wrong++;
             continue;
         }
-        if (dialers[slot].stage == GRE) {
+        struct dialer *d = &dialers[first];
+        if (d->stage == GRE && d->current == slot) {
             calls[slot].flags |= HAVE_CLIENT;
-            finish(&dialers[slot], UP);
+            came_up(d);
         }
     }
 }
@@ -238,8 +276,10 @@ static void print_times(const char *head)
     fflush(stdout);
 }
 
-/* Begin `count` slots, at most `inflight` at a time, and wait for them all. */
-static void run(void (*begin)(unsigned), unsigned first, unsigned count, unsigned inflight)
+/* Begin `count` slots, `each` of them together, at most `inflight` of those at a time and `pace` a
+ * second, and wait for them all. */
+static void run(void (*begin)(unsigned, unsigned), unsigned first, unsigned count,
+                unsigned inflight, unsigned each, unsigned pace)
 {
     struct epoll_event events[256];
     char head[512];
@@ -250,20 +290,25 @@ static void run(void (*begin)(unsigned), unsigned first, unsigned count, unsigne
     done = failed = pending = 0;
     wrong = 0;
     for (;;) {
-        while (begun < count && pending < inflight)
-            begin(first + begun++);
+        while (begun < count && pending < inflight &&
+               (!pace || (now_ns(CLOCK_MONOTONIC) - start) / 1e9 * pace * each >= begun)) {
+            unsigned together = count - begun < each ? count - begun : each;
+            begin(first + begun, together);
+            begun += together;
+        }
         if (!pending && begun == count)
             break;
-        int n = epoll_wait(ep, events, 256, PATIENCE_MS);
+        int waits_for_time = pace && begun < count && pending < inflight;
+        int n = epoll_wait(ep, events, 256, waits_for_time ? 1 : PATIENCE_MS);
         for (int i = 0; i < n; i++) {
             if (events[i].data.u32 == UINT32_MAX)
                 serve_gre();
             else
                 serve(events[i].data.u32, events[i].events);
         }
-        if (n <= 0 || now_ns(CLOCK_MONOTONIC) - start > 120000000000u) {
+        if ((n <= 0 && !waits_for_time) || now_ns(CLOCK_MONOTONIC) - start > 120000000000u) {
             if (seen == done + failed)
-                for (unsigned s = first; s < first + begun; s++)
+                for (unsigned s = first; s < first + begun; s += each)
                     if (dialers[s].stage != FREE && dialers[s].stage != UP) {
                         stuck[dialers[s].stage]++;
                         give_up(&dialers[s]);
@@ -296,7 +341,12 @@ static void echo(unsigned slot, unsigned count)
 
     done = failed = 0;
     wrong = 0;
+    unsigned begun = 0;
     for (unsigned i = 0; i < count && dialers[slot].stage == UP; i++) {
+        struct pollfd more = {.fd = 0, .events = POLLIN};
+        if (poll(&more, 1, 0) > 0)
+            break;
+        begun++;
         begin_message(m, ECHO_REQUEST);
         put32(m + 12, i);
         uint64_t start = now_ns(CLOCK_MONOTONIC);
@@ -318,7 +368,7 @@ static void echo(unsigned slot, unsigned count)
             wrong++;
         took[done++] = (double)(now_ns(CLOCK_MONOTONIC) - start) / 1e3;
     }
-    failed = count - done;
+    failed = dialers[slot].stage == UP ? begun - done : count;
     snprintf(head, sizeof head, "\"cpu_ns\": %llu, ",
              (unsigned long long)(now_ns(CLOCK_PROCESS_CPUTIME_ID) - cpu));
     print_times(head);
@@ -359,11 +409,14 @@ int main(int argc, char **argv)
     char line[128], command[16];
     unsigned first, count, inflight;
     while (fgets(line, sizeof line, stdin)) {
-        int n = sscanf(line, "%15s %u %u %u", command, &first, &count, &inflight);
-        if (n == 4 && first + count <= SLOTS && !strcmp(command, "dial"))
-            run(connect_slot, first, count, inflight);
+        unsigned each = 1, pace = 0;
+        int n = sscanf(line, "%15s %u %u %u %u %u", command, &first, &count, &inflight, &each, &pace);
+        if (n == 1 && !strcmp(command, "enough")) /* what ended the echoes before it */
+            continue;
+        if (n >= 4 && each && first + count <= SLOTS && !strcmp(command, "dial"))
+            run(connect_slots, first, count, inflight, each, pace);
         else if (n == 4 && first + count <= SLOTS && !strcmp(command, "clear"))
-            run(clear_slot, first, count, inflight);
+            run(clear_slot, first, count, inflight, 1, 0);
         else if (n == 3 && first < SLOTS && count <= SLOTS && !strcmp(command, "echo"))
             echo(first, count);
         else {

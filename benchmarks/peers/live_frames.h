@@ -7,33 +7,16 @@
 #ifndef LIVE_FRAMES_H
 #define LIVE_FRAMES_H
 
-#include "calls.h"
+#include "packets.h"
 #include <linux/bpf.h>
-#include <linux/ethtool.h>
-#include <linux/sockios.h>
-#include <net/if.h>
 #include <stddef.h>
-#include <sys/ioctl.h>
 #include <sys/syscall.h>
 
-#define HEAD_ROOM 64 /* octets of a frame that differ from call to call, at most */
 #define BATCH 32     /* frames that enter the device together */
 
 static int bpf(enum bpf_cmd command, union bpf_attr *attr)
 {
     return (int)syscall(SYS_bpf, command, attr, sizeof *attr);
-}
-
-/* A veth takes redirected frames only while its receiving end polls, which it does for GRO. */
-static void receive_like_a_card(const char *interface)
-{
-    struct ethtool_value on = {.cmd = ETHTOOL_SGRO, .data = 1};
-    struct ifreq request = {.ifr_data = (char *)&on};
-    int fd = socket(AF_INET, SOCK_DGRAM, 0);
-    strncpy(request.ifr_name, interface, IFNAMSIZ - 1);
-    if (ioctl(fd, SIOCETHTOOL, &request))
-        die("switch generic receive offload on");
-    close(fd);
 }
 
 static int map_of(const void *heads, unsigned count)

@@ -13,14 +13,14 @@
 
 struct connection {
     uint32_t external;
-    uint32_t slot;
-    uint16_t server_id;
+    uint32_t first, beyond; /* its calls' slots: a range, which the client fills one by one */
     uint16_t used;
     uint8_t octets[512];
 };
 
 static struct connection *connections; /* by descriptor */
 static uint32_t slot_of_id[65536];     /* slot + 1; 0 is free */
+static uint16_t id_of_slot[SLOTS];     /* 0: no call */
 static struct call *calls;
 static uint32_t own_address;
 static uint16_t last_id;
@@ -35,11 +35,16 @@ static unsigned fresh_id(void)
     return last_id;
 }
 
-static void release(struct connection *c)
+static void release(unsigned slot)
 {
-    if (c->server_id)
-        slot_of_id[c->server_id] = 0;
-    c->server_id = 0;
+    slot_of_id[id_of_slot[slot]] = 0;
+    id_of_slot[slot] = 0;
+}
+
+static void release_all(const struct connection *c)
+{
+    for (unsigned slot = c->first; slot < c->beyond; slot++)
+        release(slot);
 }
 
 static void answer(int fd, struct connection *c, const uint8_t *m, unsigned type)
@@ -58,28 +63,35 @@ static void answer(int fd, struct connection *c, const uint8_t *m, unsigned type
         char number[65] = {0};
         memcpy(number, m + PHONE, 64);
         unsigned slot = (unsigned)strtoul(number, NULL, 10) % SLOTS;
-        release(c);
-        c->slot = slot;
-        c->server_id = (uint16_t)fresh_id();
-        slot_of_id[c->server_id] = slot + 1;
+        if (c->first == c->beyond)
+            c->first = slot;
+        c->beyond = slot + 1;
+        release(slot);
+        id_of_slot[slot] = (uint16_t)fresh_id();
+        slot_of_id[id_of_slot[slot]] = slot + 1;
         struct call *call = &calls[slot];
         call->external = c->external;
         call->server = own_address;
         call->mapped_id = (uint16_t)get16(m + 12);
-        call->server_id = c->server_id;
+        call->server_id = id_of_slot[slot];
         call->flags |= HAVE_SERVER;
         length = begin_message(out, OCRP);
-        put16(out + 12, c->server_id);
+        put16(out + 12, call->server_id);
         put16(out + 14, call->mapped_id);
         out[16] = 1;
         put32(out + 20, 10000000);
         put16(out + 24, 64);
         answered++;
     } else if (type == CCRQ) {
-        length = begin_message(out, CDN);
-        put16(out + 12, c->server_id);
-        out[14] = 4;
-        release(c);
+        unsigned slot = c->first;
+        while (slot < c->beyond && calls[slot].mapped_id != get16(m + 12))
+            slot++;
+        if (slot < c->beyond) {
+            length = begin_message(out, CDN);
+            put16(out + 12, id_of_slot[slot]);
+            out[14] = 4;
+            release(slot);
+        }
     }
     if (length && send(fd, out, length, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)length)
         unsent++;
@@ -181,12 +193,12 @@ int main(int argc, char **argv)
                     struct epoll_event e = {.events = EPOLLIN, .data.fd = peer};
                     connections[peer].external = from.sin_addr.s_addr;
                     connections[peer].used = 0;
-                    connections[peer].server_id = 0;
+                    connections[peer].first = connections[peer].beyond = 0;
                     epoll_ctl(ep, EPOLL_CTL_ADD, peer, &e);
                     size = sizeof from;
                 }
             } else if (!serve(fd)) {
-                release(&connections[fd]);
+                release_all(&connections[fd]);
                 close(fd);
             }
         }

@@ -9,13 +9,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.capture import write_capture
-from benchmarks.measures import Run, Sample
+from benchmarks.measures.capture import write_capture
+from benchmarks.plan import Run, Sample
 from benchmarks.shell import BenchError
 from benchmarks.spread import rotated
 
 CALLS = 200
-ROUNDS = 3
 _FIELDS = ("frame.number", "pptp.control_message_type", "pptp.call_id", "pptp.peer_call_id")
 #: Who reads, and how he is called.
 READERS = {
@@ -35,7 +34,7 @@ def reading(run: Run) -> Iterator[Sample]:
         run.tell(f"reading: a capture of {packets:,} packets is written")
         write_capture(path, packets, CALLS)
         try:
-            for number in range(min(ROUNDS, run.plan.rounds)):
+            for number in run.numbers(run.plan.slow_rounds):
                 for way in rotated(list(READERS), number):
                     if way.startswith("tshark") and packets != run.plan.reading_packets[0]:
                         continue
@@ -53,7 +52,7 @@ def _read(argv: list[str]) -> dict[str, float]:
     try:
         process = subprocess.Popen(
             argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
         )  # fmt: skip
     except FileNotFoundError:
         raise BenchError(f"{argv[0]} is not installed") from None

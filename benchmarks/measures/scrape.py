@@ -11,47 +11,71 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.measures import Run, Sample
 from benchmarks.paths import CONNTRACK, Lab, labs
+from benchmarks.plan import Run, Sample
 from benchmarks.shell import BenchError
 from pptp_nat.lab import namespaces
 
 PORT = 9723
 SCRAPED = replace(CONNTRACK, metrics=f"127.0.0.1:{PORT}")
 ECHOES = 500  #: of one command
-APART_SECONDS = 5.0  #: between scrapes: a reading is good for ten times as long as it took
-SCRAPES = 1  #: in one round, beside echoes
+INTERVAL_SECONDS = 6.0  #: between scrapes; with many calls no reading is read anew before 5 s
+LEARNING = 3  #: visits after which the daemon expects the next one
 LONG_TURN = "0.005"  #: seconds, a bound of the histogram
+
+
+class Scraper:
+    """Comes at an interval, as Prometheus does, beginning now."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._due = time.monotonic()
+
+    def visit(self) -> tuple[str, float]:
+        """Scrape when it is time to; return the text and the seconds that it took."""
+        time.sleep(max(0.0, self._due - time.monotonic()))
+        self._due += INTERVAL_SECONDS
+        return get(self._lab)
+
+    def timed(self) -> tuple[float, float]:
+        """Return the seconds of the next scrape, and CPU's of all that the daemon does for it.
+
+        That is from now on: counts are read before the scrape.
+        """
+        assert self._lab.daemon
+        before = self._lab.daemon.cpu()
+        _, seconds = self.visit()
+        self._lab.settle()
+        return seconds, self._lab.daemon.cpu() - before
 
 
 def scrape(run: Run) -> Iterator[Sample]:
     """Measure scrapes beside Echo-Requests, and Echo-Requests without scrapes."""
+    if not run.plan.scrape_calls:
+        return
     with labs([SCRAPED], run.build, run.absent, suffix="x") as built:
         for calls in run.plan.scrape_calls:
             run.prepare("scrape", built, calls)
-            for number, lab in run.rounds(built):
+            for number, lab in run.rounds(built, at_most=run.plan.slow_rounds):
+                run.tell(f"scrape: {calls:,} up, round {number + 1}")
                 yield _round(lab, calls) | {"round": number}
 
 
 def _round(lab: Lab, calls: int) -> Sample:
-    # As long as the scrapes will take: the longest of many depends on how many there are.
-    quiet = _echoes(lab, until=time.monotonic() + SCRAPES * APART_SECONDS)
-    before, _ = _get(lab)
-    time.sleep(APART_SECONDS)
-    assert lab.daemon
-    spent = lab.daemon.cpu()
-    _, alone = _get(lab)
+    # As long as the interval: the longest of many depends on how many there are.
+    quiet = _echoes(lab, until=time.monotonic() + INTERVAL_SECONDS)
+    scraper = Scraper(lab)
+    before, unexpected = scraper.visit()
+    for _ in range(LEARNING - 1):
+        scraper.visit()
     lab.settle()
-    spent = lab.daemon.cpu() - spent
-    time.sleep(APART_SECONDS)
-    took: list[float] = []
+    alone, spent = scraper.timed()
+    visits: list[tuple[str, float]] = []
     faults: list[BaseException] = []
 
     def scrapes() -> None:
         try:
-            for _ in range(SCRAPES):
-                took.append(_get(lab)[1])
-                time.sleep(APART_SECONDS)
+            visits.append(scraper.visit())
         except (OSError, http.client.HTTPException) as error:
             faults.append(error)
 
@@ -61,14 +85,15 @@ def _round(lab: Lab, calls: int) -> Sample:
     thread.join()
     if faults:
         raise BenchError(f"a scrape failed: {faults[0]}")
-    after, _ = _get(lab)
+    ((after, took),) = visits
     turns = _turns(after) - _turns(before)
     return {
         "measure": "scrape",
         "way": SCRAPED.name,
         "calls": calls,
         "alone_ms": alone * 1e3,
-        "beside_ms": max(took) * 1e3,
+        "beside_ms": took * 1e3,
+        "unexpected_ms": unexpected * 1e3,
         "daemon_ms": spent * 1e3,
         "step_us": _value(after, "scrape_longest_step_seconds") * 1e6,
         "echo_p99_us": beside["p99_us"],
@@ -91,7 +116,7 @@ def _echoes(
     return worst
 
 
-def _get(lab: Lab) -> tuple[str, float]:
+def get(lab: Lab) -> tuple[str, float]:
     """Scrape; return the text and the seconds that it took."""
     assert lab.topology.router
     with namespaces.entered(lab.topology.router):

@@ -1,0 +1,33 @@
+"""What a call costs the daemon in memory, on each data path."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from benchmarks.paths import labs
+from benchmarks.plan import Run, Sample
+
+
+def memory(run: Run) -> Iterator[Sample]:
+    """Measure the daemon's memory in a process of its own, before and after calls come up."""
+    for way in (way for way in run.ways if way.datapath and not way.options):
+        with labs([way], run.build, run.absent, suffix="m") as built:
+            for lab in built:
+                assert lab.daemon
+                time.sleep(1)
+                lab.settle()
+                run.tell(f"memory: {way.title}")
+                up, spent = 0, lab.daemon.cpu()
+                for calls in (0, *run.plan.memory_calls):
+                    lab.grow(calls)
+                    now = lab.daemon.cpu()
+                    yield {
+                        "measure": "memory",
+                        "way": way.name,
+                        "round": 0,
+                        "calls": calls,
+                        "rss_kb": lab.daemon.memory_kb(),
+                        "daemon_us": (now - spent) * 1e6 / (calls - up) if calls > up else 0.0,
+                    }
+                    up, spent = calls, now
