@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.capture import write_capture
+from benchmarks.measures.capture import write_capture
 from pptp_nat.analysis import capture, parallel
 from pptp_nat.analysis.analyze import analyze
 from pptp_nat.analysis.capture import CaptureReader
