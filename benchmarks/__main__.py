@@ -175,7 +175,7 @@ def main() -> int:
     except KeyboardInterrupt as stopped:
         print(f"stopped ({stopped or 'SIGINT'}); everything is removed", file=sys.stderr)
         return 130
-    judged = evaluate(Samples(taken.samples), chosen)
+    judged = evaluate(Samples(taken.samples), chosen, [way.name for way in ways])
     if asked.json:
         document = {
             "machine": facts,

@@ -17,7 +17,7 @@ from benchmarks.targets import DIRECTION_NAMES, READER, added
 NAMES: Final = {way.name: way.short for way in WAYS}
 _FIXED: Final = {
     "wire": "grey", "plain": "teal", "tracked": "brown", "helper": "red", "conntrack": "blue",
-    "queue": "green",
+    "bpf": "violet", "queue": "green",
 }  # fmt: skip
 _QUARTILES: Final = "medians; whiskers from quartile to quartile"
 _WITH: Final = {"idle": "nothing beside it", "paced": f"while {PACE:,} calls a second come up",

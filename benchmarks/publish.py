@@ -36,7 +36,7 @@ class Report:
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
         self.samples = Samples(document["samples"])
-        self.targets = evaluate(self.samples, list(MEASURES))
+        self.targets = evaluate(self.samples, MEASURES, document["ways"])
 
     def median(self, figure: str, **wanted: object) -> float | None:
         """Return the median of one figure, or None if it was not measured."""

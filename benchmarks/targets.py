@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.paths import OURS
@@ -99,16 +99,19 @@ def _calls(count: int) -> str:
 DIRECTION_NAMES = {"in": "inbound", "out": "outbound"}
 
 
-def evaluate(samples: Samples, measures: Sequence[str]) -> list[Target]:
-    """Judge every target of the chosen *measures*."""
+def evaluate(
+    samples: Samples, measures: Collection[str], ways: Collection[str] | None = None
+) -> list[Target]:
+    """Judge every target of the *measures* and *ways* that a run was to have; None: of all."""
+    chosen = [way for way in SINGLE if ways is None or way in ways]
     parts = {
         "gre": _gre, "setup": _setup, "latency": _latency, "memory": _memory,
         "growth": _growth, "scrape": _scrape, "reading": _reading,
     }  # fmt: skip
-    return [t for name, part in parts.items() if name in measures for t in part(samples)]
+    return [t for name, part in parts.items() if name in measures for t in part(samples, chosen)]
 
 
-def _gre(samples: Samples) -> Iterator[Target]:
+def _gre(samples: Samples, ways: Sequence[str]) -> Iterator[Target]:
     def figure(name: str, way: str, calls: int, direction: str) -> dict[int, float]:
         return samples.by_round(
             name, measure="gre", way=way, calls=calls, direction=direction, size=64
@@ -130,26 +133,31 @@ def _gre(samples: Samples) -> Iterator[Target]:
         subject: str,
         test: Test,
         bounds: tuple[float, float | None],
-        ways: tuple[str, str],
+        pair: tuple[str, str],
         calls: int,
     ) -> Iterator[Target]:
         bound, first = bounds
         for direction, name in DIRECTION_NAMES.items():
-            whole, alone = zip(*(cost(way, calls, direction) for way in ways), strict=True)
+            whole, alone = zip(*(cost(way, calls, direction) for way in pair), strict=True)
             ratios = pairwise(*whole)
             note = f"whole path {Spread.of(ratios).median:.2f}" if ratios else ""
-            if note and ways[1] == "tracked":
+            if note and pair[1] == "tracked":
                 note += helper_at_one_call(direction)
             line = f"{subject}, {_calls(calls)}, {name}"
             yield _judge(line, test, bound, pairwise(*alone), note=note, first=first)
 
-    for calls, bounds in AGAINST_HELPER.items():
-        ways = ("helper", "conntrack")
-        yield from compare("conntrack: packets/s to helper's", AT_LEAST, bounds, ways, calls)
-    for calls in TRACKED_CALLS:
-        ways = ("conntrack", "tracked")
-        subject = "conntrack: cost to tracked routing's"
-        yield from compare(subject, AT_MOST, AGAINST_TRACKED, ways, calls)
+    if "conntrack" in ways:
+        subject, pair = "conntrack: packets/s to helper's", ("helper", "conntrack")
+        for calls, bounds in AGAINST_HELPER.items():
+            yield from compare(subject, AT_LEAST, bounds, pair, calls)
+        subject, pair = "conntrack: cost to tracked routing's", ("conntrack", "tracked")
+        for calls in TRACKED_CALLS:
+            yield from compare(subject, AT_MOST, AGAINST_TRACKED, pair, calls)
+    if "queue" in ways:
+        yield from _queue(figure)
+
+
+def _queue(figure: Callable[[str, str, int, str], dict[int, float]]) -> Iterator[Target]:
     for direction, name in DIRECTION_NAMES.items():
         rates = {r: 1e9 / ns for r, ns in _slowest_stage(figure, 1000, direction).items()}
         helpers = {r: 1e9 / ns for r, ns in figure("ns", "helper", 1000, direction).items()}
@@ -175,8 +183,8 @@ def _slowest_stage(
     return {r: max(before[r], after[r]) for r in before.keys() & after.keys()}
 
 
-def _setup(samples: Samples) -> Iterator[Target]:
-    for way in SINGLE:
+def _setup(samples: Samples, ways: Sequence[str]) -> Iterator[Target]:
+    for way in ways:
         for calls in samples.distinct("calls", measure="setup"):
             if FEW_UP < calls < MANY_UP:
                 continue
@@ -207,13 +215,13 @@ def added(samples: Samples, figure: str, way: str, load: str) -> dict[int, float
     return {r: with_it[r] - without[r] for r in sorted(with_it.keys() & without.keys())}
 
 
-def _latency(samples: Samples) -> Iterator[Target]:
+def _latency(samples: Samples, ways: Sequence[str]) -> Iterator[Target]:
     aims = (
         ("idle", "p50_us", "median", ADDED_IDLE_US),
         ("paced", "p50_us", "median", ADDED_MEDIAN_US),
         ("paced", "p99_us", "99 %", ADDED_P99_US),
     )
-    for way in SINGLE:
+    for way in ways:
         for load, figure, name, bound in aims:
             values = added(samples, figure, way, load)
             flat_out = added(samples, figure, way, "flat out") if load == "paced" else {}
@@ -223,8 +231,8 @@ def _latency(samples: Samples) -> Iterator[Target]:
             yield _judge(subject, BELOW, bound, list(values.values()), " us", note=note)
 
 
-def _memory(samples: Samples) -> Iterator[Target]:
-    for way in SINGLE:
+def _memory(samples: Samples, ways: Sequence[str]) -> Iterator[Target]:
+    for way in ways:
         octets = {s["calls"]: s["rss_kb"] * 1024 for s in samples.pick(measure="memory", way=way)}
         idle = [octets[0] / 1e6] if octets else []
         yield _judge(f"{way}: memory idle", BELOW, IDLE_MEGABYTES, idle, " MB")
@@ -234,7 +242,7 @@ def _memory(samples: Samples) -> Iterator[Target]:
         yield _judge(subject, BELOW, OCTETS_PER_CALL, per_call, " octets")
 
 
-def _growth(samples: Samples) -> Iterator[Target]:
+def _growth(samples: Samples, _: Sequence[str]) -> Iterator[Target]:
     for figure, (name, bound, unit, scale) in GROWN.items():
         values = samples.by_round(figure, measure="growth", calls=MOST_CALLS).values()
         cpu = samples.spread(figure.replace("_s", "_cpu_s"), measure="growth", calls=MOST_CALLS)
@@ -246,7 +254,7 @@ def _growth(samples: Samples) -> Iterator[Target]:
         yield _judge(subject, BELOW, bound, [v * scale for v in values], unit, note=note)
 
 
-def _scrape(samples: Samples) -> Iterator[Target]:
+def _scrape(samples: Samples, _: Sequence[str]) -> Iterator[Target]:
     calls = max(samples.distinct("calls", measure="scrape"), default=SCRAPE_CALLS)
     chosen = samples.pick(measure="scrape", calls=calls)
     subject = f"scrape with {calls:,} calls up"
@@ -263,7 +271,7 @@ def _scrape(samples: Samples) -> Iterator[Target]:
     yield _judge(f"{subject}: longest step", BELOW, DELAY_MS, steps, " ms", note=note)
 
 
-def _reading(samples: Samples) -> Iterator[Target]:
+def _reading(samples: Samples, _: Sequence[str]) -> Iterator[Target]:
     counts = samples.distinct("packets", measure="reading")
     if not counts:
         return
