@@ -35,6 +35,7 @@ from pptp_nat.linux.bpf_path import BpfPath
 from pptp_nat.linux.conntrack import Conntrack, turn_on_accounting
 from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.conntrack_path import ConntrackPath
+from pptp_nat.linux.gre_queue import open_queue
 from pptp_nat.linux.nfqueue import LOCAL_HOOKS, Packet, Queue
 from pptp_nat.linux.ruleset import paced_drops
 from pptp_nat.router.clockwork import Clockwork, HasFileno
@@ -68,6 +69,7 @@ _T = TypeVar("_T")
 _log: Final = logging.getLogger(__name__)
 _CONTROL_BUDGET: Final = 64  #: packets judged before anything else is looked at
 _GRE_BUDGET: Final = 64
+_GRE_TURNS: Final = 4  #: of that, each followed by a look at the control queue, in one of the loop
 
 
 class Daemon:
@@ -205,9 +207,9 @@ class Daemon:
         self._watch(self.control_queue, self._serve_control)
         self.gre_queue: Queue | None = None
         if self.queue_path is not None:
-            self.gre_queue = Queue(
-                gre.queue, self.queue_path.judge, self._on_fault, length=gre.queue_length,
-                buffer=gre.socket_buffer, repeat_mark=control.repeat_mark, batch=32,
+            self.gre_queue = open_queue(
+                gre.queue, self.queue_path, self._on_fault, length=gre.queue_length,
+                buffer=gre.socket_buffer, repeat_mark=control.repeat_mark,
                 inherited=None if heritage is None else heritage.gre,
             )  # fmt: skip
             self._closers.append(self.gre_queue.close)
@@ -295,8 +297,11 @@ class Daemon:
 
     def _serve_gre(self, _mask: int) -> None:
         assert self.gre_queue is not None
-        self.gre_queue.serve(_GRE_BUDGET)
-        self.control_queue.serve(_CONTROL_BUDGET)
+        for _ in range(_GRE_TURNS):
+            more = self.gre_queue.serve(_GRE_BUDGET)
+            self.control_queue.serve(_CONTROL_BUDGET)
+            if not more:
+                break
 
     def _judge(self, queue: Queue, packet: Packet) -> None:
         """Give one control packet its verdict: make before, break after."""

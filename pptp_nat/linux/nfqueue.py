@@ -34,9 +34,9 @@ LOCAL_HOOKS: Final = frozenset((LOCAL_IN, LOCAL_OUT))
 COPIED: Final = 0xFFFB  #: octets of a packet that the kernel hands over at most
 QUEUES: Final = Path("/proc/self/net/netfilter/nfnetlink_queue")
 
-_DROP, _ACCEPT, _REPEAT = (n.to_bytes(4, "big") for n in (0, 1, 4))  # linux/netfilter.h
+DROP, ACCEPT, REPEAT = (n.to_bytes(4, "big") for n in (0, 1, 4))  # linux/netfilter.h
 _ERROR: Final = 2  # NLMSG_ERROR, linux/netlink.h
-_PACKET: Final = 3 << 8  # NFNL_SUBSYS_QUEUE, NFQNL_MSG_PACKET
+PACKET: Final = 3 << 8  # NFNL_SUBSYS_QUEUE, NFQNL_MSG_PACKET
 _VERDICT: Final = 3 << 8 | 1  # NFQNL_MSG_VERDICT
 _REQUEST: Final = 1  # NLM_F_REQUEST
 _MARK, _PAYLOAD = 3, 10  # linux/netfilter/nfnetlink_queue.h
@@ -65,6 +65,11 @@ Judge = Callable[["Queue", "Packet"], None]
 def is_cut(octets: bytes) -> bool:
     """Whether *octets* are only the beginning of an IPv4 packet: it is longer than `COPIED`."""
     return len(octets) >= COPIED and len(octets) < octets[2] << 8 | octets[3]
+
+
+def mark_attribute(mark: int) -> bytes:
+    """Return NFQA_MARK with its header."""
+    return _MARK_HEADER + mark.to_bytes(4, "big")
 
 
 class Packet:
@@ -144,10 +149,10 @@ class Queue:
         self.too_long = 0  #: packets dropped since they are longer than we can see
         self._judge = judge
         self._fault = fault
-        self._mark = repeat_mark
+        self.repeat_mark = repeat_mark
         self._mark_octets = repeat_mark.to_bytes(4, "big")
         self._number = number.to_bytes(2, "big")
-        self._between = _BETWEEN.pack(_VERDICT, _REQUEST, 0, 0, 0, 0, self._number, 12, 2)
+        self.between = _BETWEEN.pack(_VERDICT, _REQUEST, 0, 0, 0, 0, self._number, 12, 2)
         self._judged = False
         self._batch = batch
         self._verdicts: list[bytes] = []  # piece by piece
@@ -156,8 +161,8 @@ class Queue:
         self._held: dict[int, Packet] = {}
         self._last_id = 0
         self._packet = Packet()
-        self._buffer = bytearray(_BUFFER)
-        self._view = memoryview(self._buffer)
+        self.buffer = bytearray(_BUFFER)
+        self._view = memoryview(self.buffer)
         self._queue: netfilterqueue.NetfilterQueue | None = None
         if inherited is None:
             self._bind(length, buffer)
@@ -192,14 +197,15 @@ class Queue:
         """Return the descriptor to wait on."""
         return self._socket.fileno()
 
-    def serve(self, budget: int) -> None:
-        """Judge up to *budget* waiting packets."""
-        receive, buffer = self._socket.recv_into, self._buffer
+    def serve(self, budget: int) -> bool:
+        """Judge up to *budget* waiting packets; return whether there may be more."""
+        receive, buffer = self._socket.recv_into, self.buffer
         for _ in range(budget):
             try:
                 size = receive(buffer)
             except BlockingIOError:
-                break
+                self.flush()
+                return False
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
@@ -207,10 +213,11 @@ class Queue:
                 continue
             self._take(buffer, size)
         self.flush()
+        return True
 
     def _take(self, message: bytearray, end: int) -> None:
         kind = _KIND.unpack_from(message, 4)[0]
-        if kind != _PACKET:
+        if kind != PACKET:
             self.refusals += kind == _ERROR
             return
         packet = self._packet
@@ -235,18 +242,18 @@ class Queue:
             self.faults += 1
             self._fault(error)
         if not self._judged:
-            self._give(packet, _DROP, packet.mark)
+            self._give(packet, DROP, packet.mark)
 
     def _give(self, packet: Packet, verdict: bytes, mark: int, octets: bytes = b"") -> None:
         """Queue a verdict; *octets* are the packet's new ones, none for the old."""
         self._judged = True
         size = len(octets)
-        mark_octets = self._mark_octets if mark == self._mark else mark.to_bytes(4, "big")
+        mark_octets = self._mark_octets if mark == self.repeat_mark else mark.to_bytes(4, "big")
         if size:
             length = _REWRITING_SIZE + size
             parts: tuple[bytes, ...] = (
                 _REWRITING.pack(
-                    length, self._between, verdict, packet.id, _MARK_HEADER, mark_octets,
+                    length, self.between, verdict, packet.id, _MARK_HEADER, mark_octets,
                     4 + size, _PAYLOAD,
                 ),
                 octets, _PADS[size & 3],
@@ -254,7 +261,7 @@ class Queue:
         else:
             length = _JUDGEMENT_SIZE
             parts = (_JUDGEMENT.pack(
-                length, self._between, verdict, packet.id, _MARK_HEADER, mark_octets,
+                length, self.between, verdict, packet.id, _MARK_HEADER, mark_octets,
             ),)  # fmt: skip
         if self._size + length > _SEND:
             self.flush()
@@ -274,21 +281,27 @@ class Queue:
             self._verdicts = []
             self._size = self._given = 0
 
+    def keep(self, verdicts: bytes, count: int) -> None:
+        """Keep *count* packed *verdicts* for the next `flush`."""
+        self._verdicts.append(verdicts)
+        self._size += len(verdicts)
+        self._given += count
+
     def let_pass(self, packet: Packet, octets: bytes | None = None) -> None:
         """Let *packet* go on, as *octets* if given."""
-        self._give(packet, _REPEAT, packet.mark | self._mark, octets or b"")
+        self._give(packet, REPEAT, packet.mark | self.repeat_mark, octets or b"")
 
     def repeat(self, packet: Packet, octets: bytes) -> None:
         """Have *packet* judged once more, as *octets*: a later rule queues it again."""
-        self._give(packet, _REPEAT, packet.mark, octets)
+        self._give(packet, REPEAT, packet.mark, octets)
 
     def accept(self, packet: Packet) -> None:
         """Let *packet* leave this chain at once, without the mark."""
-        self._give(packet, _ACCEPT, packet.mark)
+        self._give(packet, ACCEPT, packet.mark)
 
     def drop(self, packet: Packet) -> None:
         """End *packet* here; TCP will send it again."""
-        self._give(packet, _DROP, packet.mark)
+        self._give(packet, DROP, packet.mark)
 
     def next_id(self) -> int:
         """Return the identity that `hold` will give the next packet."""

@@ -15,7 +15,7 @@ from pptp_nat.control.subscription import Subscription
 from pptp_nat.core.states import CallState
 from pptp_nat.core.tuples import Party
 from pptp_nat.errors import UsageError
-from pptp_nat.linux.datapath import LegOrder
+from pptp_nat.linux.datapath import LegOrder, Tally
 from pptp_nat.linux.queue_path import QueuePath
 from pptp_nat.router.carried import NOTHING
 from pptp_nat.router.carrier import Carrier
@@ -54,9 +54,7 @@ class Daemon(SimpleNamespace):
             orders = [LegOrder(call.leg(party), 0) for party in Party]
             self.carrier.path.install(orders)
             for party in Party:
-                source, destination, key = call.leg(party)[:3]
-                name = source + destination + key.to_bytes(2, "big")
-                self.carrier.path._legs[name].packets = call.id + party
+                self.carrier.path.credit(call.leg(party), Tally(call.id + party, 0))
         return calls
 
     def ask(self, do, **arguments):

@@ -108,10 +108,9 @@ class Owners(RuleBasedStateMachine):
     @precondition(lambda self: self.live)
     @rule(which=st.integers(0, 9), party=st.sampled_from(Party), count=st.integers(1, 3))
     def sends(self, which: int, party: Party, count: int) -> None:
-        match = name(self.live[sorted(self.live)[which % len(self.live)]], party)
-        carried = self.path._legs[match.source + match.destination + match.key.to_bytes(2)]
-        carried.packets += count
-        carried.octets += count * SIZE
+        made = self.live[sorted(self.live)[which % len(self.live)]]
+        match = name(made, party)
+        self.path.credit(made.leg(party), Tally(count, count * SIZE))
         self.sent[self.owners[match][-1], party] += count
 
     @rule()

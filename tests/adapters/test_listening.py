@@ -5,6 +5,7 @@ import pytest
 from pptp_nat.core.events import LegUp
 from pptp_nat.core.tuples import Party
 from pptp_nat.errors import AdapterError
+from pptp_nat.linux.datapath import Tally
 from pptp_nat.linux.queue_path import QueuePath
 from pptp_nat.router import listening
 from pptp_nat.router.carrier import Carrier
@@ -49,8 +50,7 @@ class World:
 
     def carry(self, call, party=Party.ORIGINATOR):
         leg = call.leg(party)
-        name = leg.source + leg.destination + leg.key.to_bytes(2, "big")
-        self.path._legs[name].packets += 1
+        self.path.credit(leg, Tally(1, 0))
 
     def look(self):
         """Tick until the look that is due is over; return how many turns it took."""

@@ -96,7 +96,7 @@ def test_the_latest_owner_that_is_left_carries(steps: list[tuple[bool, LegOrder]
         for order in owners.pop(match):
             path.remove([order.leg])
     assert [] == list(path.matches())
-    assert {} == path._second
+    assert {} == path.seconds
 
 
 @given(ORDERS, ORDERS)

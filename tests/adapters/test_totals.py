@@ -362,8 +362,8 @@ def test_the_queue_path_yields_its_counts_in_pieces_of_the_same_truth() -> None:
     calls = [call(number, host=number % 200 + 1) for number in range(1, 701)]
     orders = [LegOrder(each.leg(party), 0) for each in calls for party in Party]
     path.install(orders)
-    for packets, carried in enumerate(path._legs.values()):
-        carried.packets, carried.octets = packets, packets * SIZE
+    for packets, order in enumerate(orders):
+        path.credit(order.leg, Tally(packets, packets * SIZE))
     pieces = list(path.tally_pieces())
 
     assert 1400 == sum(map(len, pieces))

@@ -233,6 +233,24 @@ def test_a_verdict_for_a_packet_that_is_not_there_is_refused_and_counted(world: 
     assert queue.refusals == 1
 
 
+def test_a_refused_verdict_takes_none_of_its_datagram_with_it(world: World) -> None:
+    """Several verdicts travel in one send: the kernel obeys those before and behind a bad one."""
+
+    def judge(queue: Queue, packet: Packet) -> None:
+        if packet.octets[28:] == b"b":
+            queue.accept(packet)  # the right one, and then one for a packet that is not there
+            packet.id = b"\xff\xff\xff\xfe"
+        queue.let_pass(packet, changed(packet.octets) if packet.octets[28:] == b"c" else None)
+
+    queue = world.queue(judge)
+    world.send(b"a", b"b", b"c")
+    queue.serve(3)
+    queue.serve(1)
+
+    assert [b"a", b"b", bytes((ord("c") ^ 0xFF,))] == world.received()
+    assert (1, 0) == (queue.refusals, world.waiting())
+
+
 def test_a_queue_that_somebody_else_holds_is_one_clear_line(world: World) -> None:
     world.queue(lambda queue, packet: queue.let_pass(packet))
 

@@ -1,0 +1,124 @@
+"""Many netlink messages in one system call each way: recvmmsg(2), sendmsg(2).
+
+Python's sockets have no recvmmsg, so libc is called by ctypes.  The memory is
+one mapping of the system's, of which only what is touched is there: a slot for
+each message, and behind the slots an annexe for each, where a message that is
+longer than its slot goes on.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import struct
+from typing import TYPE_CHECKING, Final
+
+try:
+    import ctypes
+except ImportError:  # OpenWrt packs it by itself: python3-ctypes
+    if not TYPE_CHECKING:
+        ctypes = None
+
+SLOT: Final = 2048  #: octets: a message with an Ethernet frame's packet and attributes
+SLOTS: Final = 64  #: messages
+_ANNEXE: Final = 1 << 16
+_IOVEC: Final = struct.Struct("=QQ")  # struct iovec: address, octets
+PIECE_SIZE: Final = _IOVEC.size  #: octets of a place in `Batch.pieces`
+#: struct mmsghdr of a 64-bit libc: name, its length, iovec, how many, control, its length,
+#: flags, what was received
+_MMSGHDR: Final = struct.Struct("=QI4xQQQQi4xI4x")
+_SENT: Final = struct.Struct("=QI4xQQ")  #: the beginning of struct msghdr
+_MSGHDR_SIZE: Final = 56
+_DONTWAIT: Final = 0x40  # MSG_DONTWAIT, asm-generic/socket.h
+
+
+def available() -> bool:
+    """Whether messages can be had in batches here: ctypes, recvmmsg and pointers of 64 bits."""
+    return (
+        ctypes is not None
+        and ctypes.sizeof(ctypes.c_void_p) == 8
+        and hasattr(ctypes.CDLL(None), "recvmmsg")
+    )
+
+
+class Batch:
+    """Memory for messages from a socket, and for the list of pieces that are sent back.
+
+    Attributes:
+        octets: message *n* begins at ``n * SLOT``; its memory may be changed.
+        pieces: what `send` sends: `SLOTS` pairs of an address and a length, packed by `piece`.
+        address: of the first octet of `octets`.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.octets = mmap.mmap(-1, SLOTS * (SLOT + _ANNEXE), mmap.MAP_PRIVATE | mmap.MAP_ANON)
+        self.pieces = bytearray(SLOTS * _IOVEC.size)
+        self._headers = bytearray(SLOTS * _MMSGHDR.size)
+        self._answer = bytearray(_MSGHDR_SIZE)
+        places = bytearray(SLOTS * 2 * _IOVEC.size)
+        #: ctypes' views: they hold the memory where it is, as long as they live
+        self._held = [
+            ctypes.c_char.from_buffer(each)
+            for each in (self.octets, self.pieces, self._headers, self._answer, places)
+        ]
+        self.address, self._pieces_at, self._headers_at, self._answer_at, places_at = map(
+            ctypes.addressof, self._held
+        )
+        for n in range(SLOTS):
+            own = places_at + n * 2 * _IOVEC.size
+            annexe = self.address + SLOTS * SLOT + n * _ANNEXE
+            _IOVEC.pack_into(places, 2 * n * _IOVEC.size, self.address + n * SLOT, SLOT)
+            _IOVEC.pack_into(places, (2 * n + 1) * _IOVEC.size, annexe, _ANNEXE)
+            _MMSGHDR.pack_into(self._headers, n * _MMSGHDR.size, 0, 0, own, 2, 0, 0, 0, 0)
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._recvmmsg, self._sendmsg = libc.recvmmsg, libc.sendmsg
+        self._recvmmsg.argtypes = (
+            ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p,
+        )  # fmt: skip
+        self._sendmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+        self._sendmsg.restype = ctypes.c_ssize_t
+
+    piece = staticmethod(_IOVEC.pack_into)
+
+    def receive(self, count: int) -> int:
+        """Receive up to *count* messages that wait; return how many came.
+
+        Raises:
+            OSError: as recvmmsg(2); ENOBUFS: the kernel had more than the socket's buffer holds.
+        """
+        got: int = self._recvmmsg(self._descriptor, self._headers_at, count, _DONTWAIT, None)
+        if got >= 0:
+            return got
+        error = ctypes.get_errno()
+        if error in (errno.EAGAIN, errno.EINTR):
+            return 0
+        raise OSError(error, os.strerror(error))
+
+    def copy(self, n: int, into: bytearray) -> int:
+        """Copy message *n* to the beginning of *into*; return its octets."""
+        size: int = _MMSGHDR.unpack_from(self._headers, n * _MMSGHDR.size)[-1]
+        own = min(size, SLOT)
+        into[:own] = self.octets[n * SLOT : n * SLOT + own]
+        if size > own:
+            annexe = SLOTS * SLOT + n * _ANNEXE
+            into[own:size] = self.octets[annexe : annexe + size - own]
+        return size
+
+    def send(self, count: int) -> None:
+        """Send the first *count* pieces as one datagram.
+
+        Raises:
+            OSError: as sendmsg(2).
+        """
+        _SENT.pack_into(self._answer, 0, 0, 0, self._pieces_at, count)
+        if self._sendmsg(self._descriptor, self._answer_at, _DONTWAIT) < 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error))
+
+    def copied(self, count: int) -> bytes:
+        """Return what `send` would have sent."""
+        pairs = _IOVEC.iter_unpack(bytes(self.pieces[: count * _IOVEC.size]))
+        starts = ((at - self.address, size) for at, size in pairs)
+        return b"".join(self.octets[start : start + size] for start, size in starts)

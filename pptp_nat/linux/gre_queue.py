@@ -1,0 +1,243 @@
+"""GRE of calls rewritten where it lies: in the message by which the kernel handed it over.
+
+A verdict's headers take no more room than the attributes that stand ahead of
+the packet in the kernel's message, an interface at least.  So they are written
+over those, the packet's few new octets into the packet, and what is sent back
+is that piece of the memory that it came in.  Up to `SLOTS` messages come in one
+system call and are answered in another; a packet costs two readings and three
+writings of `struct`, one look-up and one sum.
+
+What has not the usual form (IP options, more octets than a slot, the second
+stage of a hairpin, a complaint of the kernel's) is judged by itself, in its turn.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from pptp_nat.linux.batch import PIECE_SIZE, SLOT, SLOTS, Batch, available
+from pptp_nat.linux.leg_table import ROW, TALLY
+from pptp_nat.linux.nfqueue import (
+    ACCEPT,
+    DROP,
+    PACKET,
+    REPEAT,
+    Queue,
+    mark_attribute,
+)  # fmt: skip
+from pptp_nat.linux.queue_path import OF_CALLS, QueuePath
+
+_PLAIN_IP: Final = 0x45  # version 4, no options
+_SHORTEST: Final = 4 + 28  # octets: NFQA_PAYLOAD's header, IP without options, GRE with its key
+_MARK, _PAYLOAD = 3, 10  # linux/netfilter/nfnetlink_queue.h
+_ATTRIBUTE: Final = struct.Struct("=HH")
+_ATTRIBUTES: Final = 32  #: offset in a packet's message, behind NFQA_PACKET_HDR
+#: nlmsg_len, nlmsg_type, and of nfqnl_msg_packet_hdr the packet's id and the hook
+_HEAD: Final = struct.Struct("=IH18x4s2xB")
+#: NFQA_PAYLOAD's header and of its packet: the first octet, checksum, addresses, the first word
+#: of GRE, the key
+_BODY: Final = struct.Struct("=HHB9xH8s4s2x2s")
+#: From nlmsg_len to NFQA_MARK.  NFQA_PAYLOAD's header, which follows, is the kernel's own.
+_VERDICT: Final = struct.Struct("=I24s4s8s")
+_VERDICT_SIZE: Final = _VERDICT.size
+_BEGINS: Final = _VERDICT_SIZE + 4  # the nearest to a message's start that a packet can begin
+_NEW: Final = struct.Struct("=H8s")  #: checksum, addresses
+_SEND: Final = 1 << 16  #: octets of verdicts in one send
+
+
+class GreQueue(Queue):
+    """The queue of GRE, judged by *path*, read and answered in batches; else as `Queue`."""
+
+    def __init__(
+        self,
+        number: int,
+        path: QueuePath,
+        fault: Callable[[BaseException], None],
+        *,
+        length: int,
+        buffer: int,
+        repeat_mark: int,
+        inherited: int | None = None,
+    ) -> None:
+        super().__init__(
+            number, path.judge, fault, length=length, buffer=buffer, repeat_mark=repeat_mark,
+            batch=32, inherited=inherited,
+        )  # fmt: skip
+        self._received = Batch(self.fileno())
+        self._judge_in_place = self._make_judge(path)
+
+    def serve(self, budget: int) -> bool:
+        """Judge up to *budget* waiting packets; return whether there may be more."""
+        self.flush()  # what could not be sent the last time
+        while budget > 0:
+            wanted = min(budget, SLOTS)
+            try:
+                count = self._received.receive(wanted)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self.overruns += 1
+                budget -= 1
+                continue
+            self._carry(count)
+            if count < wanted:
+                break
+            budget -= count
+        self.flush()
+        return budget <= 0
+
+    def _send(self, count: int) -> None:
+        """Send the verdicts in the first *count* pieces; what cannot be sent is kept."""
+        try:
+            self.flush()  # of packets that were judged by themselves, and came first
+            self._received.send(count)
+        except OSError as error:
+            self.keep(self._received.copied(count), count)
+            self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        self.faults += 1
+        self._fault(error)
+
+    def _by_itself(self, n: int) -> None:
+        """Judge message *n*, whatever it is."""
+        try:
+            self._take(self.buffer, self._received.copy(n, self.buffer))
+        except OSError as error:  # verdicts that could not be sent, and are kept
+            self._tell(error)
+
+    def _place(self, start: int, size: int) -> tuple[int, int]:
+        """Return where in the message at *start* the packet begins, and its mark; 0: nowhere."""
+        octets = self._received.octets
+        at, mark_at = _ATTRIBUTES, 0
+        while at < size:
+            length, kind = _ATTRIBUTE.unpack_from(octets, start + at)
+            if kind == _PAYLOAD:
+                return at + 4, mark_at
+            if kind == _MARK:
+                mark_at = at + 4
+            at += length + 3 & ~3 or size
+        return 0, 0
+
+    def _carry(self, count: int) -> None:
+        """Judge a batch of *count* messages."""
+        judge, send = self._judge_in_place, self._send
+        given = ready = 0
+        for n in range(count):
+            start = n * SLOT
+            try:
+                size = judge(start, given)
+            except Exception as error:  # noqa: BLE001 - a packet without a verdict blocks the queue
+                self._tell(error)
+                size = self._drop_in_place(start, given)
+            if size:
+                given += 1
+                ready += size
+            if given and (not size or ready > _SEND):
+                send(given)
+                given = ready = 0
+            if not size:
+                self._by_itself(n)
+        if given:
+            send(given)
+
+    def _drop_in_place(self, start: int, given: int) -> int:
+        batch, name = self._received, _HEAD.unpack_from(self._received.octets, start)[2]
+        _VERDICT.pack_into(
+            batch.octets, start, _VERDICT_SIZE, self.between + DROP, name, mark_attribute(0)
+        )
+        batch.piece(batch.pieces, given * PIECE_SIZE, batch.address + start, _VERDICT_SIZE)
+        return _VERDICT_SIZE
+
+    def _make_judge(self, path: QueuePath) -> Callable[[int, int], int]:
+        """Return what judges a packet in place: a function of local variables, for its speed.
+
+        It takes where the message begins and how many pieces there are ahead of
+        its own.  It returns the octets of that, or 0: this packet is for
+        `_by_itself`.
+        """
+        batch, place, must_drop = self._received, self._place, path.must_drop
+        octets, pieces, address, piece = batch.octets, batch.pieces, batch.address, batch.piece
+        find, rows, seconds = path.legs.places.get, path.legs.rows, path.seconds
+        head, body, row = _HEAD.unpack_from, _BODY.unpack_from, ROW.unpack_from
+        write_verdict, write_new, count_up = _VERDICT.pack_into, _NEW.pack_into, TALLY.pack_into
+        drop, accept, repeat = (self.between + each for each in (DROP, ACCEPT, REPEAT))
+        repeat_mark = self.repeat_mark
+        marked = mark_attribute(repeat_mark)
+        places = [(_BEGINS, 0)] * 8  # by hook: where the last packet began, and its mark
+
+        def judge(start: int, given: int) -> int:
+            size: int
+            size, kind, name, hook = head(octets, start)
+            if kind != PACKET or size > SLOT:
+                return 0
+            at, mark_at = places[hook & 7]
+            length, attribute, first, check, match, gre, key = body(octets, start + at - 4)
+            if attribute != _PAYLOAD or at + length - 4 != size:
+                at, mark_at = place(start, size)
+                if not at:
+                    return 0
+                places[hook & 7] = at, mark_at
+                length, _, first, check, match, gre, key = body(octets, start + at - 4)
+            match += key
+            leg = find(match)
+            if first != _PLAIN_IP or length < _SHORTEST or gre not in OF_CALLS:
+                return 0
+            mark = 0
+            if mark_at:
+                mark = int.from_bytes(octets[start + mark_at : start + mark_at + 4], "big")
+            at += start
+            if leg is None:
+                if match in seconds:
+                    return 0
+                size = _VERDICT_SIZE
+                verdict = drop if must_drop(hook) else accept
+                write_verdict(octets, at - _BEGINS, size, verdict, name, mark_attribute(mark))
+            else:
+                packets, total, delta, key, addresses, own_mark, again = row(rows, leg)
+                count_up(rows, leg, packets + 1, total + length - 4)
+                check = 0xFFFF - check + delta
+                if check > 0xFFFF:
+                    check -= 0xFFFF
+                write_new(octets, at + 10, 0xFFFF - check, addresses)
+                octets[at + 26 : at + 28] = key
+                marking = marked
+                if mark or own_mark or again:
+                    mark = own_mark or mark
+                    marking = mark_attribute(mark if again else mark | repeat_mark)
+                size = _VERDICT_SIZE + length
+                write_verdict(octets, at - _BEGINS, size, repeat, name, marking)
+            size = (size + 3) // 4 * 4
+            piece(pieces, given * PIECE_SIZE, address + at - _BEGINS, size)
+            return size
+
+        return judge
+
+
+def open_queue(
+    number: int,
+    path: QueuePath,
+    fault: Callable[[BaseException], None],
+    *,
+    length: int,
+    buffer: int,
+    repeat_mark: int,
+    inherited: int | None = None,
+) -> Queue:
+    """Return the queue of GRE that *path* judges: in batches where libc has them.
+
+    Raises:
+        AdapterError: as `Queue`.
+    """
+    if available():
+        return GreQueue(
+            number, path, fault,
+            length=length, buffer=buffer, repeat_mark=repeat_mark, inherited=inherited,
+        )  # fmt: skip
+    return Queue(
+        number, path.judge, fault,
+        length=length, buffer=buffer, repeat_mark=repeat_mark, batch=32, inherited=inherited,
+    )  # fmt: skip

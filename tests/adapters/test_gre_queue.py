@@ -1,0 +1,262 @@
+"""GRE judged in batches, where it lies, is judged as one by one; scapy sees what it became.
+
+A pair of unix sockets stands between the queue and a kernel that is played
+here, so the system calls are the true ones and nobody has to be root.
+"""
+
+import socket
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scapy.layers.inet import IP
+from scapy.layers.l2 import GRE_PPTP
+
+from pptp_nat.core.tuples import Leg
+from pptp_nat.linux import gre_queue
+from pptp_nat.linux.batch import SLOT, available
+from pptp_nat.linux.datapath import LegOrder
+from pptp_nat.linux.gre_queue import GreQueue
+from pptp_nat.linux.nfqueue import POSTROUTING, PREROUTING, Queue
+from pptp_nat.linux.queue_path import QueuePath
+
+pytestmark = pytest.mark.skipif(not available(), reason="needs ctypes and libc's recvmmsg")
+
+MARK = 0x40000000
+CLIENT, OTHER, EXTERNAL, PAC = (
+    socket.inet_aton(a) for a in ("192.168.7.2", "192.168.7.3", "198.51.100.1", "203.0.113.9")
+)
+ORDERS = [
+    LegOrder(Leg(PAC, EXTERNAL, 4711, PAC, CLIENT, 1), 0),
+    LegOrder(Leg(CLIENT, PAC, 1, EXTERNAL, PAC, 100), 0),
+    LegOrder(Leg(PAC, EXTERNAL, 4712, PAC, OTHER, 0xFFFF), 0x17),
+    LegOrder(Leg(CLIENT, EXTERNAL, 8, EXTERNAL, OTHER, 9), 0),  # a hairpin: two stages
+]
+SECOND_STAGE = (CLIENT, OTHER, 9)
+STRAY = (PAC, EXTERNAL, 2)
+MATCHES = [*(order.leg[:3] for order in ORDERS), SECOND_STAGE, STRAY]
+FORMS = ["3001880b", "2081880b", "3081880b", "2001880b", "3001880c", "b001880b", "30000800"]
+
+
+def message(name: int, hook: int, octets: bytes, *, mark: int = 0, more: bytes = b"") -> bytes:
+    """Return what net/netfilter/nfnetlink_queue.c makes of a packet, attributes in its order."""
+    attributes = struct.pack("=HHIHBx", 11, 1, socket.htonl(name), 8, hook)
+    device = 5 if hook == PREROUTING else 6  # NFQA_IFINDEX_INDEV, NFQA_IFINDEX_OUTDEV
+    attributes += struct.pack("=HHI", 8, device, 3)
+    if mark:
+        attributes += struct.pack("=HHI", 8, 3, socket.htonl(mark))
+    attributes += more + struct.pack("=HH", 4 + len(octets), 10) + octets
+    return struct.pack("=IHHIIBBH", 20 + len(attributes), 3 << 8, 0, 0, 0, 2, 0, 0) + attributes
+
+
+HARDWARE = struct.pack("=HHHxx8s", 16, 9, 6, b"\2\0\0\0\0\1")  # NFQA_HWADDR
+STAMP = struct.pack("=HHQQ", 20, 4, 1, 2)  # NFQA_TIMESTAMP
+COMPLAINT = struct.pack("=IHHIIiIHHII", 36, 2, 0, 0, 0, -2, 32, 0x301, 1, 0, 0)  # NLMSG_ERROR
+
+
+def packet(
+    match: tuple[bytes, bytes, int], form: str, payload: bytes, options: bytes = b""
+) -> bytes:
+    """Return GRE in IPv4 with a right checksum, by scapy."""
+    source, destination, key = match
+    gre = bytes.fromhex(form) + struct.pack("!HH", len(payload), key) + bytes(8) + payload
+    ip = IP(src=socket.inet_ntoa(source), dst=socket.inet_ntoa(destination), proto=47, ttl=63)
+    made = bytes(ip / gre)
+    if options:
+        ip = IP(made[:20])
+        ip.ihl, ip.len, ip.chksum = 5 + len(options) // 4, len(made) + len(options), 0
+        whole = bytes(ip)[:20] + options
+        summed = sum(struct.unpack(f"!{len(whole) // 2}H", whole))
+        check = ~(summed % 0xFFFF) & 0xFFFF
+        made = whole[:10] + struct.pack("!H", check) + whole[12:] + gre
+    return made
+
+
+class Verdict(NamedTuple):
+    """One verdict as the kernel reads it."""
+
+    verdict: int
+    name: int
+    mark: int
+    octets: bytes
+
+
+def verdicts(datagram: bytes) -> Iterator[Verdict]:
+    """Read verdicts as nfqnl_recv_verdict would."""
+    while datagram:
+        size, kind, flags, _, _, _, _, number = struct.unpack_from("=IHHIIBBH", datagram)
+        assert (0x301, 1, socket.htons(17)) == (kind, flags, number)
+        found: dict[int, bytes] = {}
+        at = 20
+        while at < size:
+            length, attribute = struct.unpack_from("=HH", datagram, at)
+            found[attribute] = datagram[at + 4 : at + length]
+            at += length + 3 & ~3
+        judged, name = struct.unpack("!II", found[2])
+        yield Verdict(judged, name, int.from_bytes(found[3], "big"), found.get(10, b""))
+        datagram = datagram[size + 3 & ~3 :]
+
+
+class World:
+    """A queue of either kind and the kernel's end of its socket."""
+
+    def __init__(self, *, batches: bool) -> None:
+        self.kernel, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        for end in (self.kernel, ours):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        self.kernel.setblocking(False)
+        self.path = QueuePath()
+        self.path.install(ORDERS)
+        self.faults: list[BaseException] = []
+        judge = self.path if batches else self.path.judge
+        kind = GreQueue if batches else Queue
+        self.queue = kind(
+            17, judge, self.faults.append,
+            length=1, buffer=1, repeat_mark=MARK, inherited=ours.detach(),
+        )  # fmt: skip
+
+    def put(self, messages: list[bytes]) -> list[Verdict]:
+        """Have the messages judged, a few at a time; return the verdicts in their order."""
+        given: list[Verdict] = []
+        for begin in range(0, len(messages), 7):  # a unix socket holds some ten datagrams
+            for each in messages[begin : begin + 7]:
+                self.kernel.send(each)
+            self.queue.serve(64)
+            while True:
+                try:
+                    given += verdicts(self.kernel.recv(1 << 20))
+                except BlockingIOError:
+                    break
+        return given
+
+    def close(self) -> None:
+        self.queue.close()
+        self.kernel.close()
+
+
+PACKETS = st.builds(
+    packet,
+    st.sampled_from(MATCHES), st.sampled_from(FORMS[:2] * 3 + FORMS),
+    st.one_of(st.binary(max_size=9), st.sampled_from([bytes(1400), bytes(SLOT), bytes(60_000)])),
+    st.sampled_from([b"", b"", b"\x01" * 8]),
+)  # fmt: skip
+MESSAGES = st.lists(
+    st.one_of(
+        st.builds(
+            message, st.integers(1, 2**32 - 1), st.sampled_from([PREROUTING, POSTROUTING]),
+            st.one_of(PACKETS, PACKETS.map(lambda octets: octets[:27])),
+            mark=st.sampled_from([0, 0, 5]), more=st.sampled_from([b"", HARDWARE, STAMP]),
+        ),
+        st.just(COMPLAINT),
+    ),
+    max_size=20,
+)  # fmt: skip
+
+
+@given(MESSAGES)
+@settings(max_examples=150, deadline=None)
+def test_a_batch_gets_the_verdicts_that_its_packets_get_one_by_one(messages: list[bytes]) -> None:
+    """The order too: GRE that overtakes GRE of its call is thrown away by PPP."""
+    batches, single = World(batches=True), World(batches=False)
+    try:
+        assert single.put(messages) == batches.put(messages)
+        assert single.path.tallies() == batches.path.tallies()
+        assert single.path.counts == batches.path.counts
+        assert single.queue.refusals == batches.queue.refusals
+        assert [] == batches.faults
+    finally:
+        batches.close()
+        single.close()
+
+
+@given(
+    st.sampled_from(ORDERS[:3]), st.sampled_from(FORMS[:4]), st.binary(max_size=50),
+    st.sampled_from([b"", HARDWARE, STAMP]), st.sampled_from([0, 3]),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_scapy_reads_the_new_addresses_the_new_number_and_a_right_checksum(
+    order: LegOrder, form: str, payload: bytes, more: bytes, mark: int
+) -> None:
+    world = World(batches=True)
+    octets = packet(order.leg[:3], form, payload)
+    try:
+        (verdict,) = world.put([message(9, PREROUTING, octets, mark=mark, more=more)])
+    finally:
+        world.close()
+    expected = IP(octets)
+    expected.src = socket.inet_ntoa(order.leg.new_source)
+    expected.dst = socket.inet_ntoa(order.leg.new_destination)
+    del expected.chksum
+    assert isinstance(expected[GRE_PPTP], GRE_PPTP)
+    expected[GRE_PPTP].call_id = order.leg.new_key
+
+    assert bytes(expected) == verdict.octets
+    assert (4, 9, (order.mark or mark) | MARK) == verdict[:3]
+
+
+def test_strays_end_on_their_way_out_and_are_the_routers_own_on_their_way_in() -> None:
+    world = World(batches=True)
+    octets = packet(STRAY, FORMS[0], b"ppp")
+    try:
+        given = world.put([message(1, PREROUTING, octets), message(2, POSTROUTING, octets, mark=6)])
+    finally:
+        world.close()
+
+    assert [Verdict(1, 1, 0, b""), Verdict(0, 2, 6, b"")] == given
+    assert {"stray_inbound": 1, "stray_outbound": 1} == world.path.counts
+
+
+def test_verdicts_that_could_not_be_sent_are_sent_again_and_once() -> None:
+    world = World(batches=True)
+    octets = packet(ORDERS[0].leg[:3], FORMS[0], b"ppp")
+    world.queue._received.send = _refuse
+    try:
+        given = world.put([message(n, PREROUTING, octets) for n in (1, 2)])
+    finally:
+        world.close()
+    alone = World(batches=False)
+    expected = alone.put([message(n, PREROUTING, octets) for n in (1, 2)])
+    alone.close()
+
+    assert expected == given
+    assert [105] == [fault.errno for fault in world.faults if isinstance(fault, OSError)]
+
+
+def _refuse(count: int) -> None:
+    raise OSError(105, f"no room for {count} verdicts")
+
+
+def test_a_fault_drops_its_packet_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(batches=True)
+    judge = world.queue._judge_in_place
+
+    def breaks_once(start: int, given: int) -> int:
+        if start == SLOT:
+            raise ValueError("broken")
+        return judge(start, given)
+
+    monkeypatch.setattr(world.queue, "_judge_in_place", breaks_once)
+    octets = packet(ORDERS[0].leg[:3], FORMS[0], b"ppp")
+    try:
+        given = world.put([message(n, PREROUTING, octets) for n in (1, 2, 3)])
+    finally:
+        world.close()
+
+    assert [(4, 1), (0, 2), (4, 3)] == [each[:2] for each in given]
+    assert ["broken"] == [str(fault) for fault in world.faults]
+
+
+def test_without_ctypes_packets_are_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenWrt's small Python lacks it."""
+    monkeypatch.setattr(gre_queue, "available", lambda: False)
+    kernel, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    opened = gre_queue.open_queue(
+        17, QueuePath(), print, length=1, buffer=1, repeat_mark=MARK, inherited=ours.detach()
+    )
+    opened.close()
+    kernel.close()
+
+    assert type(opened) is Queue
