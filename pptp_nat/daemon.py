@@ -35,7 +35,7 @@ from pptp_nat.linux.bpf_path import BpfPath
 from pptp_nat.linux.conntrack import Conntrack, turn_on_accounting
 from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.conntrack_path import ConntrackPath
-from pptp_nat.linux.gre_queue import open_queue
+from pptp_nat.linux.gre_queue import GreQueue
 from pptp_nat.linux.nfqueue import LOCAL_HOOKS, Packet, Queue
 from pptp_nat.linux.ruleset import paced_drops
 from pptp_nat.router.clockwork import Clockwork, HasFileno
@@ -207,7 +207,7 @@ class Daemon:
         self._watch(self.control_queue, self._serve_control)
         self.gre_queue: Queue | None = None
         if self.queue_path is not None:
-            self.gre_queue = open_queue(
+            self.gre_queue = GreQueue(
                 gre.queue, self.queue_path, self._on_fault, length=gre.queue_length,
                 buffer=gre.socket_buffer, repeat_mark=control.repeat_mark,
                 inherited=None if heritage is None else heritage.gre,

@@ -8,38 +8,22 @@ longer than its slot goes on.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
 import struct
-from typing import TYPE_CHECKING, Final
-
-try:
-    import ctypes
-except ImportError:  # OpenWrt packs it by itself: python3-ctypes
-    if not TYPE_CHECKING:
-        ctypes = None
+from socket import MSG_DONTWAIT
+from typing import Final
 
 SLOT: Final = 2048  #: octets: a message with an Ethernet frame's packet and attributes
 SLOTS: Final = 64  #: messages
 _ANNEXE: Final = 1 << 16
-_IOVEC: Final = struct.Struct("=QQ")  # struct iovec: address, octets
+_IOVEC: Final = struct.Struct("@PN")  # struct iovec: address, octets
 PIECE_SIZE: Final = _IOVEC.size  #: octets of a place in `Batch.pieces`
-#: struct mmsghdr of a 64-bit libc: name, its length, iovec, how many, control, its length,
-#: flags, what was received
-_MMSGHDR: Final = struct.Struct("=QI4xQQQQi4xI4x")
-_SENT: Final = struct.Struct("=QI4xQQ")  #: the beginning of struct msghdr
-_MSGHDR_SIZE: Final = 56
-_DONTWAIT: Final = 0x40  # MSG_DONTWAIT, asm-generic/socket.h
-
-
-def available() -> bool:
-    """Whether messages can be had in batches here: ctypes, recvmmsg and pointers of 64 bits."""
-    return (
-        ctypes is not None
-        and ctypes.sizeof(ctypes.c_void_p) == 8
-        and hasattr(ctypes.CDLL(None), "recvmmsg")
-    )
+#: struct msghdr: name, its length, iovec, how many, control, its length, flags
+_MSGHDR: Final = struct.Struct("@PIPNPNi0P")
+_MMSGHDR: Final = struct.Struct("@PIPNPNi0PI0P")  #: the same, and what was received
 
 
 class Batch:
@@ -56,7 +40,7 @@ class Batch:
         self.octets = mmap.mmap(-1, SLOTS * (SLOT + _ANNEXE), mmap.MAP_PRIVATE | mmap.MAP_ANON)
         self.pieces = bytearray(SLOTS * _IOVEC.size)
         self._headers = bytearray(SLOTS * _MMSGHDR.size)
-        self._answer = bytearray(_MSGHDR_SIZE)
+        self._answer = bytearray(_MSGHDR.size)
         places = bytearray(SLOTS * 2 * _IOVEC.size)
         #: ctypes' views: they hold the memory where it is, as long as they live
         self._held = [
@@ -88,7 +72,7 @@ class Batch:
         Raises:
             OSError: as recvmmsg(2); ENOBUFS: the kernel had more than the socket's buffer holds.
         """
-        got: int = self._recvmmsg(self._descriptor, self._headers_at, count, _DONTWAIT, None)
+        got: int = self._recvmmsg(self._descriptor, self._headers_at, count, MSG_DONTWAIT, None)
         if got >= 0:
             return got
         error = ctypes.get_errno()
@@ -112,8 +96,8 @@ class Batch:
         Raises:
             OSError: as sendmsg(2).
         """
-        _SENT.pack_into(self._answer, 0, 0, 0, self._pieces_at, count)
-        if self._sendmsg(self._descriptor, self._answer_at, _DONTWAIT) < 0:
+        _MSGHDR.pack_into(self._answer, 0, 0, 0, self._pieces_at, count, 0, 0, 0)
+        if self._sendmsg(self._descriptor, self._answer_at, MSG_DONTWAIT) < 0:
             error = ctypes.get_errno()
             raise OSError(error, os.strerror(error))
 

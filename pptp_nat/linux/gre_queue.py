@@ -18,7 +18,7 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from pptp_nat.linux.batch import PIECE_SIZE, SLOT, SLOTS, Batch, available
+from pptp_nat.linux.batch import PIECE_SIZE, SLOT, SLOTS, Batch
 from pptp_nat.linux.leg_table import ROW, TALLY
 from pptp_nat.linux.nfqueue import (
     ACCEPT,
@@ -215,29 +215,3 @@ class GreQueue(Queue):
             return size
 
         return judge
-
-
-def open_queue(
-    number: int,
-    path: QueuePath,
-    fault: Callable[[BaseException], None],
-    *,
-    length: int,
-    buffer: int,
-    repeat_mark: int,
-    inherited: int | None = None,
-) -> Queue:
-    """Return the queue of GRE that *path* judges: in batches where libc has them.
-
-    Raises:
-        AdapterError: as `Queue`.
-    """
-    if available():
-        return GreQueue(
-            number, path, fault,
-            length=length, buffer=buffer, repeat_mark=repeat_mark, inherited=inherited,
-        )  # fmt: skip
-    return Queue(
-        number, path.judge, fault,
-        length=length, buffer=buffer, repeat_mark=repeat_mark, batch=32, inherited=inherited,
-    )  # fmt: skip

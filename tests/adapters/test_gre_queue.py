@@ -16,14 +16,11 @@ from scapy.layers.inet import IP
 from scapy.layers.l2 import GRE_PPTP
 
 from pptp_nat.core.tuples import Leg
-from pptp_nat.linux import gre_queue
-from pptp_nat.linux.batch import SLOT, available
+from pptp_nat.linux.batch import SLOT
 from pptp_nat.linux.datapath import LegOrder
 from pptp_nat.linux.gre_queue import GreQueue
 from pptp_nat.linux.nfqueue import POSTROUTING, PREROUTING, Queue
 from pptp_nat.linux.queue_path import QueuePath
-
-pytestmark = pytest.mark.skipif(not available(), reason="needs ctypes and libc's recvmmsg")
 
 MARK = 0x40000000
 CLIENT, OTHER, EXTERNAL, PAC = (
@@ -247,16 +244,3 @@ def test_a_fault_drops_its_packet_and_no_other(monkeypatch: pytest.MonkeyPatch) 
 
     assert [(4, 1), (0, 2), (4, 3)] == [each[:2] for each in given]
     assert ["broken"] == [str(fault) for fault in world.faults]
-
-
-def test_without_ctypes_packets_are_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenWrt's small Python lacks it."""
-    monkeypatch.setattr(gre_queue, "available", lambda: False)
-    kernel, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    opened = gre_queue.open_queue(
-        17, QueuePath(), print, length=1, buffer=1, repeat_mark=MARK, inherited=ours.detach()
-    )
-    opened.close()
-    kernel.close()
-
-    assert type(opened) is Queue
