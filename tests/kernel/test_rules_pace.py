@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import time
 from collections.abc import Iterator
 
@@ -121,6 +122,8 @@ def test_a_connection_is_not_hurt_by_openers_and_has_a_pace_of_its_own(
         with lab.socket(lab.alice, socket.SOCK_STREAM) as client:
             client.connect((SERVER, 1723))
             served, _ = listener.accept()
+            for each in (client, served):  # a FIN that nobody lets pass comes again in other tests
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             flood(lab, raw, [segment(SYN, source_port=5000 + n) for n in range(MANY)])
             client.sendall(b"one message")
             queue.wait(2)
