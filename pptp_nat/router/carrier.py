@@ -8,7 +8,6 @@ control message is not held back for it, since TCP would only repeat it.
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -18,12 +17,11 @@ from pptp_nat.core.states import CallState
 from pptp_nat.core.tuples import Leg, Party
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.datapath import DataPath, Installed, LegOrder, Match, Tally
-from pptp_nat.log import event
 from pptp_nat.router.carried import NO_GRE, Carried, Counts, add
+from pptp_nat.router.complaints import Complaints
 from pptp_nat.router.totals import Totals
 from pptp_nat.state.records import LegCount
 
-_log: Final = logging.getLogger(__name__)
 FEW_CALLS: Final = 512  #: up to which counts are looked up one by one
 _AT_ONCE: Final = 16  #: calls looked up in one piece
 _RETRY_SECONDS: Final = 0.2
@@ -40,6 +38,7 @@ class Carrier:
         self._wanted: dict[Match, LegUp] = {}  # what could not be installed yet
         self._unsure: dict[Match, LegOrder] = {}  # what may be there or not
         self._is_behind = False  # some legs could not be removed yet
+        self._complaints = Complaints()
         self._retry_at: float | None = None
 
     def before(self, events: Iterable[Event], now: float) -> None:
@@ -57,7 +56,7 @@ class Carrier:
             try:
                 self.path.remark(marks)
             except AdapterError as error:
-                self._complain(error)
+                self._complain(error, now, waits=False)
 
     def after(
         self, events: Iterable[Event], flush: Callable[[], None], now: float
@@ -91,7 +90,7 @@ class Carrier:
         try:
             done = self.path.install([LegOrder(up.leg, up.mark) for up in ups])
         except AdapterError as error:
-            self._complain(error)
+            self._complain(error, now)
             self._unsure.update((Match(*up.leg[:3]), LegOrder(up.leg, up.mark)) for up in ups)
             self._retry_at = now + _RETRY_SECONDS
             return
@@ -100,7 +99,7 @@ class Carrier:
             if match in done.shared:
                 self._carried.join(up.call.id, match, done.shared[match])
         if done.error is not None:
-            self._complain(done.error)
+            self._complain(done.error, now)
             refused = {order.leg for order in done.refused}
             self._wanted.update((Match(*up.leg[:3]), up) for up in ups if up.leg in refused)
             self._retry_at = now + _RETRY_SECONDS
@@ -116,7 +115,7 @@ class Carrier:
         try:
             tallies = self.path.remove(legs)
         except AdapterError as error:
-            self._complain(error)
+            self._complain(error, now)
             self._is_behind = True
             self._retry_at = now + _RETRY_SECONDS
         for down in downs:
@@ -132,9 +131,9 @@ class Carrier:
             self._carried.forget(number)
         return gone
 
-    def _complain(self, error: AdapterError) -> None:
+    def _complain(self, error: AdapterError, now: float, *, waits: bool = True) -> None:
         self.failures += 1
-        event(_log, logging.ERROR, "data-path-refused", reason=str(error))
+        self._complaints.tell(error, now, waits=waits)
 
     def next_timer(self) -> float | None:
         """Return when `tick` has something to do, in monotonic seconds."""
@@ -154,13 +153,15 @@ class Carrier:
         if self._is_behind:
             self._is_behind = False
             self._remove([], now)
+        if self._retry_at is None:
+            self._complaints.over(now)
 
     def restore(self, legs: Iterable[LegOrder], now: float) -> int:
         """Install what is wanted and no longer there; return how many legs that were."""
         try:
             present = set(self.path.matches())
         except AdapterError as error:
-            self._complain(error)
+            self._complain(error, now)
             self._unsure.update((Match(*order.leg[:3]), order) for order in legs)
             self._retry_at = now + _RETRY_SECONDS
             return 0
@@ -174,7 +175,7 @@ class Carrier:
         except AdapterError as error:
             done = Installed({}, missing, error)
         if done.error is not None:
-            self._complain(done.error)
+            self._complain(done.error, now)
             self._unsure.update((Match(*order.leg[:3]), order) for order in done.refused)
             self._retry_at = now + _RETRY_SECONDS
         return len(missing) - len(done.refused)
@@ -189,7 +190,7 @@ class Carrier:
         try:
             self.path.renew(now)
         except AdapterError as error:
-            self._complain(error)
+            self._complain(error, now, waits=False)
             return False
         return True
 
