@@ -34,7 +34,8 @@ bench: venv
 faults: venv
 	PPTP_NAT_FAULTS=1 PPTP_NAT_KILLS=100 PPTP_NAT_CLIENTS=100 $(BIN)/pytest -p no:randomly \
 		tests/peers/test_restarts.py tests/peers/test_takeover.py tests/peers/test_floods.py \
-		tests/peers/test_strangers.py tests/peers/test_addresses.py tests/kernel/test_refusals.py
+		tests/peers/test_strangers.py tests/peers/test_addresses.py tests/kernel/test_refusals.py \
+		tests/peers/test_full_table.py tests/peers/test_pauses.py tests/kernel/test_rules_pace.py
 
 soak: venv
 	PPTP_NAT_SOAK_SECONDS=$${PPTP_NAT_SOAK_SECONDS:-3600} $(BIN)/pytest -s -p no:randomly \

@@ -51,6 +51,7 @@ from pptp_nat.router.listening import Listening
 from pptp_nat.router.moves import Moves
 from pptp_nat.router.news import News
 from pptp_nat.router.overflow import Overflow
+from pptp_nat.router.pauses import Pauses
 from pptp_nat.router.settings import draws, open_store, settings_of
 from pptp_nat.router.signals import Signals
 from pptp_nat.router.upkeep import Upkeep
@@ -195,6 +196,7 @@ class Daemon:
         self._clockwork.append(moves)
         self.listening = Listening(self.translator, self.carrier)
         self._clockwork += [self.carrier, self.upkeep, self.listening]
+        self.pauses = Pauses((self.control_queue, self.gre_queue), self.listening)
 
     def _bind_queues(self, heritage: Heritage | None) -> None:
         control, gre = self.config.control, self.config.gre
@@ -254,7 +256,7 @@ class Daemon:
             for key, mask in ready:
                 self._guarded(key.data, mask)
             if due is not None and due <= time.monotonic():
-                self._guarded(self._tick, time.monotonic())
+                self._guarded(self._tick, due)
             if self._meter is not None:
                 self._meter.turn_seconds.add(time.monotonic() - began)
 
@@ -269,7 +271,9 @@ class Daemon:
         dues = [self.translator.next_timer(), *(each.next_timer() for each in self._clockwork)]
         return min((due for due in dues if due is not None), default=None)
 
-    def _tick(self, now: float) -> None:
+    def _tick(self, planned: float) -> None:
+        now = time.monotonic()
+        self.pauses.look(planned, now)
         due = self.translator.next_timer()
         if due is not None and due <= now:
             self.carry_out(self.translator.tick(now), now)
