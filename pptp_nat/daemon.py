@@ -16,7 +16,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -37,7 +36,6 @@ from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.gre_queue import GreQueue
 from pptp_nat.linux.nfqueue import LOCAL_HOOKS, Packet, Queue
-from pptp_nat.linux.ruleset import paced_drops
 from pptp_nat.router.clockwork import Clockwork, HasFileno
 from pptp_nat.router.firewall import rule_settings
 from pptp_nat.router.footing import (
@@ -217,8 +215,7 @@ class Daemon:
             self._closers.append(self.gre_queue.close)
             self._watch(self.gre_queue, self._serve_gre)
         queues = [each for each in (self.control_queue, self.gre_queue) if each is not None]
-        paced = partial(paced_drops, self.rule_settings.pace)
-        self._clockwork.append(Overflow(queues, paced=paced))
+        self._clockwork.append(Overflow(queues, self.rule_settings.pace))
 
     def _listen(self, heritage: Heritage | None) -> None:
         api = self.config.api

@@ -168,6 +168,8 @@ def paced_drops(pace: Pace) -> dict[str, int] | None:
     iptables-legacy are not).  Some ten microseconds; needs CAP_NET_ADMIN.
     """
     bounds = list(ruleset_pace.bounds(pace))
+    if not bounds:
+        return None
     for table, chain in ((ruleset_nftables.TABLE, "pace"), ("filter", ruleset_iptables.PACE)):
         try:
             counts = rule_counters(table, chain)

@@ -13,6 +13,8 @@ from typing import Final
 
 from pptp_nat import log
 from pptp_nat.linux.nfqueue import Queue, QueueCounters, queue_counters
+from pptp_nat.linux.ruleset import Pace, paced_drops
+from pptp_nat.linux.ruleset_settings import UNPACED
 
 _log: Final = logging.getLogger(__name__)
 LOOK_SECONDS: Final = 60.0
@@ -33,19 +35,22 @@ class Overflow:
     """Looks after *queues*.
 
     Args:
+        pace: what our rules let come to them.
         counters: returns what the kernel counts of a queue.
-        paced: returns what the rules have dropped ahead of the queues, by the key in [limits];
-            None where they do not tell.
+        paced: returns what rules of a pace have dropped, by the key in [limits]; None where
+            they do not tell.
     """
 
     def __init__(
         self,
         queues: Collection[Queue],
+        pace: Pace = UNPACED,
         counters: Callable[[int], QueueCounters | None] = queue_counters,
-        paced: Callable[[], Mapping[str, int] | None] = lambda: None,
+        paced: Callable[[Pace], Mapping[str, int] | None] = paced_drops,
     ) -> None:
         self._queues = queues
         self._counters = counters
+        self._pace = pace
         self._paced = paced
         self._due = 0.0
         self._told: dict[tuple[int | None, str], int] = {}
@@ -59,7 +64,7 @@ class Overflow:
         if now < self._due:
             return
         self._due = now + LOOK_SECONDS
-        self._tell(None, self._paced() or {})
+        self._tell(None, self._paced(self._pace) or {})
         for queue in self._queues:
             self._tell(queue.number, self._losses(queue))
 

@@ -16,7 +16,7 @@ def test_lost_packets_are_told_once_a_minute_with_what_to_do(
 ) -> None:
     queue: Any = SimpleNamespace(number=1723, overruns=0, too_long=0, refusals=0)
     seen = QueueCounters(1, 0, 0, 0, 0)
-    watch = Overflow([queue], lambda _number: seen)
+    watch = Overflow([queue], counters=lambda _number: seen)
     watch.tick(100.0)
     assert [] == caplog.records
     for moment in range(50):
@@ -40,7 +40,7 @@ def test_lost_packets_are_told_once_a_minute_with_what_to_do(
 
 def test_a_table_that_cannot_be_read_is_no_loss(caplog: pytest.LogCaptureFixture) -> None:
     queue: Any = SimpleNamespace(number=1723, overruns=0, too_long=0, refusals=0)
-    Overflow([queue], lambda _number: None).tick(1.0)
+    Overflow([queue], counters=lambda _number: None).tick(1.0)
     assert [] == caplog.records
 
 
@@ -49,7 +49,7 @@ def test_what_the_rules_drop_ahead_of_the_queues_is_told_as_well(
 ) -> None:
     """Rules that were there before this run have counted before; new ones begin at nothing."""
     drops: dict[str, int] | None = None
-    watch = Overflow([], paced=lambda: drops)
+    watch = Overflow([], paced=lambda _pace: drops)
     told = []
     for moment, drops in enumerate(  # noqa: B007 - the lambda has it
         [None, {"openers_per_client": 70, "openers": 0}, {"openers_per_client": 90, "openers": 2},
