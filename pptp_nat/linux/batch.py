@@ -1,9 +1,8 @@
 """Many netlink messages in one system call each way: recvmmsg(2), sendmsg(2).
 
 Python's sockets have no recvmmsg, so libc is called by ctypes.  The memory is
-one mapping of the system's, of which only what is touched is there: a slot for
-each message, and behind the slots an annexe for each, where a message that is
-longer than its slot goes on.
+one mapping of the system's with a slot for the longest message, of which only
+the pages are there that a message has touched.
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ import struct
 from socket import MSG_DONTWAIT
 from typing import Final
 
-SLOT: Final = 2048  #: octets: a message with an Ethernet frame's packet and attributes
+#: Octets: the longest packet and its message's attributes.  Not a whole number of pages, or the
+#: beginnings of all slots would have the same few places in the processor's cache.
+SLOT: Final = 17 * 4096 + 192
 SLOTS: Final = 64  #: messages
-_ANNEXE: Final = 1 << 16
 _IOVEC: Final = struct.Struct("@PN")  # struct iovec: address, octets
 PIECE_SIZE: Final = _IOVEC.size  #: octets of a place in `Batch.pieces`
 #: struct msghdr: name, its length, iovec, how many, control, its length, flags
@@ -37,11 +37,11 @@ class Batch:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self.octets = mmap.mmap(-1, SLOTS * (SLOT + _ANNEXE), mmap.MAP_PRIVATE | mmap.MAP_ANON)
+        self.octets = mmap.mmap(-1, SLOTS * SLOT, mmap.MAP_PRIVATE | mmap.MAP_ANON)
         self.pieces = bytearray(SLOTS * _IOVEC.size)
         self._headers = bytearray(SLOTS * _MMSGHDR.size)
         self._answer = bytearray(_MSGHDR.size)
-        places = bytearray(SLOTS * 2 * _IOVEC.size)
+        places = bytearray(SLOTS * _IOVEC.size)
         #: ctypes' views: they hold the memory where it is, as long as they live
         self._held = [
             ctypes.c_char.from_buffer(each)
@@ -51,11 +51,11 @@ class Batch:
             ctypes.addressof, self._held
         )
         for n in range(SLOTS):
-            own = places_at + n * 2 * _IOVEC.size
-            annexe = self.address + SLOTS * SLOT + n * _ANNEXE
-            _IOVEC.pack_into(places, 2 * n * _IOVEC.size, self.address + n * SLOT, SLOT)
-            _IOVEC.pack_into(places, (2 * n + 1) * _IOVEC.size, annexe, _ANNEXE)
-            _MMSGHDR.pack_into(self._headers, n * _MMSGHDR.size, 0, 0, own, 2, 0, 0, 0, 0)
+            place = n * _IOVEC.size
+            _IOVEC.pack_into(places, place, self.address + n * SLOT, SLOT)
+            _MMSGHDR.pack_into(
+                self._headers, n * _MMSGHDR.size, 0, 0, places_at + place, 1, 0, 0, 0, 0
+            )
         libc = ctypes.CDLL(None, use_errno=True)
         self._recvmmsg, self._sendmsg = libc.recvmmsg, libc.sendmsg
         self._recvmmsg.argtypes = (
@@ -83,11 +83,7 @@ class Batch:
     def copy(self, n: int, into: bytearray) -> int:
         """Copy message *n* to the beginning of *into*; return its octets."""
         size: int = _MMSGHDR.unpack_from(self._headers, n * _MMSGHDR.size)[-1]
-        own = min(size, SLOT)
-        into[:own] = self.octets[n * SLOT : n * SLOT + own]
-        if size > own:
-            annexe = SLOTS * SLOT + n * _ANNEXE
-            into[own:size] = self.octets[annexe : annexe + size - own]
+        into[:size] = self.octets[n * SLOT : n * SLOT + size]
         return size
 
     def send(self, count: int) -> None:

@@ -7,8 +7,8 @@ is that piece of the memory that it came in.  Up to `SLOTS` messages come in one
 system call and are answered in another; a packet costs two readings and three
 writings of `struct`, one look-up and one sum.
 
-What has not the usual form (IP options, more octets than a slot, the second
-stage of a hairpin, a complaint of the kernel's) is judged by itself, in its turn.
+What has not the usual form (IP options, the second stage of a hairpin, a
+complaint of the kernel's) is judged by itself, in its turn.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pptp_nat.linux.batch import PIECE_SIZE, SLOT, SLOTS, Batch
 from pptp_nat.linux.leg_table import ROW, TALLY
 from pptp_nat.linux.nfqueue import (
     ACCEPT,
+    COPIED,
     DROP,
     PACKET,
     REPEAT,
@@ -32,19 +33,20 @@ from pptp_nat.linux.queue_path import OF_CALLS, QueuePath
 
 _PLAIN_IP: Final = 0x45  # version 4, no options
 _SHORTEST: Final = 4 + 28  # octets: NFQA_PAYLOAD's header, IP without options, GRE with its key
+_CUT: Final = 4 + COPIED  # it may be the beginning of a longer one
 _MARK, _PAYLOAD = 3, 10  # linux/netfilter/nfnetlink_queue.h
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _ATTRIBUTES: Final = 32  #: offset in a packet's message, behind NFQA_PACKET_HDR
 #: nlmsg_len, nlmsg_type, and of nfqnl_msg_packet_hdr the packet's id and the hook
 _HEAD: Final = struct.Struct("=IH18x4s2xB")
 #: NFQA_PAYLOAD's header and of its packet: the first octet, checksum, addresses, the first word
-#: of GRE, the key
-_BODY: Final = struct.Struct("=HHB9xH8s4s2x2s")
+#: of GRE, the payload length that it claims, the key
+_BODY: Final = struct.Struct("=HHB9xH8s4s2s2s")
 #: From nlmsg_len to NFQA_MARK.  NFQA_PAYLOAD's header, which follows, is the kernel's own.
 _VERDICT: Final = struct.Struct("=I24s4s8s")
 _VERDICT_SIZE: Final = _VERDICT.size
 _BEGINS: Final = _VERDICT_SIZE + 4  # the nearest to a message's start that a packet can begin
-_NEW: Final = struct.Struct("=H8s")  #: checksum, addresses
+_NEW: Final = struct.Struct("=H8s4s2s2s")  #: from the checksum to the key
 _SEND: Final = 1 << 16  #: octets of verdicts in one send
 
 
@@ -172,19 +174,19 @@ class GreQueue(Queue):
         def judge(start: int, given: int) -> int:
             size: int
             size, kind, name, hook = head(octets, start)
-            if kind != PACKET or size > SLOT:
+            if kind != PACKET:
                 return 0
             at, mark_at = places[hook & 7]
-            length, attribute, first, check, match, gre, key = body(octets, start + at - 4)
+            length, attribute, first, check, match, gre, claim, key = body(octets, start + at - 4)
             if attribute != _PAYLOAD or at + length - 4 != size:
                 at, mark_at = place(start, size)
                 if not at:
                     return 0
                 places[hook & 7] = at, mark_at
-                length, _, first, check, match, gre, key = body(octets, start + at - 4)
+                length, _, first, check, match, gre, claim, key = body(octets, start + at - 4)
             match += key
             leg = find(match)
-            if first != _PLAIN_IP or length < _SHORTEST or gre not in OF_CALLS:
+            if first != _PLAIN_IP or not _SHORTEST <= length < _CUT or gre not in OF_CALLS:
                 return 0
             mark = 0
             if mark_at:
@@ -202,8 +204,7 @@ class GreQueue(Queue):
                 check = 0xFFFF - check + delta
                 if check > 0xFFFF:
                     check -= 0xFFFF
-                write_new(octets, at + 10, 0xFFFF - check, addresses)
-                octets[at + 26 : at + 28] = key
+                write_new(octets, at + 10, 0xFFFF - check, addresses, gre, claim, key)
                 marking = marked
                 if mark or own_mark or again:
                     mark = own_mark or mark

@@ -19,7 +19,7 @@ from pptp_nat.core.tuples import Leg
 from pptp_nat.linux.batch import SLOT
 from pptp_nat.linux.datapath import LegOrder
 from pptp_nat.linux.gre_queue import GreQueue
-from pptp_nat.linux.nfqueue import POSTROUTING, PREROUTING, Queue
+from pptp_nat.linux.nfqueue import COPIED, POSTROUTING, PREROUTING, Queue
 from pptp_nat.linux.queue_path import QueuePath
 
 MARK = 0x40000000
@@ -137,14 +137,19 @@ class World:
 PACKETS = st.builds(
     packet,
     st.sampled_from(MATCHES), st.sampled_from(FORMS[:2] * 3 + FORMS),
-    st.one_of(st.binary(max_size=9), st.sampled_from([bytes(1400), bytes(SLOT), bytes(60_000)])),
+    st.one_of(st.binary(max_size=9), st.sampled_from([1400, 60_000]).map(bytes)),
     st.sampled_from([b"", b"", b"\x01" * 8]),
 )  # fmt: skip
+#: As long as what the kernel hands over at most, and longer, which is then cut.
+LONGEST = st.builds(
+    packet,
+    st.sampled_from(MATCHES), st.sampled_from(FORMS), st.sampled_from([65_495, 65_499]).map(bytes),
+).map(lambda octets: octets[:COPIED])  # fmt: skip
 MESSAGES = st.lists(
     st.one_of(
         st.builds(
             message, st.integers(1, 2**32 - 1), st.sampled_from([PREROUTING, POSTROUTING]),
-            st.one_of(PACKETS, PACKETS.map(lambda octets: octets[:27])),
+            st.one_of(PACKETS, PACKETS.map(lambda octets: octets[:27]), LONGEST),
             mark=st.sampled_from([0, 0, 5]), more=st.sampled_from([b"", HARDWARE, STAMP]),
         ),
         st.just(COMPLAINT),
@@ -163,6 +168,7 @@ def test_a_batch_gets_the_verdicts_that_its_packets_get_one_by_one(messages: lis
         assert single.path.tallies() == batches.path.tallies()
         assert single.path.counts == batches.path.counts
         assert single.queue.refusals == batches.queue.refusals
+        assert single.queue.too_long == batches.queue.too_long
         assert [] == batches.faults
     finally:
         batches.close()
