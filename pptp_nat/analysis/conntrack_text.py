@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import re
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pptp_nat.analysis.conntrack_entries import GRE, TCP, Count, ListedEntry, Way, is_control
 
@@ -23,18 +23,23 @@ if TYPE_CHECKING:
 LONGEST: Final = 4096  #: characters of a line or a <flow> that are looked at; real ones take 700
 SHOWN: Final = 60  #: characters of a line in a complaint
 
-_ADDRESS: Final = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}")
+_OCTET: Final = "(?:25[0-5]|2[0-4][0-9]|[01]?[0-9]?[0-9])"
+_ADDRESS: Final = re.compile(rf"(?:{_OCTET}\.){{3}}{_OCTET}")
+_KEY: Final = "(0x[0-9a-fA-F]{1,8}|[0-9]{1,10})"
+_COUNT: Final = "([0-9]{1,20})"
 _TUPLE: Final = (
     r"src=([^ ]+) dst=([^ ]+) "
-    r"(?:(?:sport|srckey)=(\w+) (?:dport|dstkey)=(\w+) )?"
-    r"(?:packets=(\d+) bytes=(\d+) )?"
+    rf"(?:(?:sport|srckey)={_KEY} (?:dport|dstkey)={_KEY} )?"
+    rf"(?:packets={_COUNT} bytes={_COUNT} )?"
 )
 #: from the protocol's number to the end of the reply tuple
 _ENTRY: Final = re.compile(
-    r"(?:ipv4\s+2\s+)?(?:tcp|gre|unknown)\s+(6|47)\s+(?:(\d+)\s+)?"
+    r"(?:ipv4\s+2\s+)?(?:tcp|gre|unknown)\s+(6|47)\s+(?:([0-9]{1,20})\s+)?"
     r"(?:timeout=\d+, stream_timeout=\d+ )?(?:([A-Z][A-Z_0-9]*) )?"
     rf"{_TUPLE}(\[UNREPLIED\] )?{_TUPLE}"
 )
+#: what mostly stands behind it
+_REST: Final = re.compile(r"(\[ASSURED\] )?mark=([0-9]{1,20}) (?:helper=(\S+) )?use=\d+ $")
 _OTHER: Final = re.compile(r"(?:ipv[46]\s+\d+\s+)?\S+\s+\d+ .*?src=\S+ dst=\S+ .*?src=\S+ dst=\S+ ")
 _EVENT: Final = re.compile(r"(?:\[\d+\.\d+\s*\]\s*)?\[(NEW|UPDATE|DESTROY)\]\s*")
 _TRAILER: Final = re.compile(r"conntrack v\S+ \(conntrack-tools\)")
@@ -46,6 +51,17 @@ _TAG: Final = re.compile(r"<(\w+)>([^<]*)</")
 _LAYER4: Final = re.compile(r'<layer4 protonum="(\d+)"')
 IPV4: Final = '<layer3 protonum="2"'  # AF_INET
 _EVENT_XML: Final = re.compile(r'<flow[^>]* type="destroy"')
+
+
+class _Tail(NamedTuple):
+    """What stands behind the tuples of an entry, as `ListedEntry` has it."""
+
+    assured: bool
+    offloaded: bool
+    mark: int
+    helper: str
+    identity: int | None
+    started: float | None
 
 
 class Listing:
@@ -74,7 +90,7 @@ class Listing:
         """Take in *lines*, of whatever form."""
         numbered = enumerate(lines, 1)
         for number, line in numbered:
-            if line.lstrip().startswith("<"):
+            if "<" in line and line.lstrip().startswith("<"):
                 self._read_xml(number, line, numbered)
                 return
             self._line(number, line)
@@ -96,38 +112,40 @@ class Listing:
             source, destination, source_key, destination_key, packets, octets, unreplied,
             *back,
         ) = read.groups()  # fmt: skip
-        original = _way(source, destination, source_key, destination_key)
-        reply = _way(back[0], back[1], back[2], back[3])
-        rest = line[read.end() - 1 :]
+        original = _listed_way(source, destination, source_key, destination_key)
+        reply = _listed_way(back[0], back[1], back[2], back[3])
         if original is None or reply is None:
             self._note_other(number, line)
             return
-        if event is None and " use=" not in rest:  # each listing ends so: this line was cut
-            self._note(number, line)
-            return
-        if event is not None and event[1] == "DESTROY":
-            self._found[int(protocol)].pop(original, None)
-            return
-        mark = _MARK.search(rest)
-        helper = _HELPER.search(rest) if " helper=" in rest else None
-        identity = _ID.search(rest) if " id=" in rest else None
-        started = _STARTED.search(rest) if " [start=" in rest else None
+        usual = _REST.match(line, read.end()) if event is None else None
+        if usual is not None:
+            said, marked, name = usual.groups()
+            rest, tail = "", _Tail(said is not None, False, int(marked), name or "", None, None)
+        else:
+            rest = line[read.end() - 1 :]
+            if event is None and " use=" not in rest:  # each listing ends so: this line was cut
+                self._note(number, line)
+                return
+            if event is not None and event[1] == "DESTROY":
+                self._found[int(protocol)].pop(original, None)
+                return
+            tail = _tail(rest)
         self._keep(
             ListedEntry(
                 GRE if protocol == "47" else TCP,
                 original,
                 reply,
                 state or "",
-                _number(left),
+                None if left is None else int(left),
                 unreplied is not None or "[UNREPLIED]" in rest,
-                "[ASSURED]" in rest,
-                "OFFLOAD]" in rest,
-                _count(packets, octets),
-                _count(back[4], back[5]),
-                0 if mark is None else _number(mark[1]) or 0,
-                "" if helper is None else helper[1],
-                None if identity is None else _number(identity[1]),
-                None if started is None else _unix(started[1]),
+                tail.assured,
+                tail.offloaded,
+                None if packets is None else Count(int(packets), int(octets)),
+                None if back[4] is None else Count(int(back[4]), int(back[5])),
+                tail.mark,
+                tail.helper,
+                tail.identity,
+                tail.started,
                 number,
             )
         )
@@ -233,6 +251,22 @@ _XML_FIELDS: Final = {
 _Parts = list[str | None]
 
 
+def _tail(rest: str) -> _Tail:
+    """Return what stands behind the tuples of an entry, in whatever order."""
+    mark = _MARK.search(rest)
+    helper = _HELPER.search(rest) if " helper=" in rest else None
+    identity = _ID.search(rest) if " id=" in rest else None
+    started = _STARTED.search(rest) if " [start=" in rest else None
+    return _Tail(
+        "[ASSURED]" in rest,
+        "OFFLOAD]" in rest,
+        0 if mark is None else _number(mark[1]) or 0,
+        "" if helper is None else helper[1],
+        None if identity is None else _number(identity[1]),
+        None if started is None else _unix(started[1]),
+    )
+
+
 def _metas(text: str) -> tuple[tuple[_Parts, _Parts], dict[str, str]]:
     """Return the fields of both ways, in the order of `_TUPLE`, and all others by name."""
     ways: tuple[_Parts, _Parts] = ([None] * 6, [None] * 6)
@@ -262,9 +296,24 @@ def _way(
 @functools.lru_cache(1 << 16)
 def _address(text: str | None) -> str | None:
     """Return an IPv4 address, each time the very same object: it is hashed many times."""
-    if text is None or _ADDRESS.fullmatch(text) is None:
+    return None if text is None or _ADDRESS.fullmatch(text) is None else text
+
+
+def _listed_way(
+    source: str, destination: str, source_key: str | None, key: str | None
+) -> Way | None:
+    """Return the way of what matches `_TUPLE`; None where the addresses are not IPv4."""
+    one, other = _address(source), _address(destination)
+    if one is None or other is None:
         return None
-    return text if all(int(number) < 256 for number in text.split(".")) else None
+    if source_key is None or key is None:
+        return Way(one, other, None, None)
+    return Way(
+        one,
+        other,
+        int(source_key, 16 if source_key[1:2] == "x" else 10),
+        int(key, 16 if key[1:2] == "x" else 10),
+    )
 
 
 def _count(packets: str | None, octets: str | None) -> Count | None:
@@ -273,7 +322,6 @@ def _count(packets: str | None, octets: str | None) -> Count | None:
     return Count(_number(packets) or 0, _number(octets) or 0)
 
 
-@functools.lru_cache(1 << 16)
 def _number(text: str | None) -> int | None:
     """Return a number in decimal or as 0x...; None for anything else."""
     if text is None or len(text) > 20:

@@ -45,8 +45,7 @@ class Leg(NamedTuple):
     octets: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class TableCall:
+class TableCall(NamedTuple):
     """One call as the table shows it, or the half of one."""
 
     by: str  #: who carries it: ``pptp-nat``, ``helper`` or ``nobody``
@@ -62,8 +61,8 @@ class TableCall:
     @property
     def lively(self) -> bool:
         """Whether GRE has gone every way that is known, as far as the kernel counts."""
-        legs = (self.to_responder, self.to_originator)
-        return all(leg is None or leg.packets != 0 for leg in legs)
+        forth, back = self.to_responder, self.to_originator
+        return (forth is None or forth.packets != 0) and (back is None or back.packets != 0)
 
     @property
     def both_ways(self) -> bool:
