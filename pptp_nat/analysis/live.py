@@ -3,10 +3,15 @@
 News is what changed since it was last asked for: calls that come, move on and end, PPP
 that enters another phase, diagnoses that appear.  What ended a while ago is forgotten, so
 that a monitor may run for months.
+
+What calls and connections do is news at once.  Conclusions from all of it, translations and
+diagnoses, cost more the more calls there are; they are drawn so seldom that they take a
+tenth of the time.
 """
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pptp_nat.analysis.analyze import conclude
@@ -19,11 +24,12 @@ from pptp_nat.analysis.report import party
 from pptp_nat.analysis.sorting import Sorter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pptp_nat.analysis.model import ControlConnection
 
 FORGOTTEN_AFTER: Final = 300.0  #: seconds behind the end of a connection and its calls
+RESTS: Final = 9  #: times as long as drawing conclusions takes, until that is done again
 _PACKET: Final = Interface(RAW, 1e9)
 
 
@@ -51,7 +57,12 @@ class News(NamedTuple):
 class LiveSession:
     """What passes by, followed from now on."""
 
-    def __init__(self, ports: frozenset[int]) -> None:
+    def __init__(
+        self, ports: frozenset[int], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """*clock* tells seconds, by which conclusions are spared."""
+        self._clock = clock
+        self._conclusions_due = clock()
         self.analysis = Analysis(files=[CaptureFile("live", "live")], live=True)
         self._follower = Follower(self.analysis, ports)
         self._sorter = Sorter(ports)
@@ -64,15 +75,25 @@ class LiveSession:
         self._packets += 1
         self._sorter.take(self._packets, Record(time, interface, octets, length), _PACKET)
 
-    def turn(self, now: float) -> list[News]:
-        """Return what happened since the turn before; *now* is Unix time, as packets have it."""
+    def turn(self, now: float, *, last: bool = False) -> list[News]:
+        """Return what happened since the turn before; *now* is Unix time, as packets have it.
+
+        The last turn draws conclusions in any case.
+        """
         window = self._sorter.finish()
         self._follower.take(window)
         file = self.analysis.files[0]
         file.first = now if file.first is None else file.first
         file.last = max(now, file.last or now)
-        conclude(self.analysis)
-        news = [*self._connections(now), *self._calls(now), *self._diagnoses(now)]
+        begun = self._clock()
+        is_due = last or begun >= self._conclusions_due
+        if is_due:
+            conclude(self.analysis)
+            ended = self._clock()
+            self._conclusions_due = ended + RESTS * (ended - begun)
+        news = [*self._connections(now), *self._calls(now)]
+        if is_due:
+            news += self._diagnoses(now)
         self._forget(now - FORGOTTEN_AFTER)
         return news
 

@@ -72,7 +72,7 @@ class _Monitor:
         except KeyboardInterrupt:
             pass
         finally:
-            self._tell(self._session.turn(time.time()))
+            self._tell(self._session.turn(time.time(), last=True))
             if self._kept is not None:
                 self._kept.close()
             for each in self._sockets:

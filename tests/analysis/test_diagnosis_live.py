@@ -10,7 +10,7 @@ from pptp_nat.analysis.analyze import analyze
 from pptp_nat.analysis.live import LiveSession
 from pptp_nat.analysis.model import Diagnosis, Severity
 from tests.analysis import troubles
-from tests.analysis.story import START, Story
+from tests.analysis.story import START, Story, still
 from tests.analysis.troubles import TROUBLES, Tell
 
 #: Said of a file as a whole, or of what only two files show.
@@ -28,7 +28,7 @@ def told_live(
     story: Story, every: float = 1.0, longer: float = 0.0
 ) -> list[tuple[float, Diagnosis]]:
     """Let a story pass by and return what was told, and when, in seconds from its beginning."""
-    session = LiveSession(frozenset({1723}))
+    session = LiveSession(frozenset({1723}), clock=still)
     told = []
     packets = list(story.packets)
     for turn in range(1, math.ceil((story.now - START + longer) / every) + 2):
