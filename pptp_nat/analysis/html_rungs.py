@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import enum
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pptp_nat.analysis.model import Analysis, Call, LadderEntry, Step
 from pptp_nat.analysis.packets import Evidence
 from pptp_nat.analysis.ppp import Ppp, PppState
+from pptp_nat.analysis.two_views import APART, moment, offset, paired
 from pptp_nat.core.messages import Role
 from pptp_nat.core.tuples import Party
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _TO_SAY: Final = ("result", "error", "cause", "reason", "call_id", "peer_call_id")
-_APART: Final = 0.5  #: seconds between both views of a packet, at most, by one clock
 
 
 class Reach(enum.Enum):
@@ -37,54 +40,39 @@ class Row(NamedTuple):
 def rungs_of(analysis: Analysis, inner: Call, outer: Call | None) -> list[Row]:
     """Return the rungs by time; *outer* is the same call seen behind the NAT."""
     if outer is None:
-        return sorted(_rows(inner), key=_moment)
-    offset = _offset(inner, outer)
-    waiting: dict[tuple[Role, str], list[Row]] = {}
+        return sorted(_rows(inner), key=moment)
+    ahead = offset(inner, outer)
     rows: list[Row] = []
-    for row in sorted(_rows(outer), key=_moment):
-        if row.sender is not None:
-            waiting.setdefault((row.sender, row.key), []).append(row)
-    for row in sorted(_rows(inner), key=_moment):
-        if row.sender is None:
-            rows.append(row)
-            continue
-        others = waiting.get((row.sender, row.key), [])
-        near = [each for each in others
-                if abs(each.evidence.time - offset - row.evidence.time) < _APART]  # fmt: skip
-        if near:
-            others.remove(near[0])
-            rows.append(row)
-        else:
-            is_covered = _is_covered(analysis, outer.file, row.evidence.time + offset)
-            short = Reach.TO_NAT if row.sender is Role.PNS else Reach.FROM_NAT
-            rows.append(row._replace(reach=short if is_covered else Reach.THROUGH))
-    for others in waiting.values():
-        for row in others:
-            time = row.evidence.time - offset
-            is_covered = _is_covered(analysis, inner.file, time)
-            short = Reach.TO_NAT if row.sender is Role.PAC else Reach.FROM_NAT
-            rows.append(row._replace(
-                evidence=row.evidence._replace(time=time),
-                reach=short if is_covered else Reach.THROUGH,
+    for mine, theirs in paired(_packets(inner), _packets(outer), ahead, _name):
+        if mine is not None:
+            is_short = theirs is None and _is_covered(
+                analysis, outer.file, mine.evidence.time + ahead
+            )
+            short = Reach.TO_NAT if mine.sender is Role.PNS else Reach.FROM_NAT
+            rows.append(mine._replace(reach=short) if is_short else mine)
+        elif theirs is not None:
+            evidence = theirs.evidence._replace(time=theirs.evidence.time - ahead)
+            is_short = _is_covered(analysis, inner.file, evidence.time)
+            short = Reach.TO_NAT if theirs.sender is Role.PAC else Reach.FROM_NAT
+            rows.append(theirs._replace(
+                evidence=evidence, reach=short if is_short else Reach.THROUGH
             ))  # fmt: skip
+    rows += [row for row in _rows(inner) if row.sender is None]  # remarks stand behind packets
     return sorted(rows, key=lambda row: row.evidence.time)
 
 
-def _moment(row: Row) -> tuple[float, int]:
-    return row.evidence.time, row.evidence.number
+def _packets(call: Call) -> Iterator[Row]:
+    return (row for row in _rows(call) if row.sender is not None)
 
 
-def _offset(inner: Call, outer: Call) -> float:
-    """Return the seconds by which the outer capture's clock is ahead, the way included."""
-    if inner.requested is not None and outer.requested is not None:
-        return outer.requested.time - inner.requested.time
-    return outer.first.time - inner.first.time
+def _name(row: Row) -> tuple[Role | None, str]:
+    return row.sender, row.key
 
 
 def _is_covered(analysis: Analysis, file: int, time: float) -> bool:
     """Whether a capture was running at *time*, by its own clock, and for a little longer."""
     first, last = analysis.files[file].first, analysis.files[file].last
-    return first is not None and last is not None and first <= time <= last - _APART
+    return first is not None and last is not None and first <= time <= last - APART
 
 
 def _rows(call: Call) -> list[Row]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from pptp_nat.analysis.items import dotted
 from pptp_nat.analysis.model import Severity
+from pptp_nat.analysis.report_ladders import Ladders
 from pptp_nat.core.messages import Role
 from pptp_nat.core.states import CallState
 from pptp_nat.core.tuples import Party
@@ -28,16 +29,13 @@ if TYPE_CHECKING:
         ControlConnection,
         Diagnosis,
         GreFlow,
-        LadderEntry,
         Translation,
     )
     from pptp_nat.analysis.packets import Evidence
     from pptp_nat.analysis.ppp import Ppp
 
-_PPP_RUNGS: Final = 40  #: shown of each call
 _PACKETS: Final = 6  #: shown of each diagnosis
 _STRAYS: Final = 20
-_ARROWS: Final = {Party.ORIGINATOR: "-->", Party.RESPONDER: "<--"}
 _LATEST: Final = 253402300799.0  #: the last second that has a date
 
 
@@ -60,6 +58,7 @@ class _Report:
         self._analysis = analysis
         self._start = analysis.start or 0.0
         self._several = len(analysis.files) > 1
+        self._ladders = Ladders(analysis)
 
     # The summary.
 
@@ -168,23 +167,9 @@ class _Report:
             yield f"  ended by {end.how} of {by} ({self._place(end.evidence)})"
         elif connection.state.value in ("opening", "open"):
             yield f"  still {connection.state.value} at the end of the capture"
-        for entry in connection.ladder:
-            yield f"  {self._rung(entry)}"
-        if connection.ladder_left_out:
-            yield f"  and {connection.ladder_left_out} more"
+        yield from (f"  {line}" for line in self._ladders.of_connection(connection))
         for call in connection.calls:
             yield from (f"  {line}" for line in self._call(call))
-
-    def _rung(self, entry: LadderEntry) -> str:
-        fields = " ".join(
-            f"{name}={_quoted(value) if isinstance(value, str) else _field(name, value)}"
-            for name, value in entry.fields.items()
-        )
-        notes = f" ({', '.join(entry.notes)})" if entry.notes else ""
-        return (
-            f"{entry.evidence.number:>7} {self._at(entry.evidence):>10} "
-            f"{_ARROWS[entry.sender]} {entry.title} {fields}".rstrip() + notes
-        )
 
     def _call(self, call: Call) -> Iterator[str]:
         direction = {True: "incoming ", False: "outgoing ", None: ""}[call.incoming]
@@ -216,7 +201,7 @@ class _Report:
         for role in Role:
             yield from self._direction(call, role)
         if call.ppp is not None and call.ppp.phases:
-            yield from self._ppp(call.ppp)
+            yield from self._ppp(call, call.ppp)
         yield self._ending(call)
 
     def _direction(self, call: Call, sender: Role) -> Iterator[str]:
@@ -230,7 +215,7 @@ class _Report:
             window = call.end_of(sender.other).window
             yield from (f"  {line}" for line in _quality(flow.quality, window))
 
-    def _ppp(self, ppp: Ppp) -> Iterator[str]:
+    def _ppp(self, call: Call, ppp: Ppp) -> Iterator[str]:
         phases = ", ".join(
             f"{phase.state.value} at {self._at(phase.begin)}" for phase in ppp.phases[:12]
         )
@@ -250,12 +235,7 @@ class _Report:
         addresses = [f"{role.value} {ppp.address(role)}" for role in Role if ppp.address(role)]
         if addresses:
             yield f"  addresses inside: {', '.join(addresses)}"
-        for rung in ppp.log[:_PPP_RUNGS]:
-            arrow = "-->" if rung.sender is Role.PNS else "<--"
-            yield f"{rung.evidence.number:>7} {self._at(rung.evidence):>10} {arrow} {rung.said}"
-        more = max(len(ppp.log) - _PPP_RUNGS, 0) + ppp.log_left_out
-        if more:
-            yield f"  and {more} more"
+        yield from (f"  {line}" for line in self._ladders.of_ppp(call))
 
     def _ending(self, call: Call) -> str:
         lasted = "" if call.duration is None else f", up for {_short(call.duration)}"
@@ -346,10 +326,6 @@ def party(end: CallEnd) -> str:
 
 def _cause(cause: int | None) -> str:
     return f", cause {cause}" if cause else ""
-
-
-def _field(name: str, value: int) -> str:
-    return f"{value:#010x}" if name.endswith("accm") else str(value)
 
 
 def _quoted(word: str) -> str:
