@@ -50,6 +50,7 @@ from pptp_nat.router.moves import Moves
 from pptp_nat.router.news import News
 from pptp_nat.router.overflow import Overflow
 from pptp_nat.router.pauses import Pauses
+from pptp_nat.router.programs import Devices
 from pptp_nat.router.settings import draws, open_store, settings_of
 from pptp_nat.router.signals import Signals
 from pptp_nat.router.upkeep import Upkeep
@@ -185,7 +186,9 @@ class Daemon:
         if isinstance(self.carrier.path, ConntrackPath):
             self.carrier.path.catch_up = lambda: self.upkeep.on_events(0)
         elif isinstance(self.carrier.path, BpfPath):
-            self._watch(self.carrier.path, self.carrier.path.on_devices)
+            devices = Devices(self.carrier.path)
+            self._watch(devices, devices.look)
+            self._clockwork.append(devices)
         self._watch(self.conntrack, self.upkeep.on_events)
         addresses = Addresses()
         self._closers.append(addresses.close)

@@ -43,6 +43,8 @@ static __u64 (*const now)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
 /* Specification: RFC 791, RFC 792, RFC 2637 section 4.1; linux/if_ether.h, linux/pkt_cls.h. */
 enum {
 	TO_THE_STACK = -1, /* TC_ACT_UNSPEC: the next program's turn */
+	DROPPED = 2, /* TC_ACT_SHOT */
+	REDIRECT = 5,
 	IPV4 = 0x0800,
 	ETHERNET_OCTETS = 14,
 	IP_OCTETS = 20,
@@ -304,8 +306,9 @@ INLINE int judge_icmp(struct __sk_buff *skb, __u32 l3, int leaving)
 	    ip.fragment & NET16(MORE_FRAGMENTS | FRAGMENT_OFFSET))
 		return TO_THE_STACK;
 	at = l3 + (ip.version_and_words & 0x0F) * 4;
-	/* Destination unreachable, source quench, time exceeded, parameter problem. */
-	if (load(skb, at, &type, 1) || (type != 3 && type != 4 && type != 11 && type != 12))
+	/* Destination unreachable, source quench, redirect, time exceeded, parameter problem. */
+	if (load(skb, at, &type, 1) ||
+	    (type != 3 && type != 4 && type != REDIRECT && type != 11 && type != 12))
 		return TO_THE_STACK;
 	in = at + ICMP_OCTETS;
 	if (load(skb, in, &inner, sizeof(inner)) || inner.protocol != GRE ||
@@ -323,6 +326,9 @@ INLINE int judge_icmp(struct __sk_buff *skb, __u32 l3, int leaving)
 			tell(ERROR_UNKNOWN);
 		return TO_THE_STACK;
 	}
+	/* It would have two hosts meet past the translation, as nf_nat_proto.c says. */
+	if (type == REDIRECT)
+		return DROPPED;
 	if (!leaving) {
 		skb->mark |= repeat_mark;
 		if (origin->where != LEAVING)

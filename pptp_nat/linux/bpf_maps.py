@@ -47,7 +47,7 @@ class Rows(NamedTuple):
     """What one leg is in the maps."""
 
     legs: tuple[Row, ...]  #: of a hairpin two
-    origin: Row | None
+    origin: Row | None  #: of a hairpin as it is between the two, where this router may complain
 
 
 class Watched(NamedTuple):
@@ -75,15 +75,18 @@ def rows(leg: Leg, mark: int, slot: int) -> Rows:
         first = Row(key, _leg(half, mark, slot, Where.ARRIVING, again=True))
         rest = Leg(*half[3:], *leg[3:])
         second = Row(match_key(*rest[:3], 1), _leg(rest, mark, slot, Where.LEAVING))
-        return Rows((first, second), None)
+        return Rows((first, second), _quoted(half, leg, Where.ARRIVING))
     where = Where.LEAVING if changes_source else Where.ARRIVING
     if not leg.translates:
         where = Where.UNCHANGED
+    quoted = _quoted(leg, leg, where) if leg.translates else None
+    return Rows((Row(key, _leg(leg, mark, slot, where)),), quoted)
+
+
+def _quoted(sent: Leg, leg: Leg, where: Where) -> Row:
+    """Return what tells, of an error about a packet as *sent*, how it arrived."""
     origin = _ORIGIN.pack(leg.source, leg.destination, leg.key.to_bytes(2, "big"), where)
-    return Rows(
-        (Row(key, _leg(leg, mark, slot, where)),),
-        Row(match_key(*leg[3:]), origin) if leg.translates else None,
-    )
+    return Row(match_key(*sent[3:]), origin)
 
 
 def _leg(leg: Leg, mark: int, slot: int, where: Where, *, again: bool = False) -> bytes:

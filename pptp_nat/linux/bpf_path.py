@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import mmap
+import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,9 @@ from pptp_nat.linux.traffic_control import (
 
 OBJECT: Final = Path(__file__).parents[1] / "bpf" / "gre.o"
 _PIECE: Final = 512  #: legs whose counts are read in one go
+#: Of two legs: counts, and buckets of both hash maps; entries take theirs as they come.
+_OCTETS_PER_CALL: Final = 2 * (64 + 2 * 16)
+_SHARE: Final = 32  #: of this router's memory, one part in so many
 _FULL: Final = AdapterError(
     "making room for a leg in the BPF maps", errno.ENOSPC, mend="raise limits.calls and restart"
 )
@@ -51,7 +55,7 @@ class BpfPath:
     """Carries GRE by programs at the devices (a `DataPath`).
 
     Args:
-        calls: how many there may be.
+        calls: how many there may be; of a small router's memory, fewer (`room`).
         repeat_mark: the bit of the packet mark that lets packets pass the rules.
         stays: whether what is attached stays there when this is closed.
 
@@ -63,12 +67,11 @@ class BpfPath:
     outlives_us = False  #: what an earlier run has left carries on, but does not tell us of what
 
     def __init__(self, calls: int, repeat_mark: int, *, stays: bool = True) -> None:
-        legs = max(64, 2 * calls)
+        legs = max(64, 2 * min(calls, room()))
         self._stays = stays
         self._legs: dict[Match, _Carried] = {}
         self._shares = Shares()
-        self._devices: set[str] = set()  # that run our programs
-        #: devices that cannot, and why
+        #: devices that cannot run our programs, and why: what arrives there is no call's
         self.unserved: dict[str, str] = {}
         with contextlib.ExitStack() as stack:
             self._object = stack.enter_context(opened(legs, repeat_mark))
@@ -261,7 +264,7 @@ class BpfPath:
         """Return the descriptor that is readable when devices or addresses have changed."""
         return self._changes.fileno()
 
-    def on_devices(self, _mask: int) -> None:
+    def on_devices(self) -> None:
         """Have the devices that there are now run our programs.
 
         Raises:
@@ -276,10 +279,8 @@ class BpfPath:
 
     def _attach(self) -> None:
         """Have all devices that route run our programs; what cannot is in `unserved`."""
-        devices = self._tc.devices()
         self.unserved = {}
-        self._devices = {each.name for each in devices}
-        for device in devices:
+        for device in self._tc.devices():
             try:
                 self._serve(device)
             except AdapterError as error:
@@ -304,9 +305,16 @@ class BpfPath:
         """Let go of the maps; what is attached goes on carrying, unless it was not to stay."""
         try:
             if not self._stays:
+                self._stays = True  # a second time there is nothing left to take away
                 self._tc.detach_all()
         finally:
             self._closing.close()
+
+
+def room() -> int:
+    """Return for how many calls the maps may take memory: a thirty-second of what there is."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return memory // _SHARE // _OCTETS_PER_CALL
 
 
 def opened(legs: int, repeat_mark: int) -> BpfObject:
@@ -315,10 +323,11 @@ def opened(legs: int, repeat_mark: int) -> BpfObject:
     Raises:
         AdapterError: libbpf is missing, or the kernel refuses them.
     """
-    # A hairpin has two rows.  Of those there are few; the maps take memory as they fill.
+    # A hairpin has two rows, and of those there are few.
     return BpfObject(
-        OBJECT, {"legs": 2 * legs, "origins": legs, "counts": legs}, struct.pack("=I", repeat_mark)
-    )
+        OBJECT, {"legs": legs + legs // 16, "origins": legs, "counts": legs},
+        struct.pack("=I", repeat_mark),
+    )  # fmt: skip
 
 
 def detach_all() -> list[str]:

@@ -1,7 +1,7 @@
 """BPF programs at devices: attached, found and detached over rtnetlink (tc's classifier "bpf").
 
 Two filters of ours at a device, where packets arrive and where they leave, both at
-`PREFERENCE` and named by `NAME` and the process that attached them.  They hang on the
+`PREFERENCE` and named by `NAME` and the run that attached them.  They hang on the
 queueing discipline ``clsact``, which others may need too: the handle of a filter says
 whether we made that, so that whoever detaches, be it a later run, knows whether to take
 it away.
@@ -12,7 +12,7 @@ Layouts are those of linux/rtnetlink.h, linux/pkt_sched.h and linux/pkt_cls.h.
 from __future__ import annotations
 
 import errno
-import os
+import secrets
 import socket
 import struct
 from collections.abc import Iterator
@@ -126,7 +126,7 @@ class TrafficControl:
     def __init__(self) -> None:
         self._socket = _socket(0)
         self._sequence = 0
-        self._name = f"{NAME} {os.getpid()}"
+        self._name = f"{NAME} {secrets.token_hex(4)}"  # a container's first process is 1 each time
 
     def __enter__(self) -> Self:
         return self
@@ -203,7 +203,7 @@ class TrafficControl:
                 raise AdapterError(doing, code, mend=_MENDS.get(code, ""))
 
     def attached(self, device: Device) -> bool:
-        """Whether *device* runs both of this process's programs.
+        """Whether *device* runs both programs that this object has attached.
 
         Raises:
             AdapterError: refused.

@@ -1,0 +1,47 @@
+"""The devices that run the BPF programs, and those that cannot: told once, not every minute."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from pptp_nat import log
+from pptp_nat.linux.bpf_path import BpfPath
+
+_log: Final = logging.getLogger(__name__)
+
+
+class Devices:
+    """Follows what *path* has to say of this router's devices."""
+
+    def __init__(self, path: BpfPath) -> None:
+        self._path = path
+        self._told: dict[str, str] = {}
+        self._due = 0.0
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when devices have changed."""
+        return self._path.fileno()
+
+    def look(self, _mask: int) -> None:
+        """Have devices that are new run the programs, and tell of those that cannot."""
+        self._path.on_devices()
+        self._tell()
+
+    def _tell(self) -> None:
+        unserved = dict(self._path.unserved)
+        for device, reason in unserved.items():
+            if self._told.get(device) != reason:
+                log.event(
+                    _log, logging.WARNING, "device-unserved", device=device, reason=reason,
+                    effect="GRE of calls that arrives there is dropped",
+                )  # fmt: skip
+        self._told = unserved
+
+    def next_timer(self) -> float | None:
+        """Return when `tick` has something to do, in monotonic seconds."""
+        return None if self._path.unserved.keys() == self._told.keys() else self._due
+
+    def tick(self, _now: float) -> None:
+        """Tell of devices that the path has met by itself."""
+        self._tell()
