@@ -30,7 +30,6 @@ from pptp_nat.core.events import Outcome, Verdict
 from pptp_nat.core.translator import Translator
 from pptp_nat.errors import ConfigError, PptpNatError
 from pptp_nat.linux.addresses import Addresses
-from pptp_nat.linux.bpf_path import BpfPath
 from pptp_nat.linux.conntrack import Conntrack, turn_on_accounting
 from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.conntrack_path import ConntrackPath
@@ -50,7 +49,7 @@ from pptp_nat.router.moves import Moves
 from pptp_nat.router.news import News
 from pptp_nat.router.overflow import Overflow
 from pptp_nat.router.pauses import Pauses
-from pptp_nat.router.programs import Devices
+from pptp_nat.router.programs import follow_devices
 from pptp_nat.router.settings import draws, open_store, settings_of
 from pptp_nat.router.signals import Signals
 from pptp_nat.router.upkeep import Upkeep
@@ -185,10 +184,7 @@ class Daemon:
         )  # fmt: skip
         if isinstance(self.carrier.path, ConntrackPath):
             self.carrier.path.catch_up = lambda: self.upkeep.on_events(0)
-        elif isinstance(self.carrier.path, BpfPath):
-            devices = Devices(self.carrier.path)
-            self._watch(devices, devices.look)
-            self._clockwork.append(devices)
+        follow_devices(self.carrier.path, self._watch, self._clockwork)
         self._watch(self.conntrack, self.upkeep.on_events)
         addresses = Addresses()
         self._closers.append(addresses.close)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from pptp_nat.doctor import kernel, ours, rules
+from pptp_nat.doctor import kernel, ours, programs, rules
 from pptp_nat.doctor.model import Judgement, Outcome, of
 from pptp_nat.doctor.router import Router
 from pptp_nat.errors import AdapterError
@@ -44,6 +44,7 @@ CHECKS: Final[dict[str, tuple[Check, bool]]] = {
     "conntrack": (kernel.conntrack, True),
     "conntrack_gre": (kernel.conntrack_gre, True),
     "conntrack_room": (kernel.conntrack_room, False),
+    "bpf": (programs.bpf, True),
     "accounting": (kernel.accounting, False),
     "gre_timeouts": (kernel.gre_timeouts, True),
     "nat": (rules.nat, True),

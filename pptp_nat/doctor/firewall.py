@@ -29,6 +29,7 @@ class Packet(NamedTuple):
     protocol: int
     state: str  #: conntrack's, lower case
     port: int = 0  #: TCP destination
+    mark: int = 0  #: bits of the packet mark that are on; of others nothing is known
     arrives: frozenset[str] = frozenset()  #: one of these interfaces; empty: unknown
     leaves: frozenset[str] = frozenset()
 
@@ -184,12 +185,20 @@ def _iptables_fits(option: str, value: str, packet: Packet) -> Match:
             return _state(value.lower().split(","), packet)
         case "--dport" | "--destination-port" | "--dports" | "--destination-ports" | "--ports":
             return _port(value, packet)
+        case "--mark":
+            return _mark(value, packet)
         case "-i" | "--in-interface":
             return _interface(value, "+", packet.arrives)
         case "-o" | "--out-interface":
             return _interface(value, "+", packet.leaves)
         case _:
             return Match.MAYBE
+
+
+def _mark(value: str, packet: Packet) -> Match:
+    wanted, _, mask = value.partition("/")
+    bits = int(mask or "0xffffffff", 0)
+    return Match.YES if bits & packet.mark == bits == int(wanted, 0) else Match.MAYBE
 
 
 def _protocol(value: object, packet: Packet) -> Match:
@@ -300,7 +309,9 @@ def _asks_protocol(left: object) -> bool:
             return False
 
 
-def _nftables_judge(left: object, packet: Packet) -> Callable[[Any], Match] | None:
+def _nftables_judge(  # noqa: PLR0911 - a table of what rules ask for
+    left: object, packet: Packet
+) -> Callable[[Any], Match] | None:
     if _asks_protocol(left):
         return lambda element: _protocol(element, packet)
     match left:
@@ -314,6 +325,8 @@ def _nftables_judge(left: object, packet: Packet) -> Callable[[Any], Match] | No
             return lambda element: _interface(str(element), "*", packet.arrives)
         case {"meta": {"key": "oifname" | "oif"}}:
             return lambda element: _interface(str(element), "*", packet.leaves)
+        case {"&": [{"meta": {"key": "mark"}}, int(bits)]} if bits & packet.mark == bits:
+            return lambda element: Match(2 * (element == bits))
         case {"meta": {"key": "nfproto"}}:
             return lambda element: Match(2 * (element == "ipv4"))
         case _:

@@ -62,7 +62,7 @@ def conntrack_gre(router: Router) -> Judged:
         Outcome.FAIL if wanted else Outcome.WARN,
         f"conntrack cannot carry calls: {complaint}",
         "a kernel with CONFIG_NF_CT_PROTO_GRE (nf_conntrack_pptp built) and nf_nat; until then "
-        "the data path queue works, at more CPU per packet",
+        "the data path bpf works, or queue at more CPU per packet",
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from pptp_nat.linux import ruleset, ruleset_nftables
 from pptp_nat.linux import ruleset_iptables_kernel as iptables
+from pptp_nat.linux.bpf_path import BpfPath, programmed
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.conntrack_table import TableRow, table
 from pptp_nat.linux.nfqueue import QueueCounters, queue_counters
@@ -141,6 +142,12 @@ class Router:
 
     #: why the data path conntrack does not work here; None where it does
     gre_complaint: Callable[[], str | None] = staticmethod(ConntrackPath.probe)
+
+    #: the same of the data path bpf
+    bpf_complaint: Callable[[], str | None] = staticmethod(BpfPath.probe)
+
+    #: the devices where IPv4 is routed: those that run our programs, and those that do not
+    programmed: Callable[[], tuple[list[str], list[str]]] = staticmethod(programmed)
 
     @functools.cached_property
     def rule_problems(self) -> list[str]:

@@ -65,14 +65,17 @@ def flow_offload(router: Router) -> Judged:
 
 def firewall_gre(router: Router) -> Judged:
     """Find out what the firewall makes of the GRE of a call."""
-    state = "untracked" if router.settings.datapath == "queue" else "established"
+    state = "established" if router.settings.datapath == "conntrack" else "untracked"
     mend = (
         "take that rule away, or accept what conntrack knows before it, below our own rules: "
         "-p gre -m conntrack --ctstate ESTABLISHED -j ACCEPT"
         if state == "established"
         else "accept GRE that is untracked before that rule: rules/README.md says how"
     )
-    packets = [each._replace(protocol=47, state=state) for each in _directions(router, "GRE")]
+    mark = router.settings.repeat_mark if router.settings.datapath == "bpf" else 0
+    packets = [
+        each._replace(protocol=47, state=state, mark=mark) for each in _directions(router, "GRE")
+    ]
     yield from or_pass(
         _filtered(router, packets, "firewall_gre", mend), "firewall_gre", "GRE of calls may pass"
     )

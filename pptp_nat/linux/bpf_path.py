@@ -338,3 +338,15 @@ def detach_all() -> list[str]:
     """
     with TrafficControl() as tc:
         return tc.detach_all()
+
+
+def programmed() -> tuple[list[str], list[str]]:
+    """Return the devices where IPv4 is routed: with programs of ours, and without.
+
+    Raises:
+        AdapterError: they cannot be listed.
+    """
+    with TrafficControl() as tc:
+        devices = tc.devices()
+        served = [each.name for each in devices if tc.programmed(each)]
+    return served, [each.name for each in devices if each.name not in served]

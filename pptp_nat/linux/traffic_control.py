@@ -213,6 +213,14 @@ class TrafficControl:
             for parent in (ARRIVING, LEAVING)
         )
 
+    def programmed(self, device: Device) -> bool:
+        """Whether *device* runs both programs, whoever has attached them.
+
+        Raises:
+            AdapterError: refused.
+        """
+        return all(self._ours(device, parent) for parent in (ARRIVING, LEAVING))
+
     def detach(self, device: Device) -> bool:
         """Take away what is ours at *device*; whether there was something.
 

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from pptp_nat import log
 from pptp_nat.linux.bpf_path import BpfPath
+from pptp_nat.linux.datapath import DataPath
+from pptp_nat.router.clockwork import Clockwork, HasFileno
 
 _log: Final = logging.getLogger(__name__)
+
+
+def follow_devices(
+    path: DataPath,
+    watch: Callable[[HasFileno, Callable[[int], None]], None],
+    clockwork: list[Clockwork],
+) -> None:
+    """Have *path* hear of devices that come and go, if it is one that cares."""
+    if isinstance(path, BpfPath):
+        devices = Devices(path)
+        watch(devices, devices.look)
+        clockwork.append(devices)
 
 
 class Devices:

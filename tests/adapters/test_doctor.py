@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pptp_nat import __version__
 from pptp_nat.analysis.conntrack_rules import RULES as RULES_OF_TABLES
-from pptp_nat.doctor import checks, kernel, openwrt, ours, report, rules
+from pptp_nat.doctor import checks, kernel, openwrt, ours, programs, report, rules
 from pptp_nat.doctor.firewall import Chain, Fate, Match, Packet, Rule, chains, fates
 from pptp_nat.doctor.model import Judgement, Outcome, worst
 from pptp_nat.doctor.router import Router, Saved
@@ -94,6 +94,36 @@ def test_a_kernel_that_does_not_know_gres_call_ids(made) -> None:
     assert "CONFIG_NF_CT_PROTO_GRE" in said.text
     router = made(gre_complaint=lambda: None)
     assert [("conntrack_gre", "pass")] == told(kernel.conntrack_gre(router))
+
+
+def test_bpf_programs_that_are_missing_somewhere(made) -> None:
+    """Only where they carry calls is that a failure; elsewhere it is worth knowing."""
+    works, fails = (lambda: None), (lambda: "loading libbpf.so.1: no")
+    assert [("bpf", "pass")] == told(programs.bpf(made(bpf_complaint=works)))
+    [said] = programs.bpf(made(bpf_complaint=fails))
+    assert (Outcome.PASS, True) == (said.outcome, "libbpf" in said.text)
+    used = RuleSettings(datapath="bpf")
+    assert [("bpf", "fail")] == told(programs.bpf(made(settings=used, bpf_complaint=fails)))
+    for unserved, outcome in ((["wlan0"], "fail"), ([], "pass")):
+        router = made(
+            settings=used, bpf_complaint=works, programmed=lambda u=unserved: (["wan"], u)
+        )
+        assert [("bpf", outcome)] == told(programs.bpf(router))
+
+
+@pytest.mark.parametrize(
+    ("rule", "outcome"),
+    [
+        ("-p gre -m mark --mark 0x40000000/0x40000000 -j ACCEPT", "pass"),
+        ("-p gre -m mark --mark 0x1/0xff -j ACCEPT", "warn"),
+        ("-p gre -m conntrack --ctstate ESTABLISHED -j ACCEPT", "fail"),
+    ],
+)
+def test_gre_that_programs_have_marked_is_known_by_it(made, rule: str, outcome: str) -> None:
+    used = RuleSettings(datapath="bpf")
+    table = f"*filter\n:FORWARD DROP [0:0]\n-A FORWARD {rule}\nCOMMIT\n"
+    router = made(settings=used, saved=saved(table))
+    assert {("firewall_gre", outcome)} == set(told(rules.firewall_gre(router)))
 
 
 NETFILTER = "proc/sys/net/netfilter/nf_conntrack_"

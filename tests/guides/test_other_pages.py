@@ -189,11 +189,12 @@ def test_rules_of_nftables_are_read_by_nft(lab: Lab, tmp_path: Path) -> None:
     """The line for a firewall's forward chain, and the file that is included."""
     if why := missing(["nft"]):
         pytest.skip(why)
-    line, included = (block.text for block in of("README.md", "nft", RULES))
+    *first, included = (block.text for block in of("README.md", "nft", RULES))
     # this kernel may have no `queue`
     rules = (RULES / "pptp-nat.nft").read_text()
     (tmp_path / "pptp-nat.nft").write_text(re.sub(r"\bqueue num \d+", "drop", rules))
     file = tmp_path / "nftables.conf"
+    line = "".join(first)
     file.write_text(
         included.replace("/usr/share/pptp-nat", str(tmp_path))
         + f"table ip own {{ chain forward {{\ntype filter hook forward priority 0;\n{line}}}\n}}\n"
