@@ -39,7 +39,7 @@ HELPER = "iptables -t raw -A PREROUTING -i lan -p tcp --dport 1723 -j CT --helpe
 class Way:
     """One way through the router: its name, its rules, and the daemon's data path if any.
 
-    The *short* title is for plots.
+    The *short* title is for plots.  It takes part in *measures*, or in all if none are named.
     """
 
     name: str
@@ -51,12 +51,13 @@ class Way:
     metrics: str = "off"
     options: tuple[str, ...] = ()  #: more words for ``pptp-nat run``
     most_calls: int = 100_000
+    measures: tuple[str, ...] = ()
 
 
 WIRE = Way("wire", "no router", "no router: generator and receiver only", router=False)
 PLAIN = Way("plain", "plain routing", "plain routing")
 TRACKED = Way(
-    "tracked", "with conntrack", "plain routing, conntrack and NAT hooks",
+    "tracked", "routing, conntrack", "plain routing, conntrack and NAT hooks",
     (*ESTABLISHED, MASQUERADE_NOBODY),
 )  # fmt: skip
 KERNEL = Way(

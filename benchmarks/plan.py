@@ -68,6 +68,10 @@ class Run:
         self.cpu = max(os.sched_getaffinity(0))  #: where generators and pinned peers run
         self.ksoftirqd = pid_of(f"ksoftirqd/{self.cpu}")
 
+    def ways_of(self, measure: str) -> list[Way]:
+        """Return the ways that take part in *measure*."""
+        return [way for way in self.ways if not way.measures or measure in way.measures]
+
     def prepare(self, measure: str, built: list[Lab], calls: int) -> None:
         """Have *calls* calls up in each lab; one that cannot is noted and left out from here."""
         for lab in list(built):

@@ -97,7 +97,7 @@ def headline(report: Report, _: Path) -> str:
     """Set the ways side by side, in the figures that people ask for."""
     ways = ["tracked", "helper", *(way.name for way in OURS if not way.options)]
     ways = [w for w in ways if report.samples.pick(way=w)]
-    titles = {way.name: way.short for way in WAYS} | {"tracked": "plain routing, conntrack on"}
+    titles = {way.name: way.short for way in WAYS} | {"tracked": "plain routing with conntrack"}
     rows = [(name, *(cell(way) for way in ways)) for name, cell in _headline_rows(report)]
     measured = [row for row in rows if set(row[1:]) != {_NO_FIGURE}]
     return _table(("", *(titles[way] for way in ways)), measured)

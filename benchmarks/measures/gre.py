@@ -22,7 +22,7 @@ DELAY_MILLISECONDS = 300
 
 def gre(run: Run) -> Iterator[Sample]:
     """Measure packets with more and more calls up, in both directions."""
-    with labs(run.ways, run.build, run.absent, suffix="g") as built:
+    with labs(run.ways_of("gre"), run.build, run.absent, suffix="g") as built:
         for calls in run.plan.gre_calls:
             run.prepare("gre", built, calls)
             # What is compared follows closely upon each other.
@@ -37,7 +37,7 @@ def gre(run: Run) -> Iterator[Sample]:
 
 def delay(run: Run) -> Iterator[Sample]:
     """Measure how long packets take through a path that is given a part of what it can carry."""
-    with labs(run.ways, run.build, run.absent, suffix="d") as built:
+    with labs(run.ways_of("delay"), run.build, run.absent, suffix="d") as built:
         for calls in run.plan.delay_calls:
             run.prepare("delay", built, calls)
             for number in run.numbers():

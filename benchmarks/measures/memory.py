@@ -11,7 +11,7 @@ from benchmarks.plan import Run, Sample
 
 def memory(run: Run) -> Iterator[Sample]:
     """Measure the daemon's memory in a process of its own, before and after calls come up."""
-    for way in (way for way in run.ways if way.datapath and not way.options):
+    for way in (way for way in run.ways_of("memory") if way.datapath):
         with labs([way], run.build, run.absent, suffix="m") as built:
             for lab in built:
                 assert lab.daemon

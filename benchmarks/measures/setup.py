@@ -20,7 +20,7 @@ CROWDS = {"paced": (IN_FLIGHT, PACE), "flat out": (IN_FLIGHT, 0)}
 
 def setup(run: Run) -> Iterator[Sample]:
     """Measure whole call set-ups, with few and with many calls up beforehand."""
-    ways = [way for way in run.ways if way is not WIRE]
+    ways = [way for way in run.ways_of("setup") if way is not WIRE]
     with labs(ways, run.build, run.absent, suffix="s") as built:
         for calls in run.plan.setup_calls:
             run.prepare("setup", built, calls)
@@ -72,7 +72,7 @@ def batch(run: Run, lab: Lab, number: int, calls: int) -> Sample:
 
 def echo(run: Run) -> Iterator[Sample]:
     """Measure the round trip of an Echo-Request: alone, and while other calls come up."""
-    with labs(run.ways, run.build, run.absent, suffix="l") as built:
+    with labs(run.ways_of("latency"), run.build, run.absent, suffix="l") as built:
         run.prepare("latency", built, 2)
         for lab in built:
             for peer in (lab.banks[0].client, lab.banks[0].server):
