@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,7 +35,8 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(sorted(set(found)))
 
 
-def _arguments() -> argparse.Namespace:
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return what the command line (or *words*) asks for."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
@@ -67,7 +69,7 @@ def _arguments() -> argparse.Namespace:
         help="write every sample there, and the plots beside it; if not told, a full run is"
         " written to benchmarks/results/latest.json",
     )  # fmt: skip
-    asked = parser.parse_args()
+    asked = parser.parse_args(words)
     if asked.rounds is not None and asked.rounds < 1:
         parser.error("--rounds: at least 1")
     if asked.sizes and not 64 <= min(asked.sizes) <= max(asked.sizes) <= 1500:
@@ -80,7 +82,8 @@ def _arguments() -> argparse.Namespace:
     return asked
 
 
-def _plan(asked: argparse.Namespace) -> Plan:
+def plan_of(asked: argparse.Namespace) -> Plan:
+    """Return how much is to be measured."""
     plan = QUICK if asked.quick else FULL
     changes: dict[str, Any] = {}
     if asked.rounds:
@@ -157,12 +160,12 @@ def _print(taken: _Taken, chosen: list[str], judged: list[Target]) -> None:
 
 def main() -> int:
     """Run, print, write; return the exit code."""
-    asked = _arguments()
+    asked = arguments()
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, _stop)
     if asked.package is not None:
         paths.CHECKOUT = asked.package.resolve()
-    plan = _plan(asked)
+    plan = plan_of(asked)
     chosen = [name for name in MEASURES if not asked.only or name in asked.only]
     ways = tuple(way for way in WAYS if not asked.way or way.name in asked.way)
     facts = machine.facts()

@@ -153,7 +153,7 @@ GROWN: Final = (
     ("set-ups/s", "per_second", 1.0, 0), ("daemon's CPU us", "daemon_us", 1.0, 0),
     ("ns in", "ns_in", 1.0, 0), ("ns out", "ns_out", 1.0, 0),
     ("scrape ms", "scrape_ms", 1.0, 0), ("unexpected", "scrape_unexpected_ms", 1.0, 0),
-    ("its CPU ms", "scrape_cpu_ms", 1.0, 0),
+    ("its CPU ms", "scrape_cpu_ms", 1.0, 0), ("its age s", "scrape_age_s", 1.0, 1),
     ("list s", "list_s", 1.0, 2), ("its CPU s", "list_cpu_s", 1.0, 2),
     ("memory MB", "rss_kb", 1024 / 1e6, 1),
     ("start s", "start_s", 1.0, 2), ("its CPU s", "start_cpu_s", 1.0, 2),
@@ -212,15 +212,15 @@ _SCRAPE_MS: Final = ("alone_ms", "unexpected_ms", "daemon_ms", "beside_ms")
 
 def scrape(samples: Samples) -> Iterator[str]:
     """Lay out scrapes and the echoes beside them."""
-    heads = ["Scrape, calls up", "alone, ms", "unexpected", "daemon's CPU ms", "beside echoes, ms"]
-    heads += ["longest step us", "echo 99 % us"]
+    heads = ["Scrape, calls up", "alone, ms", "unexpected", "daemon's CPU ms"]
+    heads += ["beside echoes, ms", "age, s", "longest step us", "echo 99 % us"]
     heads += ["worst", "99 % without", "worst without", "turns past 5 ms"]
     names = ("echo_p99_us", "echo_max_us", "quiet_p99_us", "quiet_max_us")
     rows = []
     for calls in samples.distinct("calls", measure="scrape"):
         pick = {"measure": "scrape", "calls": calls}
         row = [f"{calls:,}"]
-        row += [_cell(samples.spread(n, **pick), digits=1) for n in _SCRAPE_MS]
+        row += [_cell(samples.spread(n, **pick), digits=1) for n in (*_SCRAPE_MS, "age_s")]
         row += [_cell(samples.spread("step_us", **pick))]
         row += [_cell(samples.spread(name, **pick)) for name in names]
         chosen = samples.pick(**pick)

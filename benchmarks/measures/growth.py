@@ -27,7 +27,7 @@ def growth(run: Run) -> Iterator[Sample]:
             run.prepare("growth", built, calls)
             for lab in built:
                 run.tell(f"growth: {calls:,} up, scrapes")
-                scraped = list(_scraped(lab, len(run.numbers(run.plan.slow_rounds))))
+                scraped = list(_scraped(lab, calls, len(run.numbers(run.plan.slow_rounds))))
                 for number, scrape in enumerate(scraped):
                     run.tell(f"growth: {calls:,} up, round {number + 1}")
                     yield scrape | _round(run, lab, number, calls)
@@ -63,19 +63,20 @@ def _round(run: Run, lab: Lab, number: int, calls: int) -> Sample:
     }
 
 
-def _scraped(lab: Lab, rounds: int) -> Iterator[Sample]:
+def _scraped(lab: Lab, calls: int, rounds: int) -> Iterator[Sample]:
     """Scrape at an interval: once unexpected, and then when the daemon has learned it."""
-    scraper = Scraper(lab)
+    scraper = Scraper(lab, calls)
     _, unexpected = scraper.visit()
     for _ in range(LEARNING - 1):
         scraper.visit()
     lab.settle()
     for _ in range(rounds):
-        seconds, cpu_seconds = scraper.timed()
+        seconds, cpu_seconds, age = scraper.timed()
         yield {
             "scrape_ms": seconds * 1e3,
             "scrape_cpu_ms": cpu_seconds * 1e3,
             "scrape_unexpected_ms": unexpected * 1e3,
+            "scrape_age_s": age,
         }
 
 

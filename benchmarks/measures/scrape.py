@@ -19,34 +19,43 @@ from pptp_nat.lab import namespaces
 PORT = 9723
 SCRAPED = replace(CONNTRACK, metrics=f"127.0.0.1:{PORT}")
 ECHOES = 500  #: of one command
-INTERVAL_SECONDS = 6.0  #: between scrapes; with many calls no reading is read anew before 5 s
-LEARNING = 3  #: visits after which the daemon expects the next one
+INTERVAL_SECONDS = 6.0  #: between scrapes; with many calls counts are not read anew before 5 s
+LONG_INTERVAL_SECONDS = 15.0  #: Prometheus' own; a reading is good for ten times as long as it took
+LONG_CALLS = 20_000  #: with more than these the interval is long
+LEARNING = 2  #: visits after which the daemon expects the next one
 LONG_TURN = "0.005"  #: seconds, a bound of the histogram
 
 
 class Scraper:
     """Comes at an interval, as Prometheus does, beginning now."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, calls: int) -> None:
         self._lab = lab
+        self._interval = _interval(calls)
         self._due = time.monotonic()
 
     def visit(self) -> tuple[str, float]:
         """Scrape when it is time to; return the text and the seconds that it took."""
         time.sleep(max(0.0, self._due - time.monotonic()))
-        self._due += INTERVAL_SECONDS
+        self._due += self._interval
         return get(self._lab)
 
-    def timed(self) -> tuple[float, float]:
-        """Return the seconds of the next scrape, and CPU's of all that the daemon does for it.
+    def timed(self) -> tuple[float, float, float]:
+        """Return the next scrape's seconds, its CPU seconds, and how old its counts of GRE are.
 
-        That is from now on: counts are read before the scrape.
+        CPU is all that the daemon does from now on: counts are read before the scrape.
         """
         assert self._lab.daemon
         before = self._lab.daemon.cpu()
-        _, seconds = self.visit()
+        text, seconds = self.visit()
+        age = time.time() - _value(text, "gre_read_timestamp_seconds")
         self._lab.settle()
-        return seconds, self._lab.daemon.cpu() - before
+        return seconds, self._lab.daemon.cpu() - before, age
+
+
+def _interval(calls: int) -> float:
+    """Return the seconds between two scrapes."""
+    return LONG_INTERVAL_SECONDS if calls > LONG_CALLS else INTERVAL_SECONDS
 
 
 def scrape(run: Run) -> Iterator[Sample]:
@@ -63,13 +72,13 @@ def scrape(run: Run) -> Iterator[Sample]:
 
 def _round(lab: Lab, calls: int) -> Sample:
     # As long as the interval: the longest of many depends on how many there are.
-    quiet = _echoes(lab, until=time.monotonic() + INTERVAL_SECONDS)
-    scraper = Scraper(lab)
+    quiet = _echoes(lab, until=time.monotonic() + _interval(calls))
+    scraper = Scraper(lab, calls)
     before, unexpected = scraper.visit()
     for _ in range(LEARNING - 1):
         scraper.visit()
     lab.settle()
-    alone, spent = scraper.timed()
+    alone, spent, age = scraper.timed()
     visits: list[tuple[str, float]] = []
     faults: list[BaseException] = []
 
@@ -95,6 +104,7 @@ def _round(lab: Lab, calls: int) -> Sample:
         "beside_ms": took * 1e3,
         "unexpected_ms": unexpected * 1e3,
         "daemon_ms": spent * 1e3,
+        "age_s": age,
         "step_us": _value(after, "scrape_longest_step_seconds") * 1e6,
         "echo_p99_us": beside["p99_us"],
         "echo_max_us": beside["max_us"],
