@@ -144,7 +144,9 @@ struct {
 	struct count *value;
 } counts SECTION(".maps");
 
-enum told { FRAGMENT_UNKNOWN, ERROR_UNKNOWN, ERROR_TRANSLATED, TOLD };
+enum told {
+	FRAGMENT_UNKNOWN, ERROR_UNKNOWN, ERROR_TRANSLATED, SEQUENCE_MISSING, SEQUENCE_LATE, TOLD
+};
 
 struct {
 	TYPED(type, BPF_MAP_TYPE_ARRAY);
@@ -159,12 +161,12 @@ const volatile __u32 repeat_mark = 0x40000000; /* set before loading */
 /* skb->tc_index goes from where a packet arrives to where it leaves, and no further. */
 enum { WHOLE = 0x5050, HALF = 0x5051 };
 
-INLINE void tell(__u32 what)
+INLINE void tell(__u32 what, __u64 times)
 {
 	__u64 *number = map_find(&tellings, &what);
 
 	if (number)
-		__sync_fetch_and_add(number, 1);
+		__sync_fetch_and_add(number, times);
 }
 
 INLINE void count(const struct leg *leg, const struct ip *ip, const struct gre *gre)
@@ -184,10 +186,13 @@ INLINE void count(const struct leg *leg, const struct ip *ip, const struct gre *
 		__s32 ahead = sequence - count->next;
 
 		/* Further away it is another beginning, not a gap. */
-		if (count->sequenced && ahead > 0 && ahead < 4096)
+		if (count->sequenced && ahead > 0 && ahead < 4096) {
 			__sync_fetch_and_add(&count->missing, ahead);
+			tell(SEQUENCE_MISSING, ahead);
+		}
 		if (count->sequenced && ahead < 0 && ahead > -4096) {
 			__sync_fetch_and_add(&count->late, 1);
+			tell(SEQUENCE_LATE, 1);
 		} else {
 			count->next = sequence + 1;
 			count->sequenced = 1;
@@ -235,7 +240,7 @@ INLINE int judge_gre(struct __sk_buff *skb, __u32 l3, int leaving)
 		known = map_find(&fragments, &fragment);
 		if (!known) {
 			if (!leaving)
-				tell(FRAGMENT_UNKNOWN);
+				tell(FRAGMENT_UNKNOWN, 1);
 			return TO_THE_STACK;
 		}
 		match = *known;
@@ -323,7 +328,7 @@ INLINE int judge_icmp(struct __sk_buff *skb, __u32 l3, int leaving)
 	origin = map_find(&origins, &left);
 	if (!origin) {
 		if (!leaving)
-			tell(ERROR_UNKNOWN);
+			tell(ERROR_UNKNOWN, 1);
 		return TO_THE_STACK;
 	}
 	/* It would have two hosts meet past the translation, as nf_nat_proto.c says. */
@@ -356,7 +361,7 @@ INLINE int judge_icmp(struct __sk_buff *skb, __u32 l3, int leaving)
 		patch_ip(skb, l3 + 10, old_outer, new, 4);
 		store(skb, l3 + (leaving ? 12 : 16), &new, 4, 0);
 	}
-	tell(ERROR_TRANSLATED);
+	tell(ERROR_TRANSLATED, 1);
 	return TO_THE_STACK;
 }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from pptp_nat import __version__
 from pptp_nat.api import Request
+from pptp_nat.control.gaps import with_gaps
 from pptp_nat.core.calls import Call
 from pptp_nat.core.tuples import Party
 from pptp_nat.errors import UsageError
@@ -145,7 +146,8 @@ class Answers:
             tallies.update(looked_up)
             for call in calls:
                 counts = carrier.counts(call, tallies)
-                yield call_item(views.call_row(call, counts, wall=daemon.wall))
+                row = views.call_row(call, counts, wall=daemon.wall)
+                yield call_item(with_gaps(row, call, carrier.path))
 
     def _connections(self, arguments: Mapping[str, object]) -> Answer:
         _none(arguments)

@@ -25,7 +25,10 @@ _TALLY: Final = struct.Struct("=2Q")
 _NUMBER: Final = struct.Struct("=Q")
 
 #: What the programs count besides: the order of ``enum told``.
-TOLD: Final = ("fragment_unknown", "icmp_error_unknown", "icmp_error_translated")
+TOLD: Final = (
+    "fragment_unknown", "icmp_error_unknown", "icmp_error_translated", "sequence_missing",
+    "sequence_late",
+)  # fmt: skip
 
 
 class Where(enum.IntEnum):

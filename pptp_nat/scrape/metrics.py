@@ -88,6 +88,7 @@ counter   gre_packets_total{direction} GRE packets that calls have carried, by w
 counter   gre_bytes_total{direction} Octets of the IP packets in pptp_nat_gre_packets_total.
 counter   gre_unmatched_packets_total{direction} GRE packets with a call ID that no call has.
 counter   gre_plain_packets_total GRE packets without call ID, not ours, seen by the data path queue.
+counter   gre_observations_total{kind} What BPF programs have seen of GRE besides (data path bpf): fragments and ICMP errors, sequence numbers that were missing or late.
 gauge     gre_read_timestamp_seconds When the look began that the GRE counts above are of, Unix seconds; none of them is older.
 counter   gre_readings_total Looks at the counts of all calls, for scrapes and for when each call was last heard.
 counter   gre_readings_cpu_seconds_total Processor time that those looks took.

@@ -21,6 +21,7 @@ from pptp_nat.core.states import CallState, ControlState, End
 from pptp_nat.core.tuples import Address, Party
 from pptp_nat.errors import PptpNatError
 from pptp_nat.linux.accounting import accounting
+from pptp_nat.linux.bpf_path import BpfPath
 from pptp_nat.linux.nfqueue import queue_counters
 from pptp_nat.linux.ruleset import paced_drops
 from pptp_nat.router.listening import FRESH_SECONDS
@@ -201,6 +202,9 @@ class Readings:
             _add(found, "gre_plain_packets_total", counts["plain_gre"])
         else:  # what would leave is dropped by a rule, and never seen here
             _add(found, "gre_unmatched_packets_total", daemon.upkeep.strays, _DIRECTIONS[True])
+        if isinstance(daemon.carrier.path, BpfPath):
+            for slug, count in daemon.carrier.path.told().items():
+                _add(found, "gre_observations_total", count, slug)
         _add(found, "gre_entries_restored_total", daemon.upkeep.restored)
         _add(found, "datapath_failures_total", daemon.carrier.failures)
         _add(found, "config_last_reload_successful", meter.reloads_good)

@@ -48,6 +48,8 @@ class Count(NamedTuple):
 
     packets: int
     octets: int  #: "bytes" in text and JSON, as conntrack has it
+    missing: int | None = None  #: sequence numbers that were skipped; None: nobody looks
+    late: int | None = None  #: packets that came after one with a higher number
 
 
 class Code(NamedTuple):
@@ -262,8 +264,8 @@ def call_json(row: CallRow) -> dict[str, Any]:
         "setup_seconds": row.setup_seconds,
         "last_seen": row.last_seen,
         "counters": {
-            "to_remote": {"packets": row.to_remote.packets, "bytes": row.to_remote.octets},
-            "to_inside": {"packets": row.to_inside.packets, "bytes": row.to_inside.octets},
+            "to_remote": _count_json(row.to_remote),
+            "to_inside": _count_json(row.to_inside),
         },
         "mark": row.mark,
         "result": {
@@ -360,7 +362,14 @@ def _result(item: Mapping[str, Any]) -> Result:
 
 
 def _count(item: Mapping[str, Any]) -> Count:
-    return Count(item["packets"], item["bytes"])
+    return Count(item["packets"], item["bytes"], item.get("missing"), item.get("late"))
+
+
+def _count_json(count: Count) -> dict[str, int]:
+    shown = {"packets": count.packets, "bytes": count.octets}
+    if count.missing is not None and count.late is not None:
+        shown |= {"missing": count.missing, "late": count.late}
+    return shown
 
 
 def status_item(row: StatusRow) -> dict[str, Any]:
