@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from benchmarks import machine, paths, plots, programs, report, results, topology
+from benchmarks import machine, paths, plots, programs, publish, report, results, topology
 from benchmarks.measures import MEASURES
 from benchmarks.paths import WAYS
 from benchmarks.plan import FULL, QUICK, Plan, Run, Sample
@@ -67,7 +67,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--json", type=Path, metavar="PATH",
         help="write every sample there, and the plots beside it; if not told, a full run is"
-        " written to benchmarks/results/latest.json",
+        " written to benchmarks/results/latest.json, and its figures into the documents",
     )  # fmt: skip
     asked = parser.parse_args(words)
     if asked.rounds is not None and asked.rounds < 1:
@@ -197,7 +197,8 @@ def main() -> int:
     if asked.json:
         print(f"written: {asked.json} and {len(drawn)} plots beside it")
         if asked.json == LATEST:
-            print("into the documents: python -m benchmarks.publish")
+            publish.fill()
+            print("figures put into docs/performance.md and README.md: git diff shows them")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Puts the last full run into the documents: ``python -m benchmarks.publish``.
+"""Puts the last full run into the documents, as a full run itself does at its end.
 
 Judges and draws anew what benchmarks/results/latest.json holds, and fills what stands in
 docs/performance.md and README.md between two comments that name a part::
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -192,20 +191,19 @@ def put(text: str, report: Report, at: Path) -> str:
     return _PART.sub(part, text)
 
 
-def main() -> int:
-    """Write the targets, the plots and the documents; return the exit code."""
-    argparse.ArgumentParser(
-        prog="python -m benchmarks.publish", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()  # fmt: skip
+def fill() -> None:
+    """Write the targets, the plots and the documents of the last full run."""
     document = results.read(LATEST)
     report = Report(document)
     results.write(LATEST, document | {"targets": [t.as_dict() for t in report.targets]})
     plots.write(LATEST, report.samples)
     for path in DOCUMENTS:
         path.write_text(put(path.read_text(), report, path))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.publish", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()  # fmt: skip
+    fill()

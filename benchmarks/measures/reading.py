@@ -55,7 +55,7 @@ def _read(argv: list[str]) -> dict[str, float]:
             cwd=Path(__file__).parents[2],
         )  # fmt: skip
     except FileNotFoundError:
-        raise BenchError(f"{argv[0]} is not installed") from None
+        raise BenchError(f"{argv[0]} is not here: apt-get install {argv[0]}") from None
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
