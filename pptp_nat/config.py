@@ -47,6 +47,7 @@ DEFAULT_STATE: Final = Path("/var/lib/pptp-nat")
 DEFAULT_METRICS: Final = Endpoint("127.0.0.1", 9723)
 LARGEST_FILE: Final = 1 << 20  #: octets; the documented file has a few thousand
 
+Forwarding = Literal["stack", "redirect"]
 DataPathName = Literal["auto", "conntrack", "bpf", "queue"]
 Allocation = Literal["random", "preserve"]
 RulesCare = Literal["keep", "apply", "leave"]
@@ -84,6 +85,8 @@ class Gre:
     socket_buffer: Annotated[int, whole(64 << 10, 1 << 30, "octets")] = 8 << 20
     entry_mark: Annotated[int, one_bit] = 0x20000000  #: conntrack mark bit: this entry is ours
     external_addresses: Annotated[tuple[IPv4Address, ...], outside_addresses] = ()
+    #: data path "bpf" only: through routing and the firewall, or past them where that is easy
+    forwarding: Annotated[Forwarding, one_of("stack", "redirect")] = "stack"
 
 
 @dataclass(frozen=True, slots=True)

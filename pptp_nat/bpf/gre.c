@@ -30,6 +30,9 @@ static long (*const patch_ip)(struct __sk_buff *skb, __u32 at, __u64 old, __u64 
 static long (*const patch_icmp)(struct __sk_buff *skb, __u32 at, __u64 old, __u64 new,
 	__u64 octets) = (void *)BPF_FUNC_l4_csum_replace;
 static __s64 (*const adjust_sum)(struct __sk_buff *skb, __u32 sum) = (void *)BPF_FUNC_csum_update;
+static long (*const find_route)(void *ctx, struct bpf_fib_lookup *route, int octets, __u32 flags) =
+	(void *)BPF_FUNC_fib_lookup;
+static long (*const redirect)(__u32 device, __u64 flags) = (void *)BPF_FUNC_redirect;
 static __u64 (*const now)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
@@ -46,6 +49,8 @@ enum {
 	DROPPED = 2, /* TC_ACT_SHOT */
 	REDIRECT = 5,
 	IPV4 = 0x0800,
+	INET = 2, /* AF_INET */
+	TO_THIS_HOST = 0, /* PACKET_HOST */
 	ETHERNET_OCTETS = 14,
 	IP_OCTETS = 20,
 	ICMP_OCTETS = 8,
@@ -156,7 +161,9 @@ struct {
 	__u64 *value;
 } tellings SECTION(".maps");
 
-const volatile __u32 repeat_mark = 0x40000000; /* set before loading */
+/* Set before loading. */
+const volatile __u32 repeat_mark = 0x40000000;
+const volatile __u32 redirects = 0; /* what is easy goes past the stack */
 
 /* skb->tc_index goes from where a packet arrives to where it leaves, and no further. */
 enum { WHOLE = 0x5050, HALF = 0x5051 };
@@ -209,6 +216,39 @@ INLINE void rewrite_addresses(struct ip *ip, const struct leg *leg)
 	ip->check = ~((sum & 0xFFFF) + (sum >> 16));
 	ip->source = leg->source;
 	ip->destination = leg->destination;
+}
+
+/*
+ * Find the way of a packet that is easy: an Ethernet frame, no IP options, no fragment, TTL to
+ * spare, no longer than its way takes, a neighbour that is known.  Routing by policy sees what the
+ * stack would see.  All else is the stack's.
+ */
+INLINE int is_easy(struct __sk_buff *skb, __u32 l3, const struct ip *ip, __u32 source,
+	__u32 destination, struct bpf_fib_lookup *route)
+{
+	if (!redirects || !l3 || skb->pkt_type != TO_THIS_HOST || ip->version_and_words != 0x45 || ip->ttl <= 1 ||
+	    ip->fragment & NET16(MORE_FRAGMENTS | FRAGMENT_OFFSET))
+		return 0;
+	route->family = INET;
+	route->l4_protocol = GRE;
+	route->tos = ip->service;
+	route->tot_len = NET16(ip->octets);
+	route->ipv4_src = source;
+	route->ipv4_dst = destination;
+	route->ifindex = skb->ingress_ifindex;
+	return find_route(skb, route, sizeof(*route), 0) == BPF_FIB_LKUP_RET_SUCCESS;
+}
+
+/* Send a packet on as the stack would: new MAC addresses, one hop less.  RFC 1624, again. */
+INLINE int send_on(struct ip *ip, __u16 *frame, const struct bpf_fib_lookup *route)
+{
+	__u32 sum = ip->check + NET16(0x0100);
+
+	ip->check = sum + (sum >= 0xFFFF);
+	ip->ttl--;
+	__builtin_memcpy(frame, route->dmac, 6);
+	__builtin_memcpy(frame + 3, route->smac, 6);
+	return redirect(route->ifindex, 0);
 }
 
 INLINE int is_of_calls(const struct gre *gre)
@@ -275,17 +315,26 @@ INLINE int judge_gre(struct __sk_buff *skb, __u32 l3, int leaving)
 	}
 	if (!leg)
 		return TO_THE_STACK;
-	if (!leaving)
+	struct bpf_fib_lookup route = {};
+	int easy = 0;
+
+	if (!leaving) {
 		skb->mark = (leg->mark ? leg->mark : skb->mark) | repeat_mark;
-	if ((leg->where == LEAVING) != leaving)
+		easy = in_reach && !leg->again && is_easy(skb, l3, ip, ip->source,
+			leg->where == LEAVING ? ip->destination : leg->destination, &route);
+	}
+	if ((leg->where == LEAVING) != leaving && !easy)
 		return TO_THE_STACK;
 	if (!leaving)
 		skb->tc_index = leg->again ? HALF : WHOLE;
 	count(leg, ip, part & FRAGMENT_OFFSET ? 0 : &gre);
-	if (leg->where == UNCHANGED)
-		return TO_THE_STACK;
-	rewrite_addresses(ip, leg);
 	key = leg->key;
+	if (leg->where != UNCHANGED)
+		rewrite_addresses(ip, leg);
+	if (easy) {
+		((struct gre *)(data + l3 + IP_OCTETS))->key = key;
+		return send_on(ip, data, &route);
+	}
 	if (part & FRAGMENT_OFFSET || key == gre.key)
 		return TO_THE_STACK;
 	/* No checksum covers the key but that of a device over the whole packet. */

@@ -58,6 +58,7 @@ class BpfPath:
         calls: how many there may be; of a small router's memory, fewer (`room`).
         repeat_mark: the bit of the packet mark that lets packets pass the rules.
         stays: whether what is attached stays there when this is closed.
+        redirect: whether packets that are easy go past routing and the firewall.
 
     Raises:
         AdapterError: libbpf is missing, or the kernel refuses the programs.
@@ -66,7 +67,9 @@ class BpfPath:
     name: Carrying = "bpf"
     outlives_us = False  #: what an earlier run has left carries on, but does not tell us of what
 
-    def __init__(self, calls: int, repeat_mark: int, *, stays: bool = True) -> None:
+    def __init__(
+        self, calls: int, repeat_mark: int, *, stays: bool = True, redirect: bool = False
+    ) -> None:
         legs = max(64, 2 * min(calls, room()))
         self._stays = stays
         self._legs: dict[Match, _Carried] = {}
@@ -74,7 +77,7 @@ class BpfPath:
         #: devices that cannot run our programs, and why: what arrives there is no call's
         self.unserved: dict[str, str] = {}
         with contextlib.ExitStack() as stack:
-            self._object = stack.enter_context(opened(legs, repeat_mark))
+            self._object = stack.enter_context(opened(legs, repeat_mark, redirect=redirect))
             self._tc = stack.enter_context(TrafficControl())
             self._changes = stack.enter_context(Changes())
             self._counts = bpf_maps.Counts(self._object.map_fd("counts"), legs)
@@ -317,7 +320,7 @@ def room() -> int:
     return memory // _SHARE // _OCTETS_PER_CALL
 
 
-def opened(legs: int, repeat_mark: int) -> BpfObject:
+def opened(legs: int, repeat_mark: int, *, redirect: bool = False) -> BpfObject:
     """Return the programs in the kernel, with room for so many *legs*.
 
     Raises:
@@ -326,7 +329,7 @@ def opened(legs: int, repeat_mark: int) -> BpfObject:
     # A hairpin has two rows, and of those there are few.
     return BpfObject(
         OBJECT, {"legs": legs + legs // 16, "origins": legs, "counts": legs},
-        struct.pack("=I", repeat_mark),
+        struct.pack("=2I", repeat_mark, redirect),
     )  # fmt: skip
 
 

@@ -81,8 +81,9 @@ def choose_path(config: Config, conntrack: Conntrack) -> Chosen:
     name, reason = working_path(config.gre.datapath)
     if name == "bpf":
         path = BpfPath(
-            config.limits.calls, config.control.repeat_mark, stays=config.rules.manage != "apply"
-        )
+            config.limits.calls, config.control.repeat_mark,
+            stays=config.rules.manage != "apply", redirect=config.gre.forwarding == "redirect",
+        )  # fmt: skip
         return Chosen(Carrier(path), None, reason)
     _let_go_of_programs()
     if name == "queue":

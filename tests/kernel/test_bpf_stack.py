@@ -90,7 +90,8 @@ class Side:
         command("ip", "addr", "add", f"{address}/24", "dev", name)
         command("ip", "link", "set", name, "up")
         shown = command("ip", "-br", "link", "show", name).split()
-        self._mac = bytes.fromhex(shown[2].replace(":", "")) if self.ether else b""
+        self.mac = bytes.fromhex(shown[2].replace(":", "")) if self.ether else b""
+        self._mac = self.mac  #: that frames are sent to
 
     def send(self, *packets: bytes) -> None:
         for packet in packets:
@@ -125,7 +126,7 @@ def command(*words: str, text: str | None = None) -> str:
 class Router:
     """The namespace that this thread is in."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, redirect: bool) -> None:  # noqa: FBT001 - of one caller
         self.lan = Side("lan", kind, LAN)
         self.wan = Side("wan", kind, ROUTER)
         command("ip", "route", "add", "default", "via", HOP)
@@ -138,7 +139,7 @@ class Router:
         Path("/proc/sys/net/ipv4/icmp_ratelimit").write_text("0")
         command("iptables-restore", text=FIREWALL)
         ruleset.apply(RuleSettings(datapath="bpf"), Backend.IPTABLES)
-        self.path = BpfPath(1000, BIT, stays=False)
+        self.path = BpfPath(1000, BIT, stays=False, redirect=redirect)
         self.path.take_over([])
         self.path.install([LegOrder(INWARD, 0), LegOrder(OUTWARD, 0)])
 
@@ -163,17 +164,29 @@ class Router:
         self.wan.close()
 
 
-@pytest.fixture(params=["tun", "tap"])
-def router(request: pytest.FixtureRequest) -> Iterator[Router]:
+@contextlib.contextmanager
+def router_in_a_namespace(kind: str, *, redirect: bool = False) -> Iterator[Router]:
     name = f"bpf-{os.getpid()}"
     namespaces.create(name)
     try:
-        with namespaces.entered(name):
-            made = Router(request.param)
-            with contextlib.closing(made):
-                yield made
+        with namespaces.entered(name), contextlib.closing(Router(kind, redirect)) as made:
+            yield made
     finally:
         namespaces.remove(name)
+
+
+@pytest.fixture(params=["tun", "tap"])
+def router(request: pytest.FixtureRequest) -> Iterator[Router]:
+    with router_in_a_namespace(request.param) as made:
+        yield made
+
+
+@pytest.fixture
+def past_the_stack() -> Iterator[Router]:
+    """Give a router that redirects, whose firewall would let no call through."""
+    with router_in_a_namespace("tap", redirect=True) as made:
+        command("iptables", "-I", "FORWARD", "-p", "gre", "-j", "DROP")
+        yield made
 
 
 def fields(packet: bytes) -> tuple[str, str, int]:
@@ -377,3 +390,69 @@ def test_the_next_run_takes_the_place_of_the_last_one(router: Router) -> None:
         successor.close()
     assert {"lan", "wan"} == set(bpf_path.detach_all())
     assert [] == clsact()
+
+
+def firewall_drops() -> int:
+    """Return how many packets the rule has dropped that stands before all others."""
+    rule = command("iptables", "-v", "-x", "-n", "-L", "FORWARD", "1").split()
+    return int(rule[0])
+
+
+def test_what_is_easy_goes_past_the_stack(past_the_stack: Router) -> None:
+    """Both ways, with one hop less, to the neighbour that routing says, and counted."""
+    (out,) = past_the_stack.out(gre(CLIENT, SERVER, 100, ttl=9))
+    (into,) = past_the_stack.into(gre(SERVER, ROUTER, 4711, ttl=2))
+
+    assert ((ROUTER, SERVER, 100), 8) == (fields(out), IP(out).ttl)
+    assert ((SERVER, CLIENT, 7), 1) == (fields(into), IP(into).ttl)
+    assert {1} == {tally.packets for tally in past_the_stack.path.tallies().values()}
+    assert 0 == firewall_drops()
+
+
+def test_what_is_not_easy_goes_through_the_firewall(past_the_stack: Router) -> None:
+    """Which would let it pass if it were the administrator's will."""
+    hard = [
+        gre(CLIENT, SERVER, 100, options=b"\x01\x01\x01\x00"),
+        *in_pieces(gre(CLIENT, SERVER, 100, size=1800, id=5), 1200),  # one again, when it is judged
+    ]
+
+    assert [] == past_the_stack.out(*hard)
+    assert 2 == firewall_drops()
+    command("iptables", "-D", "FORWARD", "1")
+    assert 3 == len(past_the_stack.out(*hard))
+
+
+def test_a_neighbour_that_is_not_known_is_the_stacks_to_find(past_the_stack: Router) -> None:
+    command("ip", "neigh", "del", HOP, "dev", "wan")
+
+    past_the_stack.lan.send(gre(CLIENT, SERVER, 100))
+
+    assert 1 == firewall_drops()
+
+
+def test_a_packet_that_is_too_long_or_too_old_is_told_to_its_sender(past_the_stack: Router) -> None:
+    command("ip", "link", "set", "wan", "mtu", "576")
+    past_the_stack.lan.send(gre(CLIENT, SERVER, 100, size=900, flags="DF"))
+    past_the_stack.lan.send(gre(CLIENT, SERVER, 100, ttl=1))
+
+    errors = [IP(each) for each in past_the_stack.into()]
+
+    assert [(3, 4, CLIENT), (11, 0, CLIENT)] == [
+        (each[ICMP].type, each[ICMP].code, each.dst) for each in errors
+    ]
+
+
+def test_gre_of_no_call_is_never_redirected(past_the_stack: Router) -> None:
+    assert [] == past_the_stack.out(gre(CLIENT, SERVER, 101), gre(OTHER, SERVER, 100))
+    assert [] == past_the_stack.into(gre(SERVER, ROUTER, 4712), gre(SERVER, CLIENT, 7))
+    assert 3 == firewall_drops()
+
+
+def test_a_frame_for_another_host_is_not_redirected(past_the_stack: Router) -> None:
+    """A device that hears everything, as one does that somebody looks into with tcpdump."""
+    command("ip", "link", "set", "lan", "promisc", "on")
+    past_the_stack.lan._mac = bytes.fromhex("020000000099")
+    past_the_stack.lan.send(gre(CLIENT, SERVER, 100))
+    past_the_stack.lan._mac = past_the_stack.lan.mac
+
+    assert [] == past_the_stack.out()

@@ -1,4 +1,4 @@
-"""What the BPF programs count besides packets, where people look for it."""
+"""What only the data path `bpf` has: counts of gaps, and a way past the stack."""
 
 from __future__ import annotations
 
@@ -40,3 +40,26 @@ def test_missing_and_late_packets_show_in_the_list_and_in_a_scrape(
     values = scrape(here)
     assert 2 == values["pptp_nat_gre_observations_total", "sequence_missing"]
     assert 1 == values["pptp_nat_gre_observations_total", "sequence_late"]
+
+
+@pytest.mark.parametrize("by", [BPF])
+@pytest.mark.parametrize("inside", [1, 3])
+def test_real_calls_go_past_the_stack(
+    world: Callable[..., World], by: By, inside: int
+) -> None:
+    """One inside host at a device of its own, and several at a bridge; none by the firewall."""
+    here = world(by, inside=inside, config='gre.forwarding = "redirect"\n', firewall="established")
+    here.station(here.lab.outside[0]).listen()
+    calls = here.up(
+        here.dial(here.station(host), here.lab.outside[0].address).call(7)
+        for host in here.lab.inside
+    )
+    here.all_hear(calls)  # neighbours are known by now
+
+    here.all_hear(calls, padding=1000)
+
+    listed = here.listed(inside)
+    assert {20} == {each["counters"][way]["packets"] for each in listed for way in each["counters"]}
+    told = here.lab.run(here.lab.router, ["iptables", "-v", "-x", "-n", "-L", "PPTP_NAT_JUDGED"])
+    passed = sum(int(line.split()[0]) for line in told.stdout.splitlines()[2:])
+    assert passed < 20 * inside, "through the firewall go but the first ones"
