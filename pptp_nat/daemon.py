@@ -35,6 +35,7 @@ from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.gre_queue import GreQueue
 from pptp_nat.linux.nfqueue import LOCAL_HOOKS, Packet, Queue
+from pptp_nat.router.carrier import Carrier
 from pptp_nat.router.clockwork import Clockwork, HasFileno
 from pptp_nat.router.firewall import rule_settings
 from pptp_nat.router.footing import (
@@ -203,6 +204,7 @@ class Daemon:
             inherited=None if heritage is None else heritage.control,
         )  # fmt: skip
         self._closers.append(self.control_queue.close)
+        self.control_queue.before_verdicts = self._settle
         self._watch(self.control_queue, self._serve_control)
         self.gre_queue: Queue | None = None
         if self.queue_path is not None:
@@ -312,7 +314,7 @@ class Daemon:
         )  # fmt: skip
         self.recorder.note(outcome, now)
         if outcome.events:
-            self.carrier.before(outcome.events, now)
+            self.carrier.gather(outcome.events, now)
         for released in outcome.released:
             queue.release(released.packet_id, released.packet)
         if outcome.verdict is Verdict.ACCEPT:
@@ -323,21 +325,27 @@ class Daemon:
             queue.drop(packet)
         if outcome.events:
             ended = self.carrier.after(outcome.events, queue.flush, now)
-            self._news.tell(outcome.events, self.wall, ended)
+            self._news.tell(outcome.events, ended)
         if self._meter is not None:
             self._meter.judged(outcome, now)
 
     def carry_out(self, outcome: Outcome, now: float) -> None:
         """Carry out what no packet in hand has caused."""
         self.recorder.note(outcome, now)
-        self.carrier.before(outcome.events, now)
+        self.carrier.gather(outcome.events, now)
         for released in outcome.released:
             self.control_queue.release(released.packet_id, released.packet)
+        self._settle()
         ended = self.carrier.after(outcome.events, self.control_queue.flush, now)
         self.control_queue.flush()
-        self._news.tell(outcome.events, self.wall, ended)
+        self._news.tell(outcome.events, ended)
         if self._meter is not None:
             self._meter.tell(outcome.events, now)
+
+    def _settle(self) -> None:
+        """Do what must be true before the verdicts in hand: on record first, then in the kernel."""
+        self._guarded(Recorder.write, self.recorder)
+        self._guarded(Carrier.settle, self.carrier)
 
     def _on_fault(self, error: BaseException) -> None:
         if isinstance(error, PptpNatError):

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import enum
 from collections import Counter, OrderedDict, deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Final, TypeVar
 
 from pptp_nat.core.bindings import Bindings
@@ -74,6 +74,9 @@ class Deadline(enum.Enum):
     CLOSING = "closing_grace"
 
 
+_SECONDS: Final[Mapping[Deadline, Callable[[Settings], float]]] = {
+    kind: attrgetter(kind.value) for kind in Deadline
+}
 _CALL_DEADLINE: Final = {
     CallState.REQUESTED: Deadline.REQUEST,
     CallState.ANSWERED: Deadline.REQUEST,
@@ -108,8 +111,9 @@ class Book:
     @property
     def history(self) -> int:
         """Octets of unacknowledged stream that may be kept of one direction now."""
-        share = self.settings.buffered // (2 * len(self.connections) + 1)
-        return min(self.settings.history, share)
+        settings = self.settings
+        share = settings.buffered // (2 * len(self.connections) + 1)
+        return share if share < settings.history else settings.history  # noqa: FURB136  hot
 
     def next_id(self) -> int:
         """Return a new identity for a call or connection."""
@@ -257,7 +261,7 @@ class Book:
 
     def set_deadline(self, kind: Deadline, subject: Call | Connection, now: float) -> None:
         """Start the time of *kind* for *subject*."""
-        self.deadlines[kind][subject] = now + float(getattr(self.settings, kind.value))
+        self.deadlines[kind][subject] = now + _SECONDS[kind](self.settings)
 
     def due(self, subject: Call | Connection) -> float | None:
         """Return when the time of *subject* runs out, None if it has none."""

@@ -122,10 +122,10 @@ class Call:
             return None
         key, seen_as = connection.key, connection.seen_as
         to_own, from_own = (key[4:8], key[:4]) if party else (key[:4], key[4:8])
-        return Leg(
+        return tuple.__new__(Leg, (
             from_own, seen_as[party] or to_own, self.seen_of(party),
             seen_as[not party] or from_own, to_own, own,
-        )  # fmt: skip
+        ))  # fmt: skip
 
 
 class _Index:
@@ -168,10 +168,11 @@ class Connection:
     def __init__(self, number: int, placement: Placement, now: float, *, is_local: bool) -> None:
         self.id = number
         self.key = flow_key(placement.flow)
+        (one, one_seen_as), (other, other_seen_as) = placement.originator, placement.responder
         #: by party, what it is seen as; None: as its own address
-        self.seen_as: tuple[Address | None, ...] = tuple(
-            seat.seen_as if seat.inside else None
-            for seat in (placement.originator, placement.responder)
+        self.seen_as: tuple[Address | None, Address | None] = (
+            None if one == one_seen_as else one_seen_as,
+            None if other == other_seen_as else other_seen_as,
         )
         self.mark = placement.mark
         self.is_local = is_local  #: one party is this router itself
@@ -274,7 +275,7 @@ class Connection:
         """Return what the numbers of *party* must be unique within."""
         key = self.key
         own, remote = (key[4:8], key[:4]) if party else (key[:4], key[4:8])
-        return Pair(self.seen_as[party] or own, remote)
+        return tuple.__new__(Pair, (self.seen_as[party] or own, remote))
 
     def chooses(self, party: Party) -> bool:
         """Whether we choose the number that the other party sees."""
@@ -336,10 +337,12 @@ class Connection:
         A call that is gone is found only where no other has the number.
         """
         kept = self._kept
+        at, wanted = _BITS * party + (_SEEN if seen else 0), number + 1
+        if isinstance(kept, Call):  # nearly always
+            return kept if kept._numbers >> at & _MASK == wanted else None  # noqa: SLF001
         if isinstance(kept, _Index):
             return kept.by_number.get(_index_key(party, number, seen=seen))
         late = None
-        at, wanted = _BITS * party + (_SEEN if seen else 0), number + 1
         for call in reversed(_few(kept)):
             if call._numbers >> at & _MASK == wanted:  # noqa: SLF001 - its keeper
                 if call.state is not CallState.GONE:

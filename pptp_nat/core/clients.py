@@ -36,13 +36,15 @@ class Clients:
         """Count a call of *client*."""
         if not self._calls:
             self._calls = [array("I", bytes(4 * CELLS)) for _ in range(2)]
-        for table, cell in zip(self._calls, _cells(client), strict=True):
-            table[cell] += 1
+        one, other = _cells(client)
+        self._calls[0][one] += 1
+        self._calls[1][other] += 1
 
     def ended(self, client: Address) -> None:
         """Count a call of *client* no longer."""
-        for table, cell in zip(self._calls, _cells(client), strict=True):
-            table[cell] -= 1
+        one, other = _cells(client)
+        self._calls[0][one] -= 1
+        self._calls[1][other] -= 1
 
     def calls(self, client: Address) -> int:
         """Return how many calls *client* has: never fewer than it has, hardly ever more."""
@@ -55,13 +57,14 @@ class Clients:
         """Whether *client* may ask for another call now, of which *rate* per second are let."""
         if not self._full_at:
             self._full_at = [array("d", bytes(8 * CELLS)) for _ in range(2)]
-        cells = _cells(client)
-        full_at = max(min(t[c] for t, c in zip(self._full_at, cells, strict=True)), now)
+        one, other = _cells(client)
+        first, second = self._full_at
+        full_at = max(min(first[one], second[other]), now)
         if full_at - now > _BURST_SECONDS - 1 / rate:
             return False
         full_at += 1 / rate
-        for table, cell in zip(self._full_at, cells, strict=True):
-            table[cell] = max(table[cell], full_at)
+        first[one] = max(first[one], full_at)
+        second[other] = max(second[other], full_at)
         return True
 
 

@@ -110,9 +110,18 @@ def edited(packet: bytes, view: Segment, edits: list[Edit]) -> bytes:
 
     Every other octet stays, link padding included.
     """
-    out = bytearray(packet)
     tcp_at, payload_at = view.tcp_at, view.payload_at
     (check,) = _U16.unpack_from(packet, tcp_at + 16)
+    if len(edits) == 1:  # nearly always
+        at, octets = edits[0]
+        start = payload_at + at
+        end = start + len(octets)
+        check = patch(check, packet[start:end], octets, at=start - tcp_at)
+        return b"".join((
+            packet[: tcp_at + 16], check.to_bytes(2, "big"), packet[tcp_at + 18 : start],
+            octets, packet[end:],
+        ))  # fmt: skip
+    out = bytearray(packet)
     for at, octets in edits:
         start = payload_at + at
         end = start + len(octets)

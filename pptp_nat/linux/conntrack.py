@@ -192,6 +192,8 @@ class Conntrack:
         done = Inserted({}, {}, [])
         for batch in _batches(orders, MOST_PER_SEND):
             errnos = self._netlink.request([self._new(order, 0) for order in batch])
+            if not any(errnos):
+                continue
             for order, code in zip(batch, errnos, strict=True):
                 try:
                     if code == errno.EEXIST:

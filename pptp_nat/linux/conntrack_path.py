@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from pptp_nat.core.tuples import Leg
@@ -18,6 +19,8 @@ from pptp_nat.linux.shares import Left, Shares
 LONGEST_UNSEEN: Final = 86400.0  # seconds between two looks at what is left of lifetimes
 _RENEWED: Final = 64  # entries at a time, so that the counts of those are known that were
 PROBE_LIFETIME: Final = 5  # seconds, should we die before we clean up
+
+_INSTALLED: Final = Installed(MappingProxyType({}))  #: all of it, and nobody has any of it besides
 
 # TEST-NET-1 (RFC 5737): no packet carries these addresses.
 _SERVER: Final = bytes((192, 0, 2, 1))
@@ -77,6 +80,8 @@ class ConntrackPath:
     def install(self, orders: Sequence[LegOrder]) -> Installed:
         """Have the kernel carry the legs; see `Conntrack.insert`."""
         done = self._conntrack.insert(orders)
+        if not (done.met or done.refused or done.counted or self._earlier or self._shares):
+            return _INSTALLED  # nearly always
         refused = [order for order, _ in done.refused]
         shared = {}
         for order in orders:
@@ -286,7 +291,7 @@ class ConntrackPath:
 
 
 def _match(leg: Leg) -> Match:
-    return Match(*leg[:3])
+    return tuple.__new__(Match, leg[:3])
 
 
 def _sum(*tallies: Tally | None) -> Tally:

@@ -232,7 +232,12 @@ class Netlink:
         """
         assert 0 < len(messages) <= MOST_PER_SEND, "the answers must fit into the buffer"
         first = self._send(messages, F_ACK)
-        return self._collected(first, len(messages), self._receive())
+        datagram, count = self._receive(), len(messages)
+        if datagram is not None and len(datagram) == _ACKNOWLEDGEMENT.size:
+            kind, sequence, code = _ACKNOWLEDGEMENT.unpack(datagram)
+            if kind == NLMSG_ERROR and sequence == first + count - 1 and not code:
+                return [0] * count, []  # errors and echoes of those before would have come first
+        return self._collected(first, count, datagram)
 
     def _collected(
         self, first: int, count: int, datagram: bytes | None

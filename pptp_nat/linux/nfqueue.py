@@ -107,6 +107,10 @@ def queue_counters(number: int, table: Path = QUEUES) -> QueueCounters | None:
     return None
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 class Queue:
     """One bound NFQUEUE.
 
@@ -147,6 +151,8 @@ class Queue:
         self.overruns = 0  #: how often the kernel found the socket's buffer full (ENOBUFS)
         self.refusals = 0  #: verdicts that the kernel refused
         self.too_long = 0  #: packets dropped since they are longer than we can see
+        #: does what must be true before the verdicts that were given are sent; raises nothing
+        self.before_verdicts: Callable[[], None] = _nothing
         self._judge = judge
         self._fault = fault
         self.repeat_mark = repeat_mark
@@ -277,6 +283,7 @@ class Queue:
         What could not be sent is kept for the next time.
         """
         if self._given:
+            self.before_verdicts()
             self._socket.send(b"".join(self._verdicts))
             self._verdicts = []
             self._size = self._given = 0

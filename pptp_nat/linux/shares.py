@@ -30,6 +30,9 @@ class Shares:
     def __init__(self) -> None:
         self._owners: dict[Match, list[LegOrder]] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._owners)
+
     def __contains__(self, match: Match) -> bool:
         return match in self._owners
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from pptp_nat.core.calls import Call
@@ -25,6 +26,7 @@ from pptp_nat.state.records import LegCount
 FEW_CALLS: Final = 512  #: up to which counts are looked up one by one
 _AT_ONCE: Final = 16  #: calls looked up in one piece
 _RETRY_SECONDS: Final = 0.2
+_NOBODY: Final[Mapping[int, Counts | None]] = MappingProxyType({})
 
 
 class Carrier:
@@ -40,19 +42,32 @@ class Carrier:
         self._is_behind = False  # some legs could not be removed yet
         self._complaints = Complaints()
         self._retry_at: float | None = None
+        self._gathered: list[LegUp] = []  # to be carried before the verdicts in hand are sent
+        self._marks: list[LegOrder] = []
+        self._now = 0.0  # when the latest of both was gathered
 
     def before(self, events: Iterable[Event], now: float) -> None:
         """Carry out what must be true before the packet in hand goes on."""
-        ups, marks = [], []
+        self.gather(events, now)
+        self.settle()
+
+    def gather(self, events: Iterable[Event], now: float) -> None:
+        """Take note of what must be true before the packet in hand goes on; see `settle`."""
         for each in events:
             if isinstance(each, LegUp):
-                ups.append(each)
+                self._gathered.append(each)
                 self.totals.begin(each)
             elif isinstance(each, LegMarked):
-                marks.append(LegOrder(each.leg, each.mark))
-        if ups:
-            self._install(ups, now)
-        if marks:
+                self._marks.append(LegOrder(each.leg, each.mark))
+        self._now = now
+
+    def settle(self) -> None:
+        """Carry out what was gathered, that of several packets in one piece."""
+        if self._gathered:
+            ups, self._gathered = self._gathered, []
+            self._install(ups, self._now)
+        if self._marks:
+            marks, self._marks = self._marks, []
             try:
                 self.path.remark(marks)
             except AdapterError as error:
@@ -69,7 +84,7 @@ class Carrier:
         """
         downs = [each for each in events if isinstance(each, LegDown)]
         if not downs:
-            return {}
+            return _NOBODY
         flush()
         return self._remove(downs, now)
 
@@ -94,10 +109,11 @@ class Carrier:
             self._unsure.update((Match(*up.leg[:3]), LegOrder(up.leg, up.mark)) for up in ups)
             self._retry_at = now + _RETRY_SECONDS
             return
-        for up in ups:
-            match = Match(*up.leg[:3])
-            if match in done.shared:
-                self._carried.join(up.call.id, match, done.shared[match])
+        if done.shared:
+            for up in ups:
+                match = Match(*up.leg[:3])
+                if match in done.shared:
+                    self._carried.join(up.call.id, match, done.shared[match])
         if done.error is not None:
             self._complain(done.error, now)
             refused = {order.leg for order in done.refused}

@@ -45,6 +45,7 @@ _CALL_LINES: Final = {
     CallState.CLEARING: ("call-clearing", logging.DEBUG),
     CallState.GONE: ("call-gone", logging.INFO),
 }
+_QUIET: Final = frozenset(s for s, (_, level) in _CALL_LINES.items() if level == logging.DEBUG)
 #: What a connection's change is called, by its new state; the others are debug lines.
 _CONNECTION_LINES: Final = {
     ControlState.OPENING: "connection-seen",
@@ -83,29 +84,30 @@ class News:
         self._wanted = wanted
         self._admits = admits
 
-    def tell(
-        self, events: Iterable[Event], wall: float, ended: Mapping[int, Counts | None]
-    ) -> None:
+    def tell(self, events: Iterable[Event], ended: Mapping[int, Counts | None]) -> None:
         """Tell *events*.
 
         Args:
             events: of one packet or tick, carried out already.
-            wall: what to add to monotonic seconds to get Unix seconds.
             ended: what calls that are gone by these events have carried, by their ids;
                 None where the kernel would not say.
         """
         if not self._wanted() and not _log.isEnabledFor(logging.DEBUG):
             # Most packets have news only for those who want all of it.
             events = [each for each in events if isinstance(each, _TOLD_TO_ALL)]
-            if not events:
+            if not events or (
+                len(events) == 1
+                and isinstance(change := events[0], CallChanged)
+                and change.call.state in _QUIET
+            ):
                 return
         for each, became in _with_states(events):
             if isinstance(each, CallChanged):
                 assert isinstance(became, CallState)
-                self._call(each.call, became, wall, ended.get(each.call.id, NOTHING))
+                self._call(each.call, became, ended.get(each.call.id, NOTHING))
             elif isinstance(each, ConnectionChanged):
                 assert isinstance(became, ControlState)
-                self._connection(each.connection, became, wall)
+                self._connection(each.connection, became)
             elif isinstance(each, CallRefused):
                 event(
                     _log, logging.WARNING, "call-refused",
@@ -128,9 +130,7 @@ class News:
             elif isinstance(each, MessageSeen):
                 self._message(each)
 
-    def _call(
-        self, call: Call, state: CallState, wall: float, carried: Counts | None
-    ) -> None:
+    def _call(self, call: Call, state: CallState, carried: Counts | None) -> None:
         name, level = _CALL_LINES[state]
         if _log.isEnabledFor(level) and self._admits():
             event(_log, level, name, **_identity(call), **_details(call, state, carried))
@@ -138,25 +138,27 @@ class News:
             return
 
         def made() -> Mapping[str, object]:
+            now = time.time()
+            wall = now - time.monotonic()
             item = call_item(call_row(call, carried or NOTHING, wall=wall))
             item["state"] = state.value
             if carried is None:
                 item["counters"] = None
             elif state is not CallState.GONE:
                 del item["counters"]  # not read from the kernel for every change
-            return {"type": kind, "time": time.time(), "call": item}
+            return {"type": kind, "time": now, "call": item}
 
         kind = _SUBSCRIBED.get(state, "update")
         self._publish(About(kind, call.id, call.connection.id, hosts_of(call.connection)), made)
 
-    def _connection(self, connection: Connection, state: ControlState, wall: float) -> None:
+    def _connection(self, connection: Connection, state: ControlState) -> None:
         _log_connection(connection, state)
         if not self._wanted():
             return
 
         def made() -> Mapping[str, object]:
             now = time.time()
-            item = connection_item(connection_row(connection, now - wall))
+            item = connection_item(connection_row(connection, time.monotonic()))
             item["state"] = state.value
             return {"type": "connection", "time": now, "connection": item}
 

@@ -15,7 +15,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from pptp_nat.core.calls import Call, Connection
-from pptp_nat.core.events import CallChanged, ConnectionChanged, LegDown, LegMarked, LegUp, Outcome
+from pptp_nat.core.events import (
+    CallChanged,
+    ConnectionChanged,
+    Event,
+    LegDown,
+    LegMarked,
+    LegUp,
+    Outcome,
+)  # fmt: skip
 from pptp_nat.core.states import CallState, ControlState
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Address
@@ -48,6 +56,9 @@ class Recorder:
         self._rest: Iterator[bytes] | None = None  # of what is written anew
         self._due: float | None = None
         self._written: dict[tuple[Address, Address, int], LegCount] = {}
+        self._parts: list[bytes] = []  # noted, and not written yet
+        self._lasting = False  # whether those are worth a copy
+        self._now = 0.0  # when the latest of them was noted
         self._look_at = 0.0  # when what was carried is written again
         self._book.bindings.released = []
 
@@ -58,28 +69,39 @@ class Recorder:
         self._finish()
 
     def note(self, outcome: Outcome, now: float) -> None:
-        """Write what *outcome* has changed; called before its verdict is given."""
-        parts: list[bytes] = []
-        connection = outcome.connection
-        if outcome.events:
-            connection = self._note_events(outcome, parts, now)
-        lasting = bool(parts)
+        """Make the records of what *outcome* has changed; `write` writes them."""
+        parts = self._parts
+        connection, events = outcome.connection, outcome.events
+        if events:
+            before = len(parts)
+            connection = self._note_events(events, connection, parts, now)
+            if len(parts) > before:
+                self._lasting = True
         if connection is not None and connection.state is not ControlState.CLOSED:
             parts.append(records.current(connection))
         released = self._book.bindings.released
         if released:
             parts += [records.kept_back(*each) for each in released]
             released.clear()
-        if parts:
-            self._store.append(b"".join(parts), lasting=lasting)
-            if self._rest is None and self._store.is_full:
-                self._renew(now)
+        self._now = now
 
-    def _note_events(self, outcome: Outcome, parts: list[bytes], now: float) -> Connection | None:
-        """Add what events say; return the connection whose position is not among it."""
+    def write(self) -> None:
+        """Write what was noted, that of several packets at once; before their verdicts."""
+        if not self._parts:
+            return
+        parts, self._parts = self._parts, []
+        lasting, self._lasting = self._lasting, False
+        self._store.append(b"".join(parts), lasting=lasting)
+        if self._rest is None and self._store.is_full:
+            self._renew(self._now)
+
+    def _note_events(
+        self, events: list[Event], touched: Connection | None, parts: list[bytes], now: float
+    ) -> Connection | None:
+        """Add what events say; return *touched* if its position is not among it."""
         calls: dict[Call, None] = {}
         connections: dict[Connection, None] = {}
-        for each in outcome.events:
+        for each in events:
             # One look at what it is: nearly every packet of a set-up has some of these.
             if isinstance(each, _OF_CALLS):
                 calls[each.call] = None
@@ -95,8 +117,7 @@ class Recorder:
         if calls:
             gone_until = now + self._book.settings.quarantine
             parts += [records.call_now(self._book, call, gone_until) for call in calls]
-        touched = outcome.connection
-        return None if touched is None or touched in connections else touched
+        return None if touched in connections else touched
 
     def note_carried(self) -> None:
         """Write what has been carried that the data path's own counters do not know."""

@@ -14,7 +14,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from pptp_nat.core.book import Settings
-from pptp_nat.core.events import Outcome, Verdict
+from pptp_nat.core.events import LegDown, Outcome, Verdict
 from pptp_nat.core.messages import MessageType, pack, unpack
 from pptp_nat.core.snapshot import call_record, connection_record, without_positions
 from pptp_nat.core.translator import Translator
@@ -123,26 +123,34 @@ class MortalWire(Wire):
         self.recorder = self.successor(translator)
 
     def _arrive(self, at: int) -> None:
-        sender, packet, is_data = self._path.pop(at)
-        self.now += RTT / 1000
-        self._ids += 1
-        outcome = self.translator.handle(packet, self.now, packet_id=self._ids)
+        together = self.lots.choice((1, 1, 2, 4))  # packets whose verdicts travel in one send
+        handled: list[tuple[int, Party, bytes, bool, Outcome]] = []
+        while self._path and len(handled) < together:
+            sender, packet, is_data = self._path.pop(min(at, len(self._path) - 1))
+            self.now += RTT / 1000
+            self._ids += 1
+            outcome = self.translator.handle(packet, self.now, packet_id=self._ids)
+            self.recorder.note(outcome, self.now)
+            self.check_short_ways(outcome)
+            handled.append((self._ids, sender, packet, is_data, outcome))
+            if any(isinstance(each, LegDown) for each in outcome.events):
+                break  # what comes after a verdict waits for it
         fate = self.lots.random() / self.mortality if self.mortality else 9
         if fate < 0.3:  # before anything is on record
             self.die()
             return
-        self.recorder.note(outcome, self.now)
+        self.recorder.write()
         self.recorder.tick(self.now)
-        self.check_short_ways(outcome)
-        if fate < 0.6:  # before the verdict
+        if fate < 0.6:  # before the verdicts
             self.die()
             return
-        self._let_go(outcome)
-        if outcome.verdict is Verdict.HOLD:
-            self._held[self._ids] = sender
-        elif outcome.verdict is Verdict.ACCEPT:
-            self._deliver(sender, outcome.packet or packet, is_data=is_data)
-        self.legs.carry_out(outcome)
+        for number, sender, packet, is_data, outcome in handled:
+            self._let_go(outcome)
+            if outcome.verdict is Verdict.HOLD:
+                self._held[number] = sender
+            elif outcome.verdict is Verdict.ACCEPT:
+                self._deliver(sender, outcome.packet or packet, is_data=is_data)
+            self.legs.carry_out(outcome)
         if fate < 1:
             self.die()
 
@@ -161,6 +169,7 @@ class MortalWire(Wire):
     def _let_go(self, outcome: Outcome) -> None:
         if outcome.connection is None:  # a tick's
             self.recorder.note(outcome, self.now)
+            self.recorder.write()
         super()._let_go(outcome)
 
 
@@ -265,6 +274,7 @@ def test_a_call_that_was_refused_stays_refused() -> None:
         translator, recorder = fresh()
         outcome = translator.handle(packet, 1.0, packet_id=1)
         recorder.note(outcome, 1.0)
+        recorder.write()
         assert outcome.verdict is Verdict.ACCEPT
         return unpack(read(outcome.packet or packet).payload)
 
