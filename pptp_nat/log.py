@@ -56,6 +56,8 @@ def quoted(value: object, longest: int = LONGEST_VALUE) -> str:
     Floats show microseconds at most; 4 octets are an IPv4 address, other octets
     are hex; an enum is its name.
     """
+    if type(value) is int:  # most values are; nothing in it wants quotes
+        return str(value)
     text = _text(value)
     if len(text) > longest:
         text = text[:longest] + "..."
@@ -111,6 +113,8 @@ class LineFormatter(logging.Formatter):
     def __init__(self, *, journal: bool) -> None:
         super().__init__()
         self._journal = journal
+        self._second = -1  # Unix seconds, and what they are written as
+        self._written = ""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, without its end."""
@@ -127,9 +131,12 @@ class LineFormatter(logging.Formatter):
     def _head(self, record: logging.LogRecord) -> str:
         if self._journal:
             return f"<{priority(record.levelno)}>"
-        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        second = int(record.created)
+        if second != self._second:
+            self._second = second
+            self._written = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         milliseconds = int(record.created % 1 * 1000)
-        return f"time={seconds}.{milliseconds:03d}Z level={record.levelname.lower()} "
+        return f"time={self._written}.{milliseconds:03d}Z level={record.levelname.lower()} "
 
 
 class LineHandler(logging.Handler):

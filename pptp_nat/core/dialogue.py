@@ -40,14 +40,14 @@ from pptp_nat.core.stream import FirstOctet
 from pptp_nat.core.tuples import Party
 
 _M = MessageType
-#: The reserved bits of each message, as one number.
+#: The octets of each message that may be reserved, and its reserved bits, as one number.
 _RESERVED: Final = {
-    kind: sum(
+    kind: (layout.length, sum(
         ((1 << 8 * (place.stop - place.start)) - 1) << 8 * (layout.length - place.stop)
         for place in layout.reserved
-    )
+    ))
     for kind, layout in LAYOUTS.items()
-}
+}  # fmt: skip
 
 
 class Dialogue:
@@ -137,7 +137,8 @@ class Dialogue:
             self.oddity(head.oddity)
         if kind is None:
             return
-        if int.from_bytes(octets[: LAYOUTS[kind].length], "big") & _RESERVED[kind]:
+        length, reserved = _RESERVED[kind]
+        if int.from_bytes(octets[:length], "big") & reserved:
             self.oddity("reserved_not_zero")
         if connection.state is not ControlState.OPEN or kind not in IMPLIES_OPEN:
             book.move_connection(connection, kind, self._now, _answer(kind, octets))

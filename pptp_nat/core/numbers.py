@@ -86,8 +86,9 @@ class Numbers:
         connection, sender, bindings = self._connection, self._sender, self._book.bindings
         call = connection.find(sender, own, seen=False)
         # A request whose number is being cleared begins anew; any other repeat is the same call.
-        ends = (CallState.CLEARING, CallState.GONE) if kind in _REQUESTS else (CallState.GONE,)
-        if call is not None and call.state not in ends:
+        if call is not None and call.state is not CallState.GONE and (
+            call.state is not CallState.CLEARING or kind not in _REQUESTS
+        ):  # fmt: skip
             return call.seen_of(sender)
         try:
             if kind in _REQUESTS:
@@ -157,7 +158,7 @@ class Numbers:
 
     def _check_room(self) -> None:
         settings, connection = self._book.settings, self._connection
-        if connection.is_routed:
+        if not any(connection.seen_as) and connection.is_routed:
             return  # neither numbers nor legs: `_request` does not follow it, that is all
         if len(self._book.calls) >= settings.calls:
             raise ExhaustedError("calls_limit")

@@ -24,21 +24,21 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final, NamedTuple, Self, TypeVar
 
 from pptp_nat.core.tuples import Flow, Leg, Placement
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.accounting import accounting, turn_on_accounting
-from pptp_nat.linux.conntrack_counts import read_counts, read_datagram
+from pptp_nat.linux.conntrack_counts import last_counts, read_counts, read_datagram
 from pptp_nat.linux.conntrack_events import Change, CtEvent, Events, is_control, is_ours
+from pptp_nat.linux.conntrack_placement import is_spoken, read_placement
 from pptp_nat.linux.conntrack_refusals import check, described, failed
 from pptp_nat.linux.conntrack_wire import (
     BY_DESTINATION_PORT,
     BY_PROTOCOL,
     BY_SOURCE_PORT,
     CARRYING,
-    CT_DELETE,
     TCP,
     Entry,
     Status,
@@ -55,7 +55,7 @@ from pptp_nat.linux.conntrack_wire import (
     spare_keys,
 )
 from pptp_nat.linux.datapath import LegOrder, Match, Tally
-from pptp_nat.linux.netlink import MOST_PER_SEND, Message, Netlink, Received
+from pptp_nat.linux.netlink import MOST_PER_SEND, Message, Netlink
 
 __all__ = ["ENTRY_MARK", "LIFETIME", "Change", "Conntrack", "CtEvent", "accounting"]
 __all__ += ["turn_on_accounting"]
@@ -133,10 +133,13 @@ class Conntrack:
         """
         way = flow
         for _ in range(2):
-            entry = self._entry(Tuple.of_flow(way), "looking up a control connection in conntrack")
-            placement = _spoken(entry, flow)
-            if placement is not None:
-                return placement
+            code, body = self._netlink.get(get_message(Tuple.of_flow(way)))
+            if code == 0:
+                placement = read_placement(body)
+                if placement is not None and is_spoken(placement, flow):
+                    return placement
+            elif code != errno.ENOENT:
+                raise failed("looking up a control connection in conntrack", code)
             way = flow.reversed()
         return self._search(flow) if search else None
 
@@ -148,7 +151,8 @@ class Conntrack:
         criteria += by_status(Status.SRC_NAT | Status.DST_NAT)
         found = None
         for entry in self._dump(criteria, "searching conntrack for a control connection"):
-            found = found or _spoken(entry, flow)
+            if found is None and entry.original.protocol == TCP:
+                found = entry.placement if is_spoken(entry.placement, flow) else None
         if found is None:
             ended = time.monotonic()
             self._next_search = ended + 10 * (ended - started)
@@ -228,9 +232,9 @@ class Conntrack:
                 errnos, received = self._netlink.exchange(messages)
                 if holder is not None and crossed and self._is_mine(holder):
                     pending.insert(0, (LegOrder(holder.leg, holder.mark), spare_keys(holder.leg)))
-                    counted |= _counted([holder], received)
+                    counted |= last_counts([holder], received)
                 elif holder is not None and leg in met and holder.leg == met[leg].order.leg:
-                    last = _counted([holder], received)[holder.leg]
+                    last = last_counts([holder], received)[holder.leg]
                     met[leg] = met[leg]._replace(carried=last, stays=False)
                 if errnos[-1] == errno.EEXIST:
                     if holder is None and len(spare) > 1:
@@ -266,7 +270,7 @@ class Conntrack:
         for batch in _batches(self.find(legs), MOST_PER_SEND):
             errnos, received = self._netlink.exchange([delete_message(entry) for entry in batch])
             check(errnos, "deleting our conntrack entries")
-            for leg, tally in _counted(batch, received).items():
+            for leg, tally in last_counts(batch, received).items():
                 tallies[Match(*leg[:3])] = tally
         return tallies
 
@@ -324,7 +328,7 @@ class Conntrack:
                 messages.append(delete_message(entry))
                 messages.append(self._new(order, entry.reply.destination_key))
             errnos, received = self._netlink.exchange(messages)
-            counted |= _counted(batch, received)
+            counted |= last_counts(batch, received)
             for order, code in zip(orders, errnos[1::2], strict=True):
                 try:
                     if code == errno.EEXIST:  # a packet came between the two
@@ -391,30 +395,6 @@ class Conntrack:
 def _is_twin(entry: Entry, leg: Leg, entry_mark: int) -> bool:
     """Whether *entry* is ours and arriving GRE of *leg* is what it matches."""
     return is_ours(entry, entry_mark) and entry.original == Tuple.of_match(leg)
-
-
-def _spoken(entry: Entry | None, flow: Flow) -> Placement | None:
-    """Return the control connection of *entry* if *flow* is one of its directions."""
-    if entry is None or entry.original.protocol != TCP:
-        return None
-    placement = entry.placement
-    return placement if flow == placement.flow or flow.reversed() == placement.flow else None
-
-
-def _counted(entries: Iterable[Entry], received: Iterable[Received]) -> dict[Leg, Tally]:
-    """Return the last counts of *entries* that are deleted now.
-
-    From the echoes of their ends; where the kernel sends none (it does not when
-    net.netfilter.nf_conntrack_events was off when the entry was made), what was
-    last read.
-    """
-    echoes = [message.body for message in received if message.kind == CT_DELETE]
-    ended = read_counts(echoes)
-    counted = {}
-    for entry in entries:
-        leg = entry.leg
-        counted[leg] = ended.get(Match(*leg[:3])) or entry.carried or Tally(0, 0)
-    return counted
 
 
 def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:

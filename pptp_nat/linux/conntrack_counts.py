@@ -12,16 +12,19 @@ import struct
 from collections.abc import Iterable
 from typing import Final
 
+from pptp_nat.core.tuples import Leg
 from pptp_nat.linux.conntrack_wire import (
     ARRIVING_HEADERS,
     COUNT_HEADERS,
+    CT_DELETE,
     CT_NEW,
     FAMILY,
     GRE,
+    Entry,
     read_entry,
 )
 from pptp_nat.linux.datapath import Match, Tally
-from pptp_nat.linux.netlink import HEADER
+from pptp_nat.linux.netlink import HEADER, Received
 
 _ARRIVING: Final = struct.Struct("!4x12s4s4s4s24sH")  # of an entry, up to its original key
 _COUNTS: Final = struct.Struct("!8xQ4xQ")
@@ -77,3 +80,19 @@ def _layout(size: int, at: int) -> struct.Struct:
     return struct.Struct(
         f"!6s10xs3x12s4s4s4s24sH{at - _SHORTEST}x8sQ4sQ{size - at - _COUNTS_SIZE}x"
     )
+
+
+def last_counts(entries: Iterable[Entry], received: Iterable[Received]) -> dict[Leg, Tally]:
+    """Return the last counts of *entries* that are deleted now.
+
+    From the echoes of their ends; where the kernel sends none (it does not when
+    net.netfilter.nf_conntrack_events was off when the entry was made), what was
+    last read.
+    """
+    echoes = [message.body for message in received if message.kind == CT_DELETE]
+    ended = read_counts(echoes)
+    counted = {}
+    for entry in entries:
+        leg = entry.leg
+        counted[leg] = ended.get(Match(*leg[:3])) or entry.carried or Tally(0, 0)
+    return counted

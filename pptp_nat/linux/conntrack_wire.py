@@ -210,6 +210,15 @@ _REPLY_HEADERS: Final = TUPLE_HEADER[CTA_TUPLE_REPLY] + _IP + _IP_SRC
 _NEW: Final = struct.Struct("!12s4s4s4s16sH2x4sH2x12s4s4s4s16sH2x4sH2x8s4sI4sI")
 
 
+#: what comes before a tuple's source, behind the header of the tuple itself
+IP_SOURCE: Final = _IP + _IP_SRC
+
+
+def headers_within(protocol: int) -> tuple[bytes, bytes, bytes]:
+    """Return what comes before the destination, the source key and the destination key."""
+    return _IP_DST, _PROTO + _NUM + bytes((protocol, 0, 0, 0)) + _SRC_PORT, _DST_PORT
+
+
 def tuple_attribute(kind: int, value: Tuple) -> bytes:
     """Return *value* as CTA_TUPLE_ORIG or CTA_TUPLE_REPLY."""
     protocol, source, source_key, destination, destination_key = value

@@ -31,6 +31,7 @@ ERROR_CODE: Final = struct.Struct("=i")
 #: An error with the header of its request, as NETLINK_CAP_ACK has it: kind, sequence, code.
 _ACKNOWLEDGEMENT: Final = struct.Struct("=4xH2xI4xi16x")
 _HEADER_SIZE: Final = HEADER.size
+_NO_HEADER: Final = (0, 0, 0, 0, 0)
 ATTRIBUTE: Final = struct.Struct("=HH")  # length with this header, type
 NLMSG_ERROR: Final = 2
 NLMSG_DONE: Final = 3
@@ -271,13 +272,21 @@ class Netlink:
             AdapterError: as in `exchange`.
         """
         first = self._send((message,), 0)
+        datagram = self._receive() or _nothing()
+        size = len(datagram)
+        length, kind, _, sequence, _ = (
+            HEADER.unpack_from(datagram) if size >= _HEADER_SIZE else _NO_HEADER
+        )
+        if length == size and kind != NLMSG_ERROR and sequence == first:
+            return 0, datagram[_HEADER_SIZE:]  # nearly always
         while True:
-            for kind, _, sequence, _, body in walk(self._receive() or _nothing()):
+            for kind, _, sequence, _, body in walk(datagram):
                 if sequence != first:
                     continue
                 if kind == NLMSG_ERROR:
                     return _code(body), b""
                 return 0, body
+            datagram = self._receive() or _nothing()
 
     def dump(self, message: Message) -> list[bytes]:
         """Send *message* and return the bodies of all answers.
