@@ -35,8 +35,8 @@ from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.gre_queue import GreQueue
 from pptp_nat.linux.nfqueue import LOCAL_HOOKS, Packet, Queue
-from pptp_nat.router.carrier import Carrier
 from pptp_nat.router.clockwork import Clockwork, HasFileno
+from pptp_nat.router.effects import Effects
 from pptp_nat.router.firewall import rule_settings
 from pptp_nat.router.footing import (
     arrange_rules,
@@ -166,6 +166,8 @@ class Daemon:
             self.upkeep.look_around(self.config.control.ports, now)
         self.recorder = Recorder(self.translator, self.store, self.carrier.kept)
         self.recorder.begin(now)
+        self._effects = Effects(self.recorder, self.carrier, self._news.tell, self._on_fault)
+        self.control_queue.attend(self._effects.before, self._effects.after)
         self._closers.append(self.recorder.note_carried)
         self._clockwork.append(self.recorder)
         self.upkeep.unseen(adopted.unseen, now)
@@ -204,7 +206,6 @@ class Daemon:
             inherited=None if heritage is None else heritage.control,
         )  # fmt: skip
         self._closers.append(self.control_queue.close)
-        self.control_queue.before_verdicts = self._settle
         self._watch(self.control_queue, self._serve_control)
         self.gre_queue: Queue | None = None
         if self.queue_path is not None:
@@ -229,6 +230,7 @@ class Daemon:
         self._clockwork.append(server)
         server.on_subscribers = lambda: self.translator.observe(wanted=server.hears("message"))
         self._news = News(server.publish, lambda: bool(server.subscribers), self._handler.admits)
+        self._effects.tell = self._news.tell
         if self.exporter is not None:
             self.exporter.begin()
 
@@ -312,9 +314,8 @@ class Daemon:
             packet.octets, now,
             packet_id=queue.next_id(), is_local=packet.hook in LOCAL_HOOKS,
         )  # fmt: skip
-        self.recorder.note(outcome, now)
-        if outcome.events:
-            self.carrier.gather(outcome.events, now)
+        effects = self._effects
+        effects.note(outcome, now)
         for released in outcome.released:
             queue.release(released.packet_id, released.packet)
         if outcome.verdict is Verdict.ACCEPT:
@@ -323,29 +324,19 @@ class Daemon:
             queue.hold(packet)
         else:
             queue.drop(packet)
-        if outcome.events:
-            ended = self.carrier.after(outcome.events, queue.flush, now)
-            self._news.tell(outcome.events, ended)
+        effects.follow(outcome, now)
         if self._meter is not None:
             self._meter.judged(outcome, now)
 
     def carry_out(self, outcome: Outcome, now: float) -> None:
         """Carry out what no packet in hand has caused."""
-        self.recorder.note(outcome, now)
-        self.carrier.gather(outcome.events, now)
+        self._effects.note(outcome, now)
         for released in outcome.released:
             self.control_queue.release(released.packet_id, released.packet)
-        self._settle()
-        ended = self.carrier.after(outcome.events, self.control_queue.flush, now)
+        self._effects.follow(outcome, now)
         self.control_queue.flush()
-        self._news.tell(outcome.events, ended)
         if self._meter is not None:
             self._meter.tell(outcome.events, now)
-
-    def _settle(self) -> None:
-        """Do what must be true before the verdicts in hand: on record first, then in the kernel."""
-        self._guarded(Recorder.write, self.recorder)
-        self._guarded(Carrier.settle, self.carrier)
 
     def _on_fault(self, error: BaseException) -> None:
         if isinstance(error, PptpNatError):

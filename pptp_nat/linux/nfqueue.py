@@ -151,8 +151,7 @@ class Queue:
         self.overruns = 0  #: how often the kernel found the socket's buffer full (ENOBUFS)
         self.refusals = 0  #: verdicts that the kernel refused
         self.too_long = 0  #: packets dropped since they are longer than we can see
-        #: does what must be true before the verdicts that were given are sent; raises nothing
-        self.before_verdicts: Callable[[], None] = _nothing
+        self._before = self._after = _nothing
         self._judge = judge
         self._fault = fault
         self.repeat_mark = repeat_mark
@@ -277,16 +276,24 @@ class Queue:
         if self._given >= self._batch:
             self.flush()
 
+    def attend(self, before: Callable[[], None], after: Callable[[], None]) -> None:
+        """Have *before* done ahead of every send of verdicts, and *after* behind it.
+
+        Both are called at the end of a turn too that gave none.  They must not raise.
+        """
+        self._before, self._after = before, after
+
     def flush(self) -> None:
         """Send the verdicts that were given; those packets go on before this returns.
 
         What could not be sent is kept for the next time.
         """
+        self._before()
         if self._given:
-            self.before_verdicts()
             self._socket.send(b"".join(self._verdicts))
             self._verdicts = []
             self._size = self._given = 0
+        self._after()
 
     def keep(self, verdicts: bytes, count: int) -> None:
         """Keep *count* packed *verdicts* for the next `flush`."""

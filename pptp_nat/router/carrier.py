@@ -8,7 +8,7 @@ control message is not held back for it, since TCP would only repeat it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -73,10 +73,8 @@ class Carrier:
             except AdapterError as error:
                 self._complain(error, now, waits=False)
 
-    def after(
-        self, events: Iterable[Event], flush: Callable[[], None], now: float
-    ) -> Mapping[int, Counts | None]:
-        """Carry out what comes after the packet in hand has gone on, which *flush* sees to.
+    def after(self, events: Iterable[Event], now: float) -> Mapping[int, Counts | None]:
+        """Carry out what comes after the packets in hand have gone on.
 
         Returns:
             What the calls that are gone had carried, by their ids, those that had no
@@ -85,7 +83,6 @@ class Carrier:
         downs = [each for each in events if isinstance(each, LegDown)]
         if not downs:
             return _NOBODY
-        flush()
         return self._remove(downs, now)
 
     def adopt(self, ups: Sequence[LegUp], now: float, *, trusted: bool = False) -> int:

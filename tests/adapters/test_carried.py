@@ -88,7 +88,7 @@ class Owners(RuleBasedStateMachine):
         made.give(Party.RESPONDER, servers, servers)
         self.owners.setdefault(name(made, Party.RESPONDER), []).append(number)
         self.carrier.before(up(made, Party.RESPONDER), 0.0)
-        assert {} == self.carrier.after(before, lambda: None, 0.0)
+        assert {} == self.carrier.after(before, 0.0)
 
     @precondition(lambda self: self.live)
     @rule(which=st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True))
@@ -102,7 +102,7 @@ class Owners(RuleBasedStateMachine):
             downs += down(made, *Party)
             for party in Party:
                 self.owners[name(made, party)].remove(number)
-        counts = self.carrier.after(downs, lambda: None, 0.0)
+        counts = self.carrier.after(downs, 0.0)
         assert {number: self.expected(number) for number in numbers} == counts
 
     @precondition(lambda self: self.live)
@@ -160,7 +160,7 @@ def test_what_a_data_path_would_not_say_is_not_taken_for_zero() -> None:
     path.refuses = True
     made.state = CallState.GONE
 
-    assert {1: None} == carrier.after(down(made, Party.RESPONDER), lambda: None, 0.0)
+    assert {1: None} == carrier.after(down(made, Party.RESPONDER), 0.0)
     assert carrier.failures == 1
     path.refuses = False
     due = carrier.next_timer()
@@ -180,6 +180,6 @@ def test_what_may_have_been_installed_has_no_second_owner_when_it_is_tried_again
     QueuePath.install(path, [LegOrder(leg, 0)])  # the kernel did it, and its answer was lost
     path.refuses = False
     carrier.tick(1.0)
-    carrier.after(down(made, Party.RESPONDER), lambda: None, 1.0)
+    carrier.after(down(made, Party.RESPONDER), 1.0)
 
     assert [] == list(path.matches())

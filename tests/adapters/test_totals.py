@@ -169,7 +169,7 @@ class AnyOrder(RuleBasedStateMachine):
         if number in self.live:
             ended = self.live.pop(number)
             ended.state = CallState.GONE
-            counts = self.carrier.after(downs(ended), lambda: None, 0.0)
+            counts = self.carrier.after(downs(ended), 0.0)
             assert {ended.id: Counts(*map(tally, self.sent_to.pop(number)))} == counts
 
     @rule()

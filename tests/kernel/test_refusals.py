@@ -84,7 +84,7 @@ def test_whatever_the_kernel_refuses_for_a_while_comes_true_in_the_end(
         if moody.lots.random() < 0.5:
             ending = moody.lots.choice(list(book.calls.values()))
             outcome = translator.clear([ending], now)
-            carrier.after(outcome.events, lambda: None, now)
+            carrier.after(outcome.events, now)
         now += 0.07
         carrier.tick(now)
     assert moody.failures > 10
@@ -108,5 +108,5 @@ def test_whatever_the_kernel_refuses_for_a_while_comes_true_in_the_end(
     assert len(wanted) > 20
 
     outcome = translator.clear(list(book.calls.values()), now)
-    carrier.after(outcome.events, lambda: None, now)
+    carrier.after(outcome.events, now)
     assert [] == list(conntrack.entries())

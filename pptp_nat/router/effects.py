@@ -1,0 +1,74 @@
+"""What packets have caused, around the one send in which their verdicts travel.
+
+Before it: what was changed is on record, and what lets a peer send GRE is in the
+kernel.  After it: what ended is taken out of the kernel, and people are told.  Each
+is done for all packets of that send at once; what has to be asked of the kernel, or
+written, costs as much for eight packets as for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from pptp_nat.core.events import Event, Outcome
+from pptp_nat.router.carried import Counts
+from pptp_nat.router.carrier import Carrier
+from pptp_nat.state.recorder import Recorder
+
+Tell = Callable[[list[Event], Mapping[int, Counts | None]], None]
+
+
+class Effects:
+    """Carries out what outcomes say.
+
+    Args:
+        recorder: keeps what has changed.
+        carrier: has GRE carried.
+        tell: is told all events, in their order, and what calls that are gone have carried.
+        fault: is told of what one of these has raised; the others go on.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        carrier: Carrier,
+        tell: Tell,
+        fault: Callable[[BaseException], None],
+    ) -> None:
+        self._recorder: Final = recorder
+        self._carrier: Final = carrier
+        self.tell = tell
+        self._fault: Final = fault
+        self._events: list[Event] = []  # of packets that have their verdicts
+        self._now = 0.0  # of the latest of them
+
+    def note(self, outcome: Outcome, now: float) -> None:
+        """Take note of what must be true before the verdict of *outcome*, not yet given."""
+        self._recorder.note(outcome, now)
+        if outcome.events:
+            self._carrier.gather(outcome.events, now)
+
+    def follow(self, outcome: Outcome, now: float) -> None:
+        """Take note of what comes after the verdict of *outcome*, which is given but not sent."""
+        if outcome.events:
+            self._events += outcome.events
+            self._now = now
+
+    def before(self) -> None:
+        """Do what must be true before the verdicts in hand: on record first, then carried."""
+        self._do(self._recorder.write)
+        self._do(self._carrier.settle)
+
+    def after(self) -> None:
+        """Do what comes after the verdicts that were sent."""
+        if self._events:
+            events, self._events = self._events, []
+            self._do(lambda: self.tell(events, self._carrier.after(events, self._now)))
+
+    def _do(self, work: Callable[[], None]) -> None:
+        """Do *work*; what it raises ends that work, never that of other calls."""
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001
+            self._fault(error)
