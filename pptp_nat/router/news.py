@@ -232,17 +232,17 @@ def _identity(call: Call) -> dict[str, object]:
     inside = inside_party(call)
     return {
         "call": call.id,
-        "client": inet_ntoa(call.connection.seat(inside).own),
-        "server": inet_ntoa(call.connection.seat(inside.other).own),
+        "client": inet_ntoa(call.connection.own(inside)),
+        "server": inet_ntoa(call.connection.own(inside.other)),
     }
 
 
 def _details(call: Call, state: CallState, carried: Counts | None) -> dict[str, object]:
     inside = inside_party(call)
     details: dict[str, object] = {
-        "call_id": _known(call.own[inside]),
-        "external_call_id": _known(call.seen[inside]),
-        "peer_call_id": _known(call.own[inside.other]),
+        "call_id": _known(call.own_of(inside)),
+        "external_call_id": _known(call.seen_of(inside)),
+        "peer_call_id": _known(call.own_of(inside.other)),
     }
     if call.up_since is not None and state is CallState.UP:
         details["setup_seconds"] = call.up_since - call.created

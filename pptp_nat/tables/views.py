@@ -45,8 +45,10 @@ def inside_party(call: Call) -> Party:
 
     The one that this router hides; the PNS where it hides both or neither.
     """
-    hidden = [party for party in Party if call.connection.seat(party).inside]
-    return hidden[0] if len(hidden) == 1 else call.pns
+    originator, responder = call.connection.seen_as
+    if (originator is None) == (responder is None):
+        return call.pns
+    return Party.RESPONDER if originator is None else Party.ORIGINATOR
 
 
 def result_of(call: Call) -> Result:
