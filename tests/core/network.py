@@ -25,6 +25,7 @@ from .wire import ACK, FIN, PSH, SYN, read, tcp_packet
 RTT = 0.01  # seconds
 _WHIMS = 3000  # decisions, then the weather is good
 _PATIENCE = 20_000  # steps of good weather in which everything must have arrived
+_REMEMBERED = 88  #: octets, four messages of 24 with two fields each
 
 
 class Weather(NamedTuple):
@@ -97,7 +98,9 @@ class Wire:
             self.ends[party].closed = True
         for party in closers:
             size = len(self.ends[party].octets)
-            again = self._whim(min(size, 255))  # FIN may come along with octets sent before
+            # FIN may come along with octets sent before: acknowledged ones too, but not from
+            # before the eight fields that are remembered of those (`pptp_nat.core.stream`).
+            again = self._whim(min(size, _REMEMBERED))
             self._send(party, size - again, again)
         self._run()
 
