@@ -71,7 +71,7 @@ class Carrier:
             try:
                 self.path.remark(marks)
             except AdapterError as error:
-                self._complain(error, now, waits=False)
+                self._complain(error, self._now, waits=False)
 
     def after(self, events: Iterable[Event], now: float) -> Mapping[int, Counts | None]:
         """Carry out what comes after the packets in hand have gone on.
