@@ -106,6 +106,21 @@ class Owners(RuleBasedStateMachine):
         assert {number: self.expected(number) for number in numbers} == counts
 
     @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 9), servers=st.integers(100, 101))
+    def gets_another_number_and_ends(self, which: int, servers: int) -> None:
+        """Two packets whose verdicts travel in one send: what they take down goes together."""
+        number = sorted(self.live)[which % len(self.live)]
+        made = self.live.pop(number)
+        downs = down(made, Party.RESPONDER)
+        self.owners[name(made, Party.RESPONDER)].remove(number)
+        made.give(Party.RESPONDER, servers, servers)
+        self.carrier.before(up(made, Party.RESPONDER), 0.0)
+        self.owners[name(made, Party.ORIGINATOR)].remove(number)
+        made.state = CallState.GONE
+        counts = self.carrier.after([*downs, *down(made, *Party)], 0.0)
+        assert {number: self.expected(number)} == counts
+
+    @precondition(lambda self: self.live)
     @rule(which=st.integers(0, 9), party=st.sampled_from(Party), count=st.integers(1, 3))
     def sends(self, which: int, party: Party, count: int) -> None:
         made = self.live[sorted(self.live)[which % len(self.live)]]

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pptp_nat.core.tuples import Flow, Leg, Placement, Seat
@@ -23,6 +23,7 @@ from pptp_nat.linux import conntrack_wire as wire
 from pptp_nat.linux import netlink as nl
 from pptp_nat.linux.conntrack import Conntrack
 from pptp_nat.linux.conntrack_events import ACCEPT, Change, CtEvent, Events, event_filter
+from pptp_nat.linux.conntrack_placement import read_placement
 from pptp_nat.linux.conntrack_wire import GRE, TCP, Tuple, read_entry
 from pptp_nat.linux.datapath import LegOrder, Tally
 from pptp_nat.linux.netlink import Instruction, Message, Netlink
@@ -89,6 +90,23 @@ def test_a_gre_entry_says_what_it_carries() -> None:
     assert (0x20000003, 2_000_000, Tally(1, 35)) == (
         entry.mark, entry.seconds_left, entry.carried,
     )  # fmt: skip
+
+
+@given(st.integers(0, len(CONTROL)), st.binary(max_size=60), st.integers(0, 255))
+@example(len(CONTROL), b"", 0)
+@example(len(CONTROL) - 16, b"", 0)  # without the helper
+@example(108, CONTROL[4:56], 0)  # a tuple that comes a second time
+def test_who_is_inside_is_read_quickly_and_right(cut: int, tail: bytes, flip: int) -> None:
+    """The short way must agree with the long one, whatever the octets."""
+    for body in (CONTROL[:cut] + tail, CONTROL[: cut - 1] + bytes((flip,)) + CONTROL[cut:]):
+        try:
+            entry = read_entry(body)
+            long_way = entry.placement if entry and entry.original.protocol == TCP else None
+        except AdapterError:
+            with pytest.raises(AdapterError):
+                read_placement(body)
+        else:
+            assert long_way == read_placement(body)
 
 
 UNKEYED = CARRIED.replace(b"\x06\x00\x02\x00", b"\x06\x00\x07\x00")

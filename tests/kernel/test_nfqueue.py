@@ -173,6 +173,26 @@ def test_verdicts_travel_together_in_the_order_of_the_packets(world: World) -> N
     assert sent[30:] == world.received()
 
 
+def test_what_must_be_before_verdicts_is_done_before_any_of_them_travels(world: World) -> None:
+    """Once for each send, and what comes after it when those packets have gone on."""
+    order: list[object] = []
+
+    def judge(queue: Queue, packet: Packet) -> None:
+        order.append(packet.octets[-1:].decode())
+        queue.let_pass(packet)
+
+    queue = world.queue(judge, batch=3)
+    queue.attend(
+        lambda: order.append(["before", *world.received()]),
+        lambda: order.append(["after", *world.received()]),
+    )
+    world.send(b"1", b"2", b"3", b"4")
+    queue.serve(10)
+
+    assert ["1", "2", "3", ["before"], ["after", b"1", b"2", b"3"]] == order[:5]
+    assert ["4", ["before"], ["after", b"4"]] == order[5:]
+
+
 def test_a_packet_of_the_greatest_length_is_whole(world: World) -> None:
     """GRE that was put together from fragments is as long as IP allows."""
     queue = world.queue(lambda queue, packet: queue.let_pass(packet, changed(packet.octets)))
