@@ -53,7 +53,7 @@ class Told(Ladder):
             each.call.id: self.carried for each in outcome.events
             if isinstance(each, CallChanged) and each.call.state is CallState.GONE
         }  # fmt: skip
-        self.news.tell(outcome.events, 0.0, ended)
+        self.news.tell(outcome.events, ended)
 
     def of(self, *types):
         return [event for event in self.told if event["type"] in types]

@@ -40,6 +40,6 @@ def test_the_log_says_why_a_call_was_refused() -> None:
     lines = io.StringIO()
     log.configure("warning", 0, lines)
 
-    News(lambda *_: None, lambda: False, lambda: True).tell(nat.events, 0.0, {})
+    News(lambda *_: None, lambda: False, lambda: True).tell(nat.events, {})
 
     assert 'reason=calls_limit text="limits.calls are up already"' in lines.getvalue()
