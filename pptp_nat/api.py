@@ -108,20 +108,35 @@ def refused(number: int | None, reason: str) -> bytes:
     return encode({"v": VERSION, "id": number, "ok": False, "error": reason}) + b"\n"
 
 
-def item_lines(number: int, items: Iterable[Mapping[str, object] | None]) -> Iterator[bytes]:
-    """Yield the lines of a long answer, an empty one for None; an error is its last line."""
+def item_lines(
+    number: int, items: Iterable[Mapping[str, object] | bytes | None]
+) -> Iterator[bytes]:
+    """Yield the lines of a long answer, an empty one for None; an error is its last line.
+
+    *items*: octets are an item that is encoded already.
+    """
     count = 0
     try:
         for item in items:
             if item is None:
                 yield b""
                 continue
-            yield b'{"v":%d,"id":%d,"ok":true,"item":%b}\n' % (VERSION, number, encode(item))
+            body = item if isinstance(item, bytes) else encode(item)
+            yield b'{"v":%d,"id":%d,"ok":true,"item":%b}\n' % (VERSION, number, body)
             count += 1
     except PptpNatError as error:
         yield refused(number, str(error))
     else:
         yield accepted(number, {"items": count})
+
+
+def single_line(number: int, steps: Iterable[Mapping[str, object] | None]) -> Iterator[bytes]:
+    """Yield the line of an answer that takes several steps, an empty one for each None before."""
+    try:
+        for each in steps:
+            yield b"" if each is None else accepted(number, each)
+    except PptpNatError as error:
+        yield refused(number, str(error))
 
 
 def event_line(number: int, body: bytes) -> bytes:

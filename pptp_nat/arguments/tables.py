@@ -55,6 +55,10 @@ def list_(commands: Any) -> None:  # noqa: ANN401
         help="only calls with this call ID inside, outside or remote; decimal or 0x...",
     )
     parser.add_argument(
+        "--fresh", action="store_true",
+        help="count GRE anew even where that takes a second, with more than some 20,000 calls",
+    )  # fmt: skip
+    parser.add_argument(
         "--watch",
         type=interval,
         metavar="SECONDS",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from pptp_nat import api
 from pptp_nat.errors import UsageError
-from pptp_nat.tables import table
+from pptp_nat.tables import packed, table
 from pptp_nat.tables.top import Seen, Style, Top
 
 if TYPE_CHECKING:
@@ -66,13 +66,15 @@ def look(path: Path) -> Seen:
     """Ask the daemon for its state and its calls.  Raises `UsageError`."""
     try:
         status = table.status_row(api.ask(path, {"do": "status"}))
-        calls = [table.call_row(item) for item in api.stream(path, {"do": "list"})]
-    except (KeyError, TypeError) as error:
+        rows, counted = packed.ask(path, {"fresh": True})
+        calls = [packed.unpack(row) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"the daemon on {path} answers otherwise than expected ({error}); "
             "use the pptp-nat of the daemon's own version"
         ) from error
-    return Seen(time.monotonic(), time.time(), status, calls)
+    wall = time.time()
+    return Seen(time.monotonic() - (wall - counted), wall, status, calls)
 
 
 @contextlib.contextmanager

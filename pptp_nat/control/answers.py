@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from pptp_nat import __version__
 from pptp_nat.api import Request
-from pptp_nat.control.gaps import with_gaps
+from pptp_nat.control.gaps import gaps_of, with_gaps
+from pptp_nat.control.server import Steps
 from pptp_nat.core.calls import Call
-from pptp_nat.core.tuples import Party
 from pptp_nat.errors import UsageError
-from pptp_nat.linux.datapath import Match, Tally
 from pptp_nat.linux.nfqueue import QUEUES, queue_counters
 from pptp_nat.linux.ruleset import paced_drops
+from pptp_nat.router.carried import Counts
 from pptp_nat.state import takeover
 from pptp_nat.tables import views
+from pptp_nat.tables.packed import COLUMNS
+from pptp_nat.tables.packing import pack
 from pptp_nat.tables.table import (
     ApiRow,
     Filter,
@@ -31,13 +35,21 @@ from pptp_nat.tables.table import (
 if TYPE_CHECKING:
     from pptp_nat.daemon import Daemon
 
-Answer = Mapping[str, object] | Iterable[Mapping[str, object] | None]
+Items = Iterator[Mapping[str, object] | bytes | None]
+Answer = Mapping[str, object] | Steps | Iterable[Mapping[str, object] | bytes | None]
 _T = TypeVar("_T")
 
 # Calls in one piece of work, each about a millisecond.
 _CHOSEN: Final = 512  #: looked at
 _SHOWN: Final = 64  #: whose counts are asked for one by one
 _MANY: Final = 512  #: from here on the whole table of counts is read
+
+
+@dataclass(slots=True)
+class _Counted:
+    """When counts were read, monotonic seconds: no newer than they are."""
+
+    at: float = 0.0
 
 
 class Answers:
@@ -76,8 +88,16 @@ class Answers:
 
     def _status(self, arguments: Mapping[str, object]) -> Answer:
         _none(arguments)
+        return Steps(self._status_in_steps())
+
+    def _status_in_steps(self) -> Iterator[Mapping[str, object] | None]:
         daemon = self._daemon
         book, server = daemon.translator.book, daemon.server
+        opaque, states = 0, Counter[str]()
+        for some in _slices(list(book.connections.values()), _CHOSEN):
+            opaque += sum(map(views.is_opaque, some))
+            states.update(each.state.value for each in some)
+            yield None
         row = StatusRow(
             version=__version__,
             pid=os.getpid(),
@@ -86,15 +106,15 @@ class Answers:
             datapath_reason=daemon.datapath_reason,
             queues=tuple(self._queues()),
             calls=views.calls_by_state(book),
-            connections=views.connections_by_state(book),
-            opaque=sum(map(views.is_opaque, book.connections.values())),
+            connections=dict(states),
+            opaque=opaque,
             api=ApiRow(
                 len(server.clients), len(server.subscribers), server.refused, server.dropped,
                 server.garbled,
             ),
             paced=paced_drops(daemon.rule_settings.pace),
         )  # fmt: skip
-        return status_item(row)
+        yield status_item(row)
 
     def _queues(self) -> Iterator[QueueRow]:
         daemon = self._daemon
@@ -111,7 +131,9 @@ class Answers:
                 )
 
     def _list(self, arguments: Mapping[str, object]) -> Answer:
-        return self._calls(Filter.of(arguments))
+        packed, fresh = (_said(arguments, name) for name in ("packed", "fresh"))
+        wanted = Filter.of({n: v for n, v in arguments.items() if n not in {"packed", "fresh"}})
+        return self._packed(wanted, fresh=fresh) if packed else self._calls(wanted, fresh=fresh)
 
     def _legs(self, arguments: Mapping[str, object]) -> Answer:
         return self._chosen_legs(Filter.of(arguments))
@@ -126,28 +148,60 @@ class Answers:
                     yield from views.legs_json(call)
             yield None
 
-    def _calls(self, wanted: Filter) -> Iterator[Mapping[str, object] | None]:
+    def _calls(self, wanted: Filter, *, fresh: bool) -> Items:
         """Yield the calls that are *wanted*; None between two pieces of work."""
-        daemon, carrier = self._daemon, self._daemon.carrier
+        path = self._daemon.carrier.path
+        for some in self._counted(wanted, _Counted(), fresh=fresh):
+            yield from (
+                call_item(with_gaps(
+                    views.call_row(call, counts, wall=self._daemon.wall), call, path
+                ))
+                for call, counts in some
+            )
+            if not some:
+                yield None
+
+    def _packed(self, wanted: Filter, *, fresh: bool) -> Items:
+        """Yield the calls that are *wanted* as `pptp_nat.tables.packed` has them."""
+        counted, path = _Counted(), self._daemon.carrier.path
+        is_told = False
+        for some in self._counted(wanted, counted, fresh=fresh):
+            wall = self._daemon.wall
+            if some and not is_told:
+                is_told = True
+                yield {"columns": COLUMNS, "counted": counted.at + wall}
+            if some:
+                rows = ",".join([pack(c, counts, wall, gaps_of(c, path)) for c, counts in some])
+                yield b'{"rows":[%b]}' % rows.encode()
+            yield None
+
+    def _counted(
+        self, wanted: Filter, counted: _Counted, *, fresh: bool
+    ) -> Iterator[Sequence[tuple[Call, Counts]]]:
+        """Yield the calls that are *wanted* and their counts, some at a time, or none yet.
+
+        *counted* is told when the counts are of, before the first of them.
+        """
+        daemon, carrier, listening = self._daemon, self._daemon.carrier, self._daemon.listening
         book = daemon.translator.book
         chosen: list[int] = []
         for some in _slices(list(book.calls), _CHOSEN):
             chosen += (n for n in some if n in book.calls and views.fits(book.calls[n], wanted))
-            yield None
-        tallies: dict[Match, Tally] = {}
-        if len(chosen) > _MANY:
-            for piece in carrier.path.tally_pieces():
-                tallies.update(piece)
-                yield None
+            yield ()
+        are_many = len(chosen) > _MANY
+        counted.at = time.monotonic()
+        if are_many:
+            for _ in listening.freshen(0.0 if fresh else listening.lasting):
+                yield ()
+            counted.at = listening.read_at or counted.at
         for some in _slices(chosen, _SHOWN):
             calls = [book.calls[number] for number in some if number in book.calls]
-            looked_up = carrier.tallies_of(call for call in calls if not _known(call, tallies))
-            daemon.listening.note(looked_up, time.monotonic())
-            tallies.update(looked_up)
-            for call in calls:
-                counts = carrier.counts(call, tallies)
-                row = views.call_row(call, counts, wall=daemon.wall)
-                yield call_item(with_gaps(row, call, carrier.path))
+            if are_many:
+                yield [(call, carrier.last_counts(call)) for call in calls]
+            else:
+                tallies = carrier.tallies_of(calls)
+                listening.note(tallies, time.monotonic())
+                yield [(call, carrier.counts(call, tallies)) for call in calls]
 
     def _connections(self, arguments: Mapping[str, object]) -> Answer:
         _none(arguments)
@@ -169,10 +223,12 @@ def _slices(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
         yield items[start : start + size]
 
 
-def _known(call: Call, tallies: Mapping[Match, Tally]) -> bool:
-    """Whether the counts of all its legs are there."""
-    legs = (call.leg(party) for party in Party)
-    return all(leg is None or Match(*leg[:3]) in tallies for leg in legs)
+def _said(arguments: Mapping[str, object], name: str) -> bool:
+    """Return whether *name* was said to be so."""
+    value = arguments.get(name, False)
+    if not isinstance(value, bool):
+        raise UsageError(f"{name}: not a yes or no; write true or false")
+    return value
 
 
 def _none(arguments: Mapping[str, object]) -> None:

@@ -29,7 +29,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pptp_nat.api import (
     LONGEST_REQUEST,
@@ -43,6 +43,7 @@ from pptp_nat.api import (
     item_lines,
     parse,
     refused,
+    single_line,
 )
 from pptp_nat.control import sockets
 from pptp_nat.control.subscription import Subscription
@@ -63,10 +64,17 @@ _READ: Final = selectors.EVENT_READ
 _WRITE: Final = selectors.EVENT_WRITE
 _CREDENTIALS: Final = struct.Struct("3i")  # unix(7), struct ucred: pid, uid, gid
 
-#: A mapping is answered in one line, an iterable of mappings in one line per item;
+class Steps(NamedTuple):
+    """An answer in one line that is made in steps: None for each, and then the answer."""
+
+    steps: Iterable[Mapping[str, object] | None]
+
+
+Items = Iterable[Mapping[str, object] | bytes | None]
+#: A mapping is answered in one line, an iterable in one line per item, be it encoded or not;
 #: None among them says that the rest can wait for the loop's next turn.
 #: A `PptpNatError` that it raises, also while it is iterated, is told to the client.
-Answer = Callable[[Request], Mapping[str, object] | Iterable[Mapping[str, object] | None]]
+Answer = Callable[[Request], Mapping[str, object] | Steps | Items]
 
 
 class ControlServer:
@@ -339,6 +347,8 @@ class Client:
         else:
             if isinstance(answer, Mapping):
                 self._outbox += accepted(number, answer)
+            elif isinstance(answer, Steps):
+                self._items = single_line(number, answer.steps)
             elif self._is_open:  # answering may have published, and that have dropped us
                 self._items = item_lines(number, answer)
 

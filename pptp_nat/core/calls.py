@@ -209,7 +209,7 @@ class Connection:
     def introductions(self) -> tuple[Introduction | None, Introduction | None]:
         """What Start-Control-Connection said of each party."""
         originator, responder = self.said
-        return _introduction(originator), _introduction(responder)
+        return introduction(originator), introduction(responder)
 
     def echo_asked(self, party: Party, identifier: bytes, now: float) -> None:
         """Note an Echo-Request of *party*."""
@@ -367,7 +367,8 @@ def _few(kept: Call | tuple[Call, ...]) -> tuple[Call, ...]:
     return (kept,) if isinstance(kept, Call) else kept
 
 
-def _introduction(said: bytes | None) -> Introduction | None:
+def introduction(said: bytes | None) -> Introduction | None:
+    """Read one of `Connection.said`."""
     if said is None:
         return None
     version, framing, bearer, channels, firmware, host, vendor = _INTRODUCTION.unpack(said)

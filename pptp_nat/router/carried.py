@@ -62,6 +62,10 @@ class Carried:
         self._shares: dict[Match, _Share] = {}
         self._former: dict[int, Counts] = {}  # what calls carried under numbers that they had
 
+    def __bool__(self) -> bool:
+        """Whether any call's counts are not simply those of its legs."""
+        return bool(self._shares or self._former)
+
     def join(self, call: int, match: Match, tally: Tally) -> None:
         """Note that *call* has *match* too from here on, of which *tally* was carried so far."""
         share = self._shares.setdefault(match, _Share())

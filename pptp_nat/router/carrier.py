@@ -239,6 +239,14 @@ class Carrier:
             add(former[party], self._part(call, call.leg(party), tallies)) for party in Party
         ))  # fmt: skip
 
+    def last_counts(self, call: Call) -> Counts:
+        """Return what *call* had carried when the counts of its legs were last read."""
+        last = self.totals.last(call)
+        if not self._carried:
+            return Counts(*last)
+        legs = ((call.leg(party), last[party]) for party in Party)
+        return self.counts(call, {Match(*leg[:3]): tally for leg, tally in legs if leg})
+
     def _part(self, call: Call, leg: Leg | None, tallies: Mapping[Match, Tally]) -> Tally:
         if leg is None:
             return NO_GRE

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
+from pptp_nat.core.calls import Call
 from pptp_nat.core.events import LegDown, LegUp
 from pptp_nat.core.tuples import Address, Leg
 from pptp_nat.linux.datapath import Match, Tally
@@ -25,6 +26,7 @@ _CALL: Final = (1 << 48) - 1
 _COUNTS_AT: Final = 49
 _PACKETS: Final = (1 << 63) - 1
 _OCTETS_AT: Final = 63  #: from `_COUNTS_AT` on
+_NOTHING: Final = Tally(0, 0)
 
 
 class Grown(NamedTuple):
@@ -126,6 +128,25 @@ class Totals:
                 if came:
                     grown.append(Grown(_call_of(known), came))
         return grown
+
+    def last(self, call: Call) -> tuple[Tally, Tally]:
+        """Return what the legs of *call* had carried when they were last read, by party.
+
+        Nothing where there is no leg, or none whose count could be read.
+        """
+        connection, known_as = call.connection, self._known.get
+        key, seen_as = connection.key, connection.seen_as
+        own, seen = call.own, call.seen
+        one, other = key[:4], key[4:8]
+        found = [_NOTHING, _NOTHING]
+        for party, (to_own, from_own) in enumerate(((one, other), (other, one))):
+            if own[party] >= 0:
+                number = seen[party].to_bytes(2, "big")
+                known = known_as(from_own + (seen_as[party] or to_own) + number)
+                if known is not None and known >= 1 << _COUNTS_AT:
+                    counts = known >> _COUNTS_AT
+                    found[party] = Tally(counts & _PACKETS, counts >> _OCTETS_AT)
+        return found[0], found[1]
 
     def _add(self, name: bytes, known: int, tally: Tally) -> int:
         """Note what *name* has carried by now; return how many packets came on top."""

@@ -27,7 +27,7 @@ from pptp_nat.linux.ruleset import paced_drops
 from pptp_nat.router.listening import FRESH_SECONDS
 from pptp_nat.scrape.meter import FAILURES, Histogram, Meter
 from pptp_nat.scrape.metrics import Distribution, Sample
-from pptp_nat.tables.views import is_opaque
+from pptp_nat.tables.views import calls_by_state, is_opaque
 
 if TYPE_CHECKING:
     from pptp_nat.daemon import Daemon
@@ -120,12 +120,10 @@ class Readings:
         _add(found, "client_series_overflow_total", self._overflow)
 
     def _calls(self, found: Found) -> Iterator[None]:
-        states: Counter[CallState] = Counter()
-        for some in _slices(list(self._daemon.translator.book.calls.values())):
-            states.update(call.state for call in some)
-            yield
+        states = calls_by_state(self._daemon.translator.book)
         shown = (state for state in CallState if state not in {CallState.IDLE, CallState.GONE})
-        found["calls"] = [Sample((state.value,), states[state]) for state in shown]
+        found["calls"] = [Sample((state.value,), states.get(state.value, 0)) for state in shown]
+        yield
 
     def _connections(self, found: Found) -> Iterator[None]:
         states: Counter[ControlState] = Counter()

@@ -28,14 +28,8 @@ if TYPE_CHECKING:
     )
 
 
-def text(rows: Iterable[CallRow], now: float) -> Iterator[str]:
-    """Yield a line per call, as ``conntrack -L -p gre`` would show it; *now* is Unix time."""
-    for row in in_order(rows):
-        yield call_line(row, now)
-
-
 def extended(rows: Iterable[CallRow], now: float) -> Iterator[str]:
-    """Yield `text` lines with all else that is known; call IDs in decimal."""
+    """Yield lines as ``conntrack -L -p gre`` shows them, with all else that is known."""
     for row in in_order(rows):
         words = {
             "connection": str(row.connection),
@@ -179,9 +173,14 @@ def _by_state(counts: Mapping[str, int]) -> str:
 
 def json_lines(objects: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield a JSON array, one object per line."""
+    return array(map(json.dumps, objects))
+
+
+def array(lines: Iterable[str]) -> Iterator[str]:
+    """Yield a JSON array of what is written already, one line each."""
     before = "["
-    for each in objects:
-        yield before + json.dumps(each)
+    for each in lines:
+        yield before + each
         before = ","
     yield "[]" if before == "[" else "]"
 

@@ -268,12 +268,17 @@ def call_json(row: CallRow) -> dict[str, Any]:
             "to_inside": _count_json(row.to_inside),
         },
         "mark": row.mark,
-        "result": {
-            "code": row.result.code,
-            "text": row.result.text,
-            "error": _code_json(row.result.error),
-            "cause": _code_json(row.result.cause),
-        },
+        "result": result_json(row.result),
+    }
+
+
+def result_json(result: Result) -> dict[str, Any]:
+    """Return what ``list -o json`` shows of an answer to a call, or of its end."""
+    return {
+        "code": result.code,
+        "text": result.text,
+        "error": _code_json(result.error),
+        "cause": _code_json(result.cause),
     }
 
 

@@ -20,6 +20,7 @@ _HELP: Final = "q quit  / filter  < > sort by  r reverse  space pause  + - pace 
 _UNITS: Final = ("", "k", "M", "G", "T")
 FASTEST: Final = 0.5  #: seconds between two looks
 SLOWEST: Final = 60.0
+_SAME: Final = 0.1  #: seconds by which two counts of one moment may seem to differ
 
 
 class Rate(NamedTuple):
@@ -43,10 +44,10 @@ class Rated(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """One look at the daemon: when, in monotonic seconds and Unix time, and what it showed."""
+    """One look at the daemon, and what it showed."""
 
-    at: float
-    wall: float
+    at: float  #: when GRE was counted, monotonic seconds
+    wall: float  #: when it answered, Unix seconds
     status: StatusRow
     calls: Sequence[CallRow]
 
@@ -193,9 +194,16 @@ class Top:
     def look(self, seen: Seen) -> None:
         """Take in what the daemon shows now."""
         self.trouble = None
-        if not self.paused:
-            self._rated = rated(self.seen, seen)
+        if self.paused:
+            return
+        before = self.seen
+        if before is None or seen.status.started != before.status.started or (
+            seen.at - before.at > _SAME
+        ):
+            self._rated = rated(before, seen)
             self.seen = seen
+        else:  # many calls, whose counts are not read for every look: what is shown stays
+            self.seen = seen._replace(at=before.at, calls=before.calls)
 
     def key(self, name: str) -> bool:
         """Do what a key says; whether to go on.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from socket import inet_ntoa
 from typing import Any, Final, Literal
 
-from pptp_nat.core.book import Book
-from pptp_nat.core.calls import NOBODY, Call, Connection
+from pptp_nat.core.book import Book, Deadline
+from pptp_nat.core.calls import NOBODY, Call, Connection, introduction
 from pptp_nat.core.causes import CAUSES
 from pptp_nat.core.events import MessageSeen
 from pptp_nat.core.messages import GENERAL_ERRORS, RESULTS, MessageType, text, unpack
@@ -31,6 +32,8 @@ from pptp_nat.tables.table import (
     Side,
 )  # fmt: skip
 
+#: Most hosts of a kind say the same.
+_introduction: Final = functools.lru_cache(maxsize=256)(introduction)
 _PARTIES: Final[tuple[Literal["originator"], Literal["responder"]]] = ("originator", "responder")
 _INSIDE: Final[Mapping[tuple[bool, ...], Inside]] = {
     (True, False): "originator",
@@ -161,7 +164,7 @@ def connection_row(connection: Connection, now: float) -> ConnectionRow:
 def _end(connection: Connection, party: Party) -> End:
     ends = connection.flow
     address, port = ends[2:] if party else ends[:2]
-    said = connection.introductions[party]
+    said = _introduction(connection.said[party])
     if said is None:
         return End(inet_ntoa(address), port)
     return End(
@@ -256,18 +259,19 @@ def is_opaque(connection: Connection) -> bool:
 
 
 def calls_by_state(book: Book) -> dict[str, int]:
-    """Return how many calls there are in each state."""
-    return dict(Counter(call.state.value for call in book.calls.values()))
-
-
-def connections_by_state(book: Book) -> dict[str, int]:
-    """Return how many control connections there are in each state."""
-    return dict(Counter(each.state.value for each in book.connections.values()))
+    """Return how many calls there are in each state, without looking at those that are up."""
+    waiting = (book.deadlines[kind] for kind in (Deadline.REQUEST, Deadline.CLEARING))
+    states = Counter(
+        call.state.value for queue in waiting for call in queue if isinstance(call, Call)
+    )
+    if up := len(book.calls) - states.total():
+        states[CallState.UP.value] = up
+    return dict(states)
 
 
 def headline(book: Book, datapath: str) -> str:
     """Return how much there is to do, in one line."""
-    up = sum(call.state is CallState.UP for call in book.calls.values())
+    up = calls_by_state(book).get(CallState.UP.value, 0)
     return f"{up} calls up, {len(book.connections)} control connections, data path {datapath}"
 
 

@@ -1,6 +1,9 @@
 """What the daemon answers about calls: the ones that are meant, counted, in pieces."""
 
 import contextlib
+import dataclasses
+import json
+from collections import Counter
 from ipaddress import IPv4Address
 from types import SimpleNamespace
 
@@ -12,16 +15,22 @@ from pptp_nat.api import Request
 from pptp_nat.control import answers
 from pptp_nat.control.answers import Answers
 from pptp_nat.control.subscription import Subscription
-from pptp_nat.core.states import CallState
+from pptp_nat.core.events import LegUp
+from pptp_nat.core.messages import MessageType
+from pptp_nat.core.states import CallState, End
 from pptp_nat.core.tuples import Party
 from pptp_nat.errors import UsageError
-from pptp_nat.linux.datapath import LegOrder, Tally
+from pptp_nat.linux.datapath import Tally
 from pptp_nat.linux.queue_path import QueuePath
+from pptp_nat.router import carrier as carrier_module
+from pptp_nat.router import listening as listening_module
 from pptp_nat.router.carried import NOTHING
 from pptp_nat.router.carrier import Carrier
 from pptp_nat.router.listening import Listening
-from pptp_nat.tables import views
-from pptp_nat.tables.table import Filter
+from pptp_nat.tables import packed, rendering, views
+from pptp_nat.tables.packing import pack
+from pptp_nat.tables.table import Count, Filter, call_item, call_json
+from pptp_nat.tables.views import call_row, calls_by_state
 from tests.scenario.ladder import ALICE, BOB, HOME_PAC, OTHER_PAC, PAC, TRAVELLER, Ladder
 
 from .schemas import departures
@@ -51,8 +60,7 @@ class Daemon(SimpleNamespace):
             self.nat.call(client, call_id=number + 7, over=tcp).to(server, answers=answer)
         calls = list(self.nat.calls)[-count:]
         for call in calls:
-            orders = [LegOrder(call.leg(party), 0) for party in Party]
-            self.carrier.path.install(orders)
+            self.carrier.before([LegUp(call, party, call.leg(party), 0) for party in Party], 0.0)
             for party in Party:
                 self.carrier.path.credit(call.leg(party), Tally(call.id + party, 0))
         return calls
@@ -93,6 +101,91 @@ def test_calls_that_end_meanwhile_are_left_out(daemon) -> None:
     shown += [item for item in answer if item is not None]
 
     assert [call.id for call in calls[:100]] == [each["id"] for each in shown]
+
+
+@pytest.fixture
+def motley(daemon):
+    """Give calls of all kinds: up, refused, half done, incoming, forwarded, both ends hidden."""
+    nat = daemon.nat
+    daemon.up(ALICE, PAC, 3)
+    daemon.up(TRAVELLER, HOME_PAC)
+    daemon.up(ALICE, HOME_PAC)
+    asking = nat.connect(BOB, OTHER_PAC)
+    nat.call(BOB, call_id=9, over=asking).to(OTHER_PAC)
+    nat.call(BOB, call_id=0, over=asking).to(OTHER_PAC, answers=0)
+    nat._take(nat.translator.clear(nat.calls[1:2], nat.now))
+    nat.calls[0].last_gre = nat.now
+    return daemon
+
+
+@pytest.mark.parametrize("many", [0, 10_000])
+def test_packed_calls_are_the_same_calls(motley, monkeypatch, many) -> None:
+    """Two ways of writing one table, and two of writing what a reader sees of it."""
+    monkeypatch.setattr(answers, "_MANY", many)
+    plain, _ = motley.ask("list")
+    (head, *lines), _ = motley.ask("list", packed=True)
+    values = [each for line in lines for each in json.loads(line)["rows"]]
+
+    assert head["columns"] == packed.COLUMNS
+    assert len(plain) == len(values) >= 6
+    for item, found in zip(plain, values, strict=True):
+        row = packed.unpack(found)
+        assert call_item(row) == {
+            name: round(value, 6) if isinstance(value, float) else value
+            for name, value in item.items()
+        }
+        assert packed.text_line(found, 1e4) == rendering.call_line(row, 1e4)
+        assert packed.json_line(found) == json.dumps(call_json(row))
+
+
+def test_an_end_with_words_is_packed_too(motley) -> None:
+    """Codes of the answer, error and cause, in the RFC's words."""
+    [call, *_] = motley.nat.calls
+    call.codes = (int(MessageType.CALL_DISCONNECT_NOTIFY), 2, 1, 17)
+    call.end = End.DISCONNECTED
+    values = json.loads(pack(call, NOTHING, 0.0, (1, 2, None, None)))
+    row = packed.unpack(values)
+
+    assert (1, 2, None, None) == (*row.to_remote[2:], *row.to_inside[2:])
+    assert call_row(call, NOTHING, wall=0.0) == dataclasses.replace(
+        row, to_remote=Count(0, 0), to_inside=Count(0, 0)
+    )
+    assert packed.json_line(values) == json.dumps(call_json(row))
+
+
+def test_many_calls_are_counted_once_and_shown_from_what_is_known(daemon, monkeypatch) -> None:
+    """A second list is not worth a second look; who asks for a fresh one gets it."""
+    for module in (answers, carrier_module, listening_module):
+        monkeypatch.setattr(module, "_MANY" if module is answers else "FEW_CALLS", 1)
+    [call, *_] = daemon.up(ALICE, PAC, 3)
+    daemon.ask("list", packed=True)
+    listening = daemon.listening
+    listening._spent = 0.3  # CPU seconds that reading took, say
+    (head, *_), _ = daemon.ask("list", packed=True)
+    assert (listening.looks, head["counted"]) == (1, listening.read_at)
+
+    listening._over = -1e9
+    daemon.carrier.path.credit(call.leg(Party.ORIGINATOR), Tally(1, 0))
+    (head, *lines), _ = daemon.ask("list", packed=True, fresh=True)
+    assert (listening.looks, head["counted"]) == (2, listening.read_at)
+    counted = json.loads(lines[0])["rows"][0][packed.COLUMNS.index("to_inside.packets")]
+    assert counted == call.id + Party.ORIGINATOR + 1
+
+
+@pytest.mark.parametrize("arguments", [{"packed": 1}, {"fresh": "yes"}, {"packed": None}])
+def test_what_is_neither_yes_nor_no_is_refused(daemon, arguments) -> None:
+    """A typing error is told, not taken for a no."""
+    with pytest.raises(UsageError, match="not a yes or no; write true or false"):
+        daemon.ask("list", **arguments)
+
+
+def test_the_state_is_told_in_steps(daemon) -> None:
+    """Looking at 100,000 connections takes a tenth of a second."""
+    daemon.up(ALICE, PAC, 2)
+    assert calls_by_state(daemon.nat.translator.book) == {"up": 2}
+    daemon.nat.call(BOB, call_id=9).to(PAC)
+    book = daemon.nat.translator.book
+    assert calls_by_state(book) == dict(Counter(each.state.value for each in book.calls.values()))
 
 
 def test_legs_are_what_the_data_path_carries(daemon) -> None:

@@ -106,7 +106,7 @@ def test_text_is_what_conntrack_would_show() -> None:
         "packets=11 bytes=590 mark=0 id=7"
     )
 
-    assert [expected] == list(rendering.text([UP], now=1031.0))
+    assert expected == rendering.call_line(UP, now=1031.0)
 
 
 def test_a_number_that_is_not_known_yet_is_not_zero() -> None:
@@ -117,12 +117,12 @@ def test_a_number_that_is_not_known_yet_is_not_zero() -> None:
         "packets=0 bytes=0 mark=0 id=8"
     )
 
-    assert [expected] == list(rendering.text([NEW], now=1031.0))
+    assert expected == rendering.call_line(NEW, now=1031.0)
 
 
 def test_a_clock_that_was_set_back_shows_no_negative_age() -> None:
     """Unix time is not monotonic."""
-    [line] = rendering.text([UP], now=0)
+    line = rendering.call_line(UP, now=0)
 
     assert line.startswith("gre      47 0 UP ")
 
@@ -130,7 +130,7 @@ def test_a_clock_that_was_set_back_shows_no_negative_age() -> None:
 def test_extended_adds_what_else_is_known() -> None:
     """Call IDs in decimal too: tshark and pptp-linux show them so."""
     [line] = rendering.extended([UP], now=1031.0)
-    [plain] = rendering.text([UP], now=1031.0)
+    plain = rendering.call_line(UP, now=1031.0)
     head, rest = f"ipv4     2 {plain} ", (
         "connection=3 role=PNS direction=outgoing inside=192.168.77.10/7 "
         "external=198.18.7.1/46065 remote=198.18.7.2/101 "

@@ -20,6 +20,7 @@ from pptp_nat.tables.table import ApiRow, Count, QueueRow, Side, StatusRow
 from pptp_nat.tables.top import COLUMNS, Rate, Seen, Style, Top, age, rated, short
 from tests.terminal import Terminal
 
+from .packed_rows import packed_answer
 from .test_cli import row
 
 STATUS = StatusRow(
@@ -239,7 +240,7 @@ class Daemon:
         if request.do == "status":
             return table.status_item(STATUS)
         self.octets[1] += 100_000
-        return list(map(table.call_item, calls(*self.octets)))
+        return packed_answer(calls(*self.octets))
 
     def loop(self):
         while True:
@@ -364,3 +365,20 @@ def test_a_terminal_that_nobody_knows_is_told(daemon) -> None:
         assert b"Traceback" not in terminal.octets
     finally:
         terminal.close()
+
+
+def test_counts_that_were_not_read_anew_leave_the_rates_as_they_were() -> None:
+    """Those of 100,000 calls are not read for every look; a rate over no time would be none."""
+    top = Top(2.0)
+    first, second = (
+        Seen(at, 1000.0 + at, STATUS, calls(count)) for at, count in ((10.0, 0), (20.0, 1000))
+    )
+    top.look(first)
+    top.look(second)
+    rates = [each.to_remote for each in top.shown()]
+    top.look(second._replace(at=20.00001, wall=1022.0))
+
+    assert rates == [each.to_remote for each in top.shown()] == [Rate(1.0, 100.0)]
+    assert top.seen.wall == 1022.0
+    top.look(Seen(30.0, 1030.0, STATUS, calls(3000)))
+    assert [Rate(2.0, 200.0)] == [each.to_remote for each in top.shown()]
