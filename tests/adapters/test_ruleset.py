@@ -18,8 +18,8 @@ from pptp_nat.linux import (
     ruleset_iptables_kernel,
     ruleset_nftables,
 )
-from pptp_nat.linux.ruleset import Backend, Features, RuleSettings
-from pptp_nat.linux.ruleset_settings import must, run
+from pptp_nat.linux.ruleset import Backend, Features, Pace, RuleSettings
+from pptp_nat.linux.ruleset_settings import Ran, must, run
 
 RULES = Path(__file__).parents[2] / "rules"
 
@@ -312,3 +312,56 @@ def test_what_a_command_complains_of_is_one_line() -> None:
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith("sh says: first; Permission denied")
     assert 1 == caught.value.errno
+
+
+# --- the pace -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", Backend)
+def test_every_bound_of_the_pace_is_in_the_rules_and_one_of_0_is_not(backend: Backend) -> None:
+    """Zero means no limit, in the file as in the rules."""
+    rates = {"openers_per_client": 71, "openers": 72, "segments_per_client": 73}
+    for left_out in (None, *rates):
+        wanted = {key: rate for key, rate in rates.items() if key != left_out}
+        pace = Pace(**{**dict.fromkeys(rates, 0), **wanted})
+        text = ruleset.render(RuleSettings(pace=pace), backend)
+        found = {key for key, rate in rates.items() if f"{rate}/second" in text}
+        assert set(wanted) == found
+        assert f"{2 * rates['openers']}" in text or left_out == "openers"
+
+
+def test_a_burst_fits_into_the_queue() -> None:
+    """Of any rate: what comes at once must find room, or the others' packets do not."""
+    text = ruleset.render(RuleSettings(pace=Pace(openers=100_000)), Backend.IPTABLES)
+    assert "--hashlimit-burst 4000 " in text
+
+
+def test_a_kernel_without_hashlimit_gets_its_rules_without_a_pace() -> None:
+    """Control messages are worth more than their pace, and the administrator is told."""
+    text = ruleset.render(RuleSettings(), Backend.IPTABLES, Features(hashlimit=False))
+
+    assert "NFQUEUE --queue-num 1723\n" in text
+    assert "PPTP_NAT_PACE" not in text
+    assert "no xt_hashlimit" in text
+
+
+def test_an_nft_without_limits_gets_its_table_without_a_pace(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above: the probe is refused, the load is not."""
+    loaded: list[str] = []
+    monkeypatch.setattr(
+        ruleset_nftables, "run", lambda *_, **__: Ran(1, "", "No such file or directory")
+    )
+    monkeypatch.setattr(
+        ruleset_nftables, "must", lambda *_, text="", **__: loaded.append(text)
+    )
+    ruleset_nftables.apply(RuleSettings())
+
+    (text,) = loaded
+    assert "queue num 1723" in text
+    assert "pace" not in "\n".join(rules_of_table(text))
+
+
+def rules_of_table(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.lstrip().startswith("#")]
