@@ -52,13 +52,13 @@ def run(report: Report, _: Path) -> str:
     sent, wrong, lost = (sum(s[k] for s in packets) for k in ("sent", "wrong", "lost"))
     dialed = report.samples.pick(measure="setup")
     done, failed = (sum(s[k] for s in dialed) for k in ("done", "failed"))
-    busy = Spread.of(s["others_cpus"] for s in report.samples.all if "others_cpus" in s)
+    others = [s["others_cpus"] for s in report.samples.all if "others_cpus" in s]
+    beside = f"; work beside it took {Spread.of(others).median:.1f} CPUs (median)" if others else ""
     return (
         f"One run of {machine['time'][:10]}: Linux {kernel}, {kind} with {machine['cpus']} cores"
         f" ({machine['cpu']}), {machine['system']}, Python {machine['python']};"
         f" revision `{machine['revision'][:9]}`,"
-        f" {report.document['seconds'] / 60:.0f} minutes;"
-        f" work beside it took {busy.median:.1f} CPUs at the median.\n"
+        f" {report.document['seconds'] / 60:.0f} minutes{beside}.\n"
         f"{sent:,} GRE packets were sent and checked, {wrong:,} were wrong and {lost:,} were lost;"
         f" {done:,} calls were set up for time, {failed:,} failed.{_limits(report)}"
     )
