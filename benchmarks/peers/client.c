@@ -25,7 +25,7 @@
 #include <poll.h>
 #include <sys/epoll.h>
 
-#define PATIENCE_MS 4000 /* with no progress at all, what is pending has failed */
+#define PATIENCE_MS 8000 /* when nothing comes to its end for so long, what is pending has failed */
 
 enum stage { FREE, CONNECTING, STARTING, CALLING, GRE, UP, CLEARING };
 static const char *const STAGE[] = {"free", "connecting", "starting", "calling", "gre", "up", "clearing"};
@@ -284,7 +284,7 @@ static void run(void (*begin)(unsigned, unsigned), unsigned first, unsigned coun
     struct epoll_event events[256];
     char head[512];
     unsigned begun = 0, seen = 0;
-    uint64_t cpu = now_ns(CLOCK_PROCESS_CPUTIME_ID), start = now_ns(CLOCK_MONOTONIC);
+    uint64_t cpu = now_ns(CLOCK_PROCESS_CPUTIME_ID), start = now_ns(CLOCK_MONOTONIC), progress = start;
     unsigned stuck[7] = {0};
 
     done = failed = pending = 0;
@@ -306,15 +306,16 @@ static void run(void (*begin)(unsigned, unsigned), unsigned first, unsigned coun
             else
                 serve(events[i].data.u32, events[i].events);
         }
-        if ((n <= 0 && !waits_for_time) || now_ns(CLOCK_MONOTONIC) - start > 120000000000u) {
-            if (seen == done + failed)
-                for (unsigned s = first; s < first + begun; s += each)
-                    if (dialers[s].stage != FREE && dialers[s].stage != UP) {
-                        stuck[dialers[s].stage]++;
-                        give_up(&dialers[s]);
-                    }
-            seen = done + failed;
-        }
+        uint64_t now = now_ns(CLOCK_MONOTONIC);
+        if (seen != done + failed || waits_for_time)
+            progress = now;
+        seen = done + failed;
+        if (now - progress > PATIENCE_MS * 1000000ull)
+            for (unsigned s = first; s < first + begun; s += each)
+                if (dialers[s].stage != FREE && dialers[s].stage != UP) {
+                    stuck[dialers[s].stage]++;
+                    give_up(&dialers[s]);
+                }
     }
     uint64_t end = now_ns(CLOCK_MONOTONIC);
     int used = snprintf(head, sizeof head, "\"seconds\": %.6f, \"cpu_ns\": %llu, \"stuck\": {",
