@@ -30,6 +30,7 @@ from pptp_nat.core.events import Outcome, Verdict
 from pptp_nat.core.translator import Translator
 from pptp_nat.errors import ConfigError, PptpNatError
 from pptp_nat.linux.addresses import Addresses
+from pptp_nat.linux.batch import SLOTS
 from pptp_nat.linux.conntrack import Conntrack, turn_on_accounting
 from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.conntrack_path import ConntrackPath
@@ -68,8 +69,6 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _log: Final = logging.getLogger(__name__)
 _CONTROL_BUDGET: Final = 64  #: packets judged before anything else is looked at
-_GRE_BUDGET: Final = 64
-_GRE_TURNS: Final = 4  #: of that, each followed by a look at the control queue, in one of the loop
 
 
 class Daemon:
@@ -213,6 +212,7 @@ class Daemon:
                 gre.queue, self.queue_path, self._on_fault, length=gre.queue_length,
                 buffer=gre.socket_buffer, repeat_mark=control.repeat_mark,
                 inherited=None if heritage is None else heritage.gre,
+                ahead=lambda: self.control_queue.serve(_CONTROL_BUDGET),
             )  # fmt: skip
             self._closers.append(self.gre_queue.close)
             self._watch(self.gre_queue, self._serve_gre)
@@ -301,11 +301,7 @@ class Daemon:
 
     def _serve_gre(self, _mask: int) -> None:
         assert self.gre_queue is not None
-        for _ in range(_GRE_TURNS):
-            more = self.gre_queue.serve(_GRE_BUDGET)
-            self.control_queue.serve(_CONTROL_BUDGET)
-            if not more:
-                break
+        self.gre_queue.serve(SLOTS)
 
     def _judge(self, queue: Queue, packet: Packet) -> None:
         """Give one control packet its verdict: make before, break after."""

@@ -18,7 +18,7 @@ from typing import Final
 #: Octets: the longest packet and its message's attributes.  Not a whole number of pages, or the
 #: beginnings of all slots would have the same few places in the processor's cache.
 SLOT: Final = 17 * 4096 + 192
-SLOTS: Final = 64  #: messages
+SLOTS: Final = 256  #: messages
 _IOVEC: Final = struct.Struct("@PN")  # struct iovec: address, octets
 PIECE_SIZE: Final = _IOVEC.size  #: octets of a place in `Batch.pieces`
 #: struct msghdr: name, its length, iovec, how many, control, its length, flags
@@ -86,19 +86,22 @@ class Batch:
         into[:size] = self.octets[n * SLOT : n * SLOT + size]
         return size
 
-    def send(self, count: int) -> None:
-        """Send the first *count* pieces as one datagram.
+    def send(self, first: int, count: int) -> None:
+        """Send *count* pieces from the one numbered *first* on as one datagram.
 
         Raises:
             OSError: as sendmsg(2).
         """
-        _MSGHDR.pack_into(self._answer, 0, 0, 0, self._pieces_at, count, 0, 0, 0)
+        pieces_at = self._pieces_at + first * PIECE_SIZE
+        _MSGHDR.pack_into(self._answer, 0, 0, 0, pieces_at, count, 0, 0, 0)
         if self._sendmsg(self._descriptor, self._answer_at, MSG_DONTWAIT) < 0:
             error = ctypes.get_errno()
             raise OSError(error, os.strerror(error))
 
-    def copied(self, count: int) -> bytes:
+    def copied(self, first: int, count: int) -> bytes:
         """Return what `send` would have sent."""
-        pairs = _IOVEC.iter_unpack(bytes(self.pieces[: count * _IOVEC.size]))
+        pairs = _IOVEC.iter_unpack(
+            bytes(self.pieces[first * PIECE_SIZE : (first + count) * PIECE_SIZE])
+        )
         starts = ((at - self.address, size) for at, size in pairs)
         return b"".join(self.octets[start : start + size] for start, size in starts)

@@ -51,7 +51,12 @@ _SEND: Final = 1 << 16  #: octets of verdicts in one send
 
 
 class GreQueue(Queue):
-    """The queue of GRE, judged by *path*, read and answered in batches; else as `Queue`."""
+    """The queue of GRE, judged by *path*, read and answered in batches; else as `Queue`.
+
+    Args:
+        ahead: is called when a batch has been received and before it is judged.  A peer's
+            answer that opens a call waits in another queue, and its first data behind it.
+    """
 
     def __init__(
         self,
@@ -63,16 +68,18 @@ class GreQueue(Queue):
         buffer: int,
         repeat_mark: int,
         inherited: int | None = None,
+        ahead: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(
             number, path.judge, fault, length=length, buffer=buffer, repeat_mark=repeat_mark,
             batch=32, inherited=inherited,
         )  # fmt: skip
+        self._ahead = ahead
         self._received = Batch(self.fileno())
         self._judge_in_place = self._make_judge(path)
 
-    def serve(self, budget: int) -> bool:
-        """Judge up to *budget* waiting packets; return whether there may be more."""
+    def serve(self, budget: int) -> None:
+        """Judge up to *budget* waiting packets."""
         self.flush()  # what could not be sent the last time
         while budget > 0:
             wanted = min(budget, SLOTS)
@@ -84,21 +91,30 @@ class GreQueue(Queue):
                 self.overruns += 1
                 budget -= 1
                 continue
+            try:
+                self._ahead()
+            except Exception as error:  # noqa: BLE001 - this batch waits for its verdicts
+                self._tell(error)
             self._carry(count)
             if count < wanted:
                 break
             budget -= count
         self.flush()
-        return budget <= 0
 
-    def _send(self, count: int) -> None:
-        """Send the verdicts in the first *count* pieces; what cannot be sent is kept."""
-        try:
-            self.flush()  # of packets that were judged by themselves, and came first
-            self._received.send(count)
-        except OSError as error:
-            self.keep(self._received.copied(count), count)
-            self._tell(error)
+    def _send(self, ends: list[int]) -> None:
+        """Send the verdicts in the pieces, each datagram up to one of *ends*, the next from there.
+
+        What cannot be sent is kept.
+        """
+        first = 0
+        for end in ends:
+            try:
+                self.flush()  # of packets that were judged by themselves, and came first
+                self._received.send(first, end - first)
+            except OSError as error:
+                self.keep(self._received.copied(first, end - first), end - first)
+                self._tell(error)
+            first = end
 
     def _tell(self, error: Exception) -> None:
         self.faults += 1
@@ -126,8 +142,9 @@ class GreQueue(Queue):
 
     def _carry(self, count: int) -> None:
         """Judge a batch of *count* messages."""
-        judge, send = self._judge_in_place, self._send
+        judge = self._judge_in_place
         given = ready = 0
+        ends = []  # of datagrams
         for n in range(count):
             start = n * SLOT
             try:
@@ -136,15 +153,18 @@ class GreQueue(Queue):
                 self._tell(error)
                 size = self._drop_in_place(start, given)
             if size:
+                if ready and ready + size > _SEND:
+                    ends.append(given)
+                    ready = 0
                 given += 1
                 ready += size
-            if given and (not size or ready > _SEND):
-                send(given)
+            else:
+                self._send([*ends, given] if given else [])
                 given = ready = 0
-            if not size:
+                ends = []
                 self._by_itself(n)
         if given:
-            send(given)
+            self._send([*ends, given])
 
     def _drop_in_place(self, start: int, given: int) -> int:
         batch, name = self._received, _HEAD.unpack_from(self._received.octets, start)[2]

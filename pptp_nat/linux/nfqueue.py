@@ -202,15 +202,14 @@ class Queue:
         """Return the descriptor to wait on."""
         return self._socket.fileno()
 
-    def serve(self, budget: int) -> bool:
-        """Judge up to *budget* waiting packets; return whether there may be more."""
+    def serve(self, budget: int) -> None:
+        """Judge up to *budget* waiting packets."""
         receive, buffer = self._socket.recv_into, self.buffer
         for _ in range(budget):
             try:
                 size = receive(buffer)
             except BlockingIOError:
-                self.flush()
-                return False
+                break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
@@ -218,7 +217,6 @@ class Queue:
                 continue
             self._take(buffer, size)
         self.flush()
-        return True
 
     def _take(self, message: bytearray, end: int) -> None:
         kind = _KIND.unpack_from(message, 4)[0]

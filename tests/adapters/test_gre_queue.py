@@ -100,13 +100,13 @@ def verdicts(datagram: bytes) -> Iterator[Verdict]:
 class World:
     """A queue of either kind and the kernel's end of its socket."""
 
-    def __init__(self, *, batches: bool) -> None:
+    def __init__(self, *, batches: bool, orders: list[LegOrder] = ORDERS) -> None:
         self.kernel, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         for end in (self.kernel, ours):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self.kernel.setblocking(False)
         self.path = QueuePath()
-        self.path.install(ORDERS)
+        self.path.install(orders)
         self.faults: list[BaseException] = []
         judge = self.path if batches else self.path.judge
         kind = GreQueue if batches else Queue
@@ -212,6 +212,19 @@ def test_strays_end_on_their_way_out_and_are_the_routers_own_on_their_way_in() -
     assert {"stray_inbound": 1, "stray_outbound": 1} == world.path.counts
 
 
+def test_data_right_behind_the_answer_that_opens_their_call_reach_it() -> None:
+    """The answer waits in the control queue; packets came out of this one before it was read."""
+    world = World(batches=True, orders=[])
+    world.queue._ahead = lambda: world.path.install(ORDERS)
+    octets = packet(ORDERS[0].leg[:3], FORMS[0], b"ppp")
+    try:
+        (verdict,) = world.put([message(1, PREROUTING, octets)])
+    finally:
+        world.close()
+
+    assert CLIENT == verdict.octets[16:20]
+
+
 def test_verdicts_that_could_not_be_sent_are_sent_again_and_once() -> None:
     world = World(batches=True)
     octets = packet(ORDERS[0].leg[:3], FORMS[0], b"ppp")
@@ -228,8 +241,8 @@ def test_verdicts_that_could_not_be_sent_are_sent_again_and_once() -> None:
     assert [105] == [fault.errno for fault in world.faults if isinstance(fault, OSError)]
 
 
-def _refuse(count: int) -> None:
-    raise OSError(105, f"no room for {count} verdicts")
+def _refuse(first: int, count: int) -> None:
+    raise OSError(105, f"no room for the {count} verdicts from {first} on")
 
 
 def test_a_fault_drops_its_packet_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
