@@ -74,6 +74,7 @@ class BpfPath:
         self._stays = stays
         self._legs: dict[Match, _Carried] = {}
         self._shares = Shares()
+        self._unsettled: dict[Match, LegOrder] = {}  # what must carry, and the kernel had no memory
         #: devices that cannot run our programs, and why: what arrives there is no call's
         self.unserved: dict[str, str] = {}
         with contextlib.ExitStack() as stack:
@@ -115,6 +116,7 @@ class BpfPath:
                 refused.append(order)
                 error = error or refusal
                 continue
+            self._unsettled.pop(match, None)
             if before is not None:
                 self._shares.join(match, order, before.order)
                 shared[match] = self._tally(before)
@@ -184,13 +186,22 @@ class BpfPath:
             left = self._shares.leave(leg)
             if left is not None:
                 tallies[match] = self._tally(carried)
-                self._carry(left.now)
+                self._unsettled[match] = left.now
                 continue
             self._erase(carried.order, carried.slot)
             tallies[match] = self._tally(carried)
             del self._legs[match]
+            self._unsettled.pop(match, None)
             self._counts.give_back(carried.slot)
+        self._settle()
         return tallies
+
+    def _settle(self) -> None:
+        """Have carry what is left of shared legs; what the kernel refuses is tried again."""
+        for match, order in list(self._unsettled.items()):
+            with contextlib.suppress(AdapterError):
+                self._carry(order)
+                del self._unsettled[match]
 
     def take_over(
         self, orders: Sequence[LegOrder], *, trusted: bool = False  # noqa: ARG002
@@ -278,6 +289,7 @@ class BpfPath:
 
     def renew(self, now: float) -> None:  # noqa: ARG002
         """Attach again what others have detached."""
+        self._settle()
         self._attach()
 
     def _attach(self) -> None:
