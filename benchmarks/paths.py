@@ -50,6 +50,7 @@ class Way:
     router: bool = True
     metrics: str = "off"
     options: tuple[str, ...] = ()  #: more words for ``pptp-nat run``
+    settings: str = ""  #: more lines for its configuration
     most_calls: int = 100_000
     measures: tuple[str, ...] = ()
 
@@ -68,8 +69,12 @@ KERNEL = Way(
 _NATTED = (*ESTABLISHED, MASQUERADE)
 CONNTRACK = Way("conntrack", "pptp-nat conntrack", "pptp-nat, conntrack", _NATTED, "conntrack")
 BPF = Way("bpf", "pptp-nat bpf", "pptp-nat, bpf", _NATTED, "bpf")
+REDIRECT = Way(
+    "redirect", "pptp-nat bpf, redirect", "pptp-nat, bpf past the stack", _NATTED, "bpf",
+    settings='[gre]\nforwarding = "redirect"\n', measures=("gre",),
+)  # fmt: skip
 QUEUE = Way("queue", "pptp-nat queue", "pptp-nat, queue", _NATTED, "queue")
-WAYS = (WIRE, PLAIN, TRACKED, KERNEL, CONNTRACK, BPF, QUEUE)
+WAYS = (WIRE, PLAIN, TRACKED, KERNEL, CONNTRACK, BPF, REDIRECT, QUEUE)
 #: Those of pptp-nat, one a data path.
 OURS: Final = tuple(way for way in WAYS if way.datapath)
 #: Whose GRE passes the daemon.
@@ -98,7 +103,7 @@ class Daemon:
         self.socket = directory / "socket"
         self._log = directory / "log"
         config = directory / "config.toml"
-        config.write_text(UNPACED)
+        config.write_text(UNPACED + way.settings)
         words = ["run", "--config", str(config), "--socket", str(self.socket)]
         words += ["--state-dir", str(directory / "state"), "--metrics", way.metrics]
         words += ["--datapath", way.datapath, "--rules", "apply", *way.options]

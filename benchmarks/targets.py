@@ -63,7 +63,8 @@ def _judge(
 
 
 # Bounds.  Where there are two, the second one is that of the first design, which was raised.
-SINGLE = tuple(way.name for way in OURS if not way.options)  #: one daemon a data path
+#: One daemon a data path, as it is configured by default.
+SINGLE = tuple(way.name for way in OURS if not (way.options or way.settings))
 # Calls, and how many times cheaper than the kernel helper the conntrack path must be.
 AGAINST_HELPER = {1: (0.97, 0.95), 1000: (5.0, None), 20000: (50.0, None)}
 AGAINST_TRACKED = (1.05, 1.10)
