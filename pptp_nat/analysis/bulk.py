@@ -48,6 +48,8 @@ _BIT_7: Final = bytes(octet >> 7 for octet in range(256))
 _NOT_ZERO: Final = b"\0" + b"\1" * 255
 _BELOW_4: Final = b"\0\1\1\1" + bytes(252)  #: zero is no payload at all
 _FULL: Final = b"\0\xff" + bytes(254)
+_IS_ZERO: Final = b"\1" + bytes(255)
+_IS_PROTOCOL: Final = bytes(octet not in (0x00, 0xFD) for octet in range(256))
 _MASKS: Final = (0, 0xFF000000, 0xFFFF0000, 0xFFFFFF00)  #: of a head, by octets of payload
 _ADDRESS_CONTROL: Final = 0xFF03
 _LITTLE: Final = sys.byteorder == "little"
@@ -302,7 +304,7 @@ class Bulk:
             octets[octet ^ flip :: size] = joined[at + octet :: step]
         return bytes(octets)
 
-    def _times(self, joined: bytes) -> list[float] | None:
+    def _times(self, joined: bytes) -> Sequence[float] | None:
         """Return the column of times; None if there are some that cannot be."""
         rate, offset, order = self._interface.rate, self._interface.offset, self._form.order
         first, second = (0, 4) if self._form.kind == "pcap" else (12, 16)
@@ -318,9 +320,12 @@ class Bulk:
         """Keep what may be PPP control, and the first data in the clear, for a closer look."""
         heads, sorter = columns.heads, self._sorter
         if isinstance(heads, array):
-            firsts = heads.tobytes()[OCTETS_OF_U32[0] :: 4]
-            if not firsts.strip(b"\xfd"):
-                return  # as a rule all is encrypted
+            octets = heads.tobytes()
+            first, second = (octets[at::4] for at in OCTETS_OF_U32[:2])
+            if not first.strip(b"\0\xfd") and not (
+                column(first, _IS_ZERO) & column(second, _IS_PROTOCOL)
+            ):
+                return  # as a rule there is no payload, or it is encrypted
         tops = list(map(rshift, heads, repeat(16)))
         kinds = {top: _kind(top) for top in set(tops)}
         shown = {top for top, kind in kinds.items() if kind != ENCRYPTED}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
 from operator import mul, sub
 from typing import Final, NamedTuple
@@ -111,9 +111,9 @@ class Delays:
         self.longest = 0.0
         self._buckets: Counter[int] = Counter()
 
-    def add(self, delays: Iterable[float]) -> None:
+    def add(self, delays: Sequence[float]) -> None:
         """Take in *delays*, in seconds; negative ones count as the shortest."""
-        kept = list(delays)
+        kept = delays
         if kept:
             if min(kept) < _SHORTEST:
                 kept = [max(_SHORTEST, delay) for delay in kept]

@@ -16,10 +16,12 @@ Times are seconds, lengths octets, sequence numbers those of RFC 2637 section 4.
 from __future__ import annotations
 
 import math
+import sys
+from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from itertools import accumulate, chain, compress, islice, pairwise, repeat
+from itertools import chain, compress, islice, pairwise, repeat
 from operator import lt, ne, sub
 from typing import Final
 
@@ -31,6 +33,7 @@ from pptp_nat.analysis.packets import (
     Evidence,
     GrePacket,
     Row,
+    column,
     columns_of,
 )
 from pptp_nat.analysis.timeline import Timeline
@@ -48,7 +51,17 @@ _STALL: Final = 0.3  #: seconds without sending that an acknowledgement has to e
 _PROMPTLY: Final = 0.1  #: seconds from the acknowledgement to what it lets through
 _KEPT: Final = 16  #: losses and stalls that are remembered one by one
 _LENGTHS_KEPT: Final = 2048
+_NOT_ZERO: Final = b"\0" + b"\1" * 255
 _ODD_KEPT: Final = 1024  #: odd packets that wait for the ordinary ones around them
+
+
+def _has_payload(lengths: Sequence[int]) -> bytes:
+    """Return 1 for each length that is not zero, else 0."""
+    if not isinstance(lengths, array):
+        return bytes(map(bool, lengths))
+    octets = lengths.tobytes()  # two of each
+    either = column(octets[::2], _NOT_ZERO) | column(octets[1::2], _NOT_ZERO)
+    return either.to_bytes(len(lengths), sys.byteorder)
 
 
 class GreQuality:
@@ -124,7 +137,7 @@ class GreQuality:
         if len(sent):
             self._count(sent)
             self._pauses.spoken(times, numbers, heard.times)
-            if bytes(map(bool, sent.lengths)) != sent.sequenced:
+            if _has_payload(sent.lengths) != sent.sequenced:
                 self._unlike(sent)
             if 0 in sent.sequenced:
                 times = tuple(compress(times, sent.sequenced))
@@ -145,7 +158,7 @@ class GreQuality:
 
     def _count(self, sent: Columns) -> None:
         """Take in what does not depend on the order, and what each bin of time holds."""
-        times, lengths = sent.times, sent.lengths
+        times, lengths = sent.times, list(sent.lengths)
         self.packets += len(sent)
         self.octets += sum(lengths)
         self.acknowledging += sent.acknowledged.count(1)
@@ -163,12 +176,10 @@ class GreQuality:
             before = self.largest_at if largest == self.largest else []
             self.largest, self.largest_at = largest, [*before, *found][-_KEPT:]
         bins, cuts = self.timeline.shares(times)
-        octets = list(map(list(accumulate(lengths, initial=0)).__getitem__, cuts))
-        for each, count, size in zip(
-            bins, map(sub, cuts[1:], cuts), map(sub, octets[1:], octets), strict=True
-        ):
-            each.packets += count
-            each.octets += size
+        for each, begin, end in zip(bins, cuts, cuts[1:], strict=False):
+            if begin < end:
+                each.packets += end - begin
+                each.octets += sum(lengths[begin:end])
 
     def _unlike(self, sent: Columns) -> None:
         """Count payload without number and number without payload (section 4.1, S bit)."""
@@ -317,7 +328,9 @@ class GreQuality:
         """Put what acknowledgements tell into the bins of their times; no delay is unknown."""
         if not came:
             return
-        self.delays.add(filter(None, delays))
+        known = list(filter(None, delays))
+        self.delays.add(known)
+        unknown = len(delays) - len(known)
         most = max(waiting)
         self._most(most, came[waiting.index(most)])
         bins, cuts = self.timeline.shares(came)
@@ -326,7 +339,7 @@ class GreQuality:
                 each.outstanding = max(each.outstanding, *waiting[begin:end])
                 part = delays[begin:end]
                 each.delay += sum(part)
-                each.delayed += end - begin - part.count(0.0)
+                each.delayed += end - begin - (part.count(0.0) if unknown else 0)
                 each.longest = max(each.longest, *part)
 
     def _most(self, waiting: int, time: float) -> None:
