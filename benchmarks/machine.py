@@ -38,9 +38,10 @@ def facts() -> dict[str, object]:
         "iptables": _first_line("iptables", "--version"),
         "nftables": _first_line("nft", "--version"),
         "iproute2": _first_line("ip", "-V"),
+        "tshark": _first_line("tshark", "--version"),
         "packages": {
             name: importlib.metadata.version(name)
-            for name in ("NetfilterQueue", "pyroute2")
+            for name in ("NetfilterQueue", "prometheus-client", "pyroute2")
             if _installed(name)
         },
         "revision": _first_line("git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"),

@@ -27,7 +27,8 @@ def setup(run: Run) -> Iterator[Sample]:
             # One round that does not count: pages, caches and dictionaries grow in it.
             for lab in built:
                 batch(run, lab, 0, calls)
-            for number in run.numbers():
+            ends = (run.plan.setup_calls[0], run.plan.setup_calls[-1])
+            for number in run.numbers(None if calls in ends else run.plan.slow_rounds):
                 run.tell(f"setup: {calls:,} up, round {number + 1}")
                 for lab in rotated(built, number):
                     sample = batch(run, lab, number + 1, calls)
