@@ -35,6 +35,8 @@ COLOURS: Final = {
     "violet": ("#8250df", "#bc8cff"),
     "teal": ("#0a7d8c", "#39c5cf"),
     "pink": ("#bf3989", "#f778ba"),
+    "orange": ("#bc4c00", "#f0883e"),
+    "olive": ("#5c6b00", "#b5c94c"),
 }
 _GROUND: Final = {"paper": ("#ffffff", "#0d1117"), "ink": ("#1f2328", "#e6edf3"),
                   "faint": ("#656d76", "#9198a1"), "rule": ("#d8dee4", "#30363d")}  # fmt: skip

@@ -24,7 +24,7 @@ _WITH: Final = {"idle": "nothing beside it", "paced": f"while {PACE:,} calls a s
                 "flat out": f"while calls come up, {IN_FLIGHT} at a time"}  # fmt: skip
 
 
-def _colour(way: str) -> str:
+def colour(way: str) -> str:
     """Return a way's colour; ways that joined later take what is left, in their order."""
     spare = [c for c in COLOURS if c not in _FIXED.values()]
     later = [w for w in NAMES if w not in _FIXED]
@@ -46,7 +46,7 @@ def _series(samples: Samples, figure: str, way: str, scale: float, **wanted: obj
         spread = samples.spread(figure, way=way, calls=calls, **wanted)
         if spread:
             points.append(Point(calls, _scaled(spread, scale)))
-    return Series(NAMES[way], _colour(way), points)
+    return Series(NAMES[way], colour(way), points)
 
 
 def _scaled(spread: Spread, scale: float) -> Spread:
@@ -56,7 +56,7 @@ def _scaled(spread: Spread, scale: float) -> Spread:
 
 def _row(samples: Samples, way: str, figures: Sequence[str], scale: float, **wanted: object) -> Row:
     spreads = (samples.spread(name, way=way, **wanted) for name in figures)
-    return Row(NAMES[way], _colour(way), [_scaled(s, scale) for s in spreads if s])
+    return Row(NAMES[way], colour(way), [_scaled(s, scale) for s in spreads if s])
 
 
 def gre(samples: Samples, size: int) -> str:
@@ -128,7 +128,7 @@ def echo(samples: Samples) -> str:
             spreads = [Spread.of(values.values()) for values in found if values]
             if way in {"wire", "plain", "tracked"} or len(spreads) < 2:
                 continue
-            each.append(Row(NAMES[way], _colour(way), [_from_one(s) for s in spreads]))
+            each.append(Row(NAMES[way], colour(way), [_from_one(s) for s in spreads]))
         if each:
             panels.append(RowPanel(name, each))
     title = "Echo-Request: round trip beyond that of plain routing with conntrack"

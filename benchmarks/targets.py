@@ -68,12 +68,14 @@ SINGLE = tuple(way.name for way in OURS if not (way.options or way.settings))
 # Calls, and how many times cheaper than the kernel helper the conntrack path must be.
 AGAINST_HELPER = {1: (0.97, 0.95), 1000: (5.0, None), 20000: (50.0, None)}
 AGAINST_TRACKED = (1.05, 1.10)
+REDIRECT_AGAINST_HELPER = 2.0  #: at one call, its best case
 TRACKED_CALLS = (1, 1000, 20000, 100000)
 QUEUE_AGAINST_HELPER = 1.5
 QUEUE_PACKETS = (200_000, 150_000)
 #: Of the helper's, with at most and with at least so many calls up.
 FEW_UP, MANY_UP = 1, 10_000
 SETUPS_FEW_UP, SETUPS_MANY_UP = (0.8, 0.5), (2.0, 0.5)
+TWO_WORKERS = 1.6
 ADDED_IDLE_US = 40.0
 ADDED_MEDIAN_US, ADDED_P99_US = 150.0, 1000.0
 IDLE_MEGABYTES = 45.0
@@ -154,6 +156,9 @@ def _gre(samples: Samples, ways: Sequence[str]) -> Iterator[Target]:
         subject, pair = "conntrack: cost to tracked routing's", ("conntrack", "tracked")
         for calls in TRACKED_CALLS:
             yield from compare(subject, AT_MOST, AGAINST_TRACKED, pair, calls)
+    if samples.pick(measure="gre", way="redirect"):
+        subject, pair = "bpf past the stack: packets/s to helper's", ("helper", "redirect")
+        yield from compare(subject, AT_LEAST, (REDIRECT_AGAINST_HELPER, None), pair, 1)
     if "queue" in ways:
         yield from _queue(figure)
 
@@ -206,6 +211,16 @@ def _setup(samples: Samples, ways: Sequence[str]) -> Iterator[Target]:
             note = f"by CPU time {Spread.of(cpu).median:.2f}" if cpu else ""
             subject = f"{way}: set-ups/s to helper's, {_calls(calls)} up"
             yield _judge(subject, AT_LEAST, bound, ratios, note=note, first=first)
+    for calls in samples.distinct("calls", measure="setup", way="workers"):
+        wanted = {"measure": "setup", "calls": calls}
+        ratios = pairwise(
+            samples.by_round("per_second", way="workers", **wanted),
+            samples.by_round("per_second", way="conntrack", **wanted),
+        )
+        peers = samples.spread("peers_us", way="workers", **wanted)
+        note = f"the peers take {peers.median:.0f} us a set-up of the same cores" if peers else ""
+        subject = f"two workers: set-ups/s to one's, {_calls(calls)} up"
+        yield _judge(subject, AT_LEAST, TWO_WORKERS, ratios, note=note)
 
 
 def added(samples: Samples, figure: str, way: str, load: str) -> dict[int, float]:

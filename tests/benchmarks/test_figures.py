@@ -96,6 +96,25 @@ def test_more_is_wanted_where_the_helper_slows_down() -> None:
     assert "first aim, at least 0.5: met" in few.note
 
 
+def test_two_workers_are_compared_with_one() -> None:
+    samples = [setups("conntrack", 1, 2000.0), setups("workers", 1, 3300.0)]
+    found = judged(samples, "two workers: set-ups/s to one's, 1 call up")
+
+    assert found.measured is not None
+    assert (1.65, True) == (found.measured.median, found.met)
+    assert "the peers take 100 us" in found.note
+
+
+def test_the_way_past_the_stack_is_compared_with_the_helpers_best_case() -> None:
+    samples = [
+        *packets("wire", 1, 1000), *packets("helper", 1, 3000), *packets("redirect", 1, 1800),
+    ]  # fmt: skip
+    found = judged(samples, "bpf past the stack: packets/s to helper's, 1 call, outbound")
+
+    assert found.measured is not None
+    assert (2.5, True) == (found.measured.median, found.met)
+
+
 def test_what_a_way_adds_to_an_echo_is_taken_round_by_round() -> None:
     samples = Samples([
         {"measure": "latency", "way": way, "load": load, "round": number, "p50_us": figure}

@@ -12,7 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import plots, results
-from benchmarks.chart import LinePanel, Point, Row, RowPanel, Series, amount, apart, lines, rows
+from benchmarks.chart import (
+    COLOURS,
+    LinePanel,
+    Point,
+    Row,
+    RowPanel,
+    Series,
+    amount,
+    apart,
+    lines,
+    rows,
+)
 from benchmarks.results import LATEST, Samples
 from benchmarks.spread import Spread
 
@@ -86,6 +97,13 @@ def test_every_way_that_was_measured_is_in_the_plot_of_set_ups() -> None:
     words = [e.text for e in ET.fromstring(plots.setups(samples)).iter(f"{SVG}text")]
 
     assert {"kernel helper", "9,001", "pptp-nat conntrack", "4,001"} <= set(words)
+
+
+def test_every_way_has_a_colour_of_its_own() -> None:
+    found = [plots.colour(way) for way in plots.NAMES]
+
+    assert len(set(found)) == len(found)
+    assert set(found) <= set(COLOURS)
 
 
 def test_colours_are_for_light_and_for_dark_ground() -> None:
