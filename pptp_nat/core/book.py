@@ -39,6 +39,7 @@ from pptp_nat.core.states import (
 from pptp_nat.core.tuples import Party
 
 _T = TypeVar("_T", bound=Hashable)
+_LN_2: Final = 0.69315
 _SHARED: Final = 256  #: different values that are shared
 LIVE: Final = frozenset((CallState.REQUESTED, CallState.ANSWERED, CallState.UP))
 
@@ -62,6 +63,23 @@ class Settings:
     connection_idle: float = 7_200.0  #: until a silent connection without calls is forgotten
     hold: float = 0.04  #: for a call-ID field cut in two that cannot be decided by one octet
     quarantine: float = 60.0  #: for released call IDs
+
+
+def shared_out(settings: Settings) -> int:
+    """Return the octets that connections share, so that all keep `Settings.buffered` at most.
+
+    A share that was right when it was kept is too large when there are more connections.
+    Of those that there are, at most m kept theirs when there were m or fewer (they all
+    were there at that time), so all together keep no more than the sum of min(history,
+    b / 2m) over both directions and m up to the limit of connections N, which is at most
+    b (1 + ln (2 N history / b)).  This is a b for which that is at most `buffered`.
+    """
+    most = 2 * settings.history * settings.connections
+    factor, before = 1.0, 0.0
+    while factor != before:  # it grows, ever slower
+        before = factor
+        factor = 1.0 + _LN_2 * int(most * factor / settings.buffered).bit_length()
+    return int(settings.buffered / factor)
 
 
 class Deadline(enum.Enum):
@@ -107,12 +125,16 @@ class Book:
         self.last_id = 0  #: the highest identity given
         self.clients = Clients()
         self._shared: dict[Any, Any] = {}
+        self._shared_for: Settings | None = None  # what `_shared_out` was reckoned for
+        self._shared_out = 0
 
     @property
     def history(self) -> int:
         """Octets of unacknowledged stream that may be kept of one direction now."""
         settings = self.settings
-        share = settings.buffered // (2 * len(self.connections) + 1)
+        if settings is not self._shared_for:
+            self._shared_for, self._shared_out = settings, shared_out(settings)
+        share = self._shared_out // (2 * len(self.connections) + 1)
         return share if share < settings.history else settings.history  # noqa: FURB136  hot
 
     def next_id(self) -> int:
