@@ -405,7 +405,9 @@ def run_daemon(
     daemon = Daemon(config, path, overrides, takes_over=takes_over)
     try:
         daemon.heed_signals()
+        gc.disable()  # nothing of what is made now is garbage, and 100,000 calls are many
         daemon.build()
+        gc.enable()
         daemon.run()
     finally:
         daemon.close()

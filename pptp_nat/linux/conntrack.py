@@ -34,6 +34,7 @@ from pptp_nat.linux.conntrack_counts import last_counts, read_counts, read_datag
 from pptp_nat.linux.conntrack_events import Change, CtEvent, Events, is_control, is_ours
 from pptp_nat.linux.conntrack_placement import is_spoken, read_placement
 from pptp_nat.linux.conntrack_refusals import check, described, failed
+from pptp_nat.linux.conntrack_table import Reader
 from pptp_nat.linux.conntrack_wire import (
     BY_DESTINATION_PORT,
     BY_PROTOCOL,
@@ -358,7 +359,15 @@ class Conntrack:
         return read_entry(body) if code == 0 else None
 
     def _dump(self, criteria: bytes, doing: str) -> Iterator[Entry]:
-        return filter(None, map(read_entry, self._bodies(criteria, doing)))
+        read, bodies = Reader(), self._bodies(criteria, doing)
+        bodies.reverse()
+        while bodies:  # let go of one by one: 300,000 are 130 MB
+            row = read(bodies.pop())
+            if row is not None and row.keyed:
+                yield Entry(
+                    row.original, row.reply, row.status, row.mark, row.seconds_left or 0,
+                    row.carried, row.returned, row.helper, row.identity,
+                )  # fmt: skip
 
     def _bodies(self, criteria: bytes, doing: str) -> list[bytes]:
         try:

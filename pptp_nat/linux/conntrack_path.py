@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
@@ -220,23 +219,24 @@ class ConntrackPath:
         self, orders: Sequence[LegOrder], *, trusted: bool = False
     ) -> Sequence[LegOrder]:
         """Find what an earlier run has left; return those of *orders* that are not among it."""
-        mark = self._conntrack.entry_mark
-        if trusted:  # reading the table takes a tenth of a second, however little is in it
-            there = {_match(order.leg): order for order in orders}
-        else:
-            entries = self._conntrack.entries()
-            there = {_match(each.leg): LegOrder(each.leg, each.mark & ~mark) for each in entries}
-        self._earlier_runs = {match: order.leg for match, order in there.items()}
-        owners = Counter(_match(order.leg) for order in orders)
-        missing = []
+        # One that several calls share is installed by each of them, as it once was.
+        wanted: dict[Match, LegOrder | None] = {}
         for order in orders:
             match = _match(order.leg)
-            # One that several calls share is installed by each of them, as it once was.
-            if owners[match] == 1 and there.get(match) == order:
-                del self._earlier_runs[match]
+            wanted[match] = None if match in wanted else order
+        if trusted:  # reading the table takes a tenth of a second, however little is in it
+            there: Iterator[LegOrder] = iter(orders)
+        else:
+            mark, entries = self._conntrack.entry_mark, self._conntrack.entries()
+            there = (LegOrder(each.leg, each.mark & ~mark) for each in entries)
+        taken: set[Match] = set()
+        for found in there:
+            match = _match(found.leg)
+            if wanted.get(match) == found:
+                taken.add(match)
             else:
-                missing.append(order)
-        return missing
+                self._earlier_runs[match] = found.leg
+        return [order for order in orders if _match(order.leg) not in taken]
 
     def left_over(self) -> Sequence[Leg]:
         """Return the entries of an earlier run that are no call's."""
