@@ -23,7 +23,7 @@ HOT = [
         f"pptp_nat/linux/{name}.py"
         for name in (
             "conntrack", "conntrack_path", "conntrack_wire", "datapath", "netlink", "nfqueue",
-            "leg_table", "gre_queue", "queue_path", "shares",
+            "leg_table", "queue_path", "shares",
         )
     ),
 ]  # fmt: skip
