@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 import pytest
@@ -15,3 +16,7 @@ BPF: Final = pytest.param(
 )
 PATHS: Final = ["conntrack", BPF, "queue"]
 every_path = pytest.mark.parametrize("by", PATHS)
+#: For what takes long and asks little of the data path: ``make faults`` tries it on each.
+at_length = pytest.mark.parametrize(
+    "by", PATHS if os.environ.get("PPTP_NAT_FAULTS") else ["conntrack", "queue"]
+)

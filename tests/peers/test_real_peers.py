@@ -11,7 +11,7 @@ import pytest
 
 from pptp_nat.errors import UsageError
 from pptp_nat.lab.real_peers import Client, absent, converse, start_server
-from tests.paths import every_path
+from tests.paths import at_length, every_path
 
 from .conftest import By, World
 
@@ -46,7 +46,7 @@ def test_each_client_receives_only_its_own_data(
     assert call_id is None or {call["inside"]["call_id"] for call in listed} == {call_id}
 
 
-@every_path
+@at_length
 def test_clients_may_come_and_go_quickly_beside_one_that_stays(
     world: Callable[..., World], by: By
 ) -> None:

@@ -17,7 +17,7 @@ from pptp_nat.core.states import CallState, End
 from pptp_nat.lab.control import Call, Connection
 from pptp_nat.lab.peers import Station
 from pptp_nat.state import records, statefile
-from tests.paths import every_path
+from tests.paths import at_length, every_path
 
 from .conftest import By, World
 
@@ -148,7 +148,7 @@ def test_no_crash_breaks_a_call_that_is_up(world: Callable[..., World], by: By) 
     churn.judge()
 
 
-@every_path
+@at_length
 def test_a_call_is_set_up_and_ended_across_crashes(world: Callable[..., World], by: By) -> None:
     """A crash between any two messages, and each arrives translated once."""
     here = world(by, inside=1, **KEPT)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.paths import every_path
+from tests.paths import at_length
 
 from .conftest import By, World
 from .test_restarts import KEPT, Churn
@@ -46,7 +46,7 @@ def _weight(here: World) -> Weight:
     )
 
 
-@every_path
+@at_length
 def test_nothing_leaks_however_long_calls_come_and_go(
     world: Callable[..., World], by: By
 ) -> None:

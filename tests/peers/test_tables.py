@@ -16,7 +16,7 @@ import pytest
 
 from pptp_nat.lab.real_peers import Client, absent, converse, start_server
 from tests.adapters.schemas import departures
-from tests.paths import every_path
+from tests.paths import at_length
 from tests.terminal import Terminal
 
 from .conftest import By, World
@@ -93,7 +93,7 @@ class Events:
         return entries(self._kernel.read_text())
 
 
-@every_path
+@at_length
 def test_with_twenty_real_clients_all_views_agree(world: Callable[..., World], by: By) -> None:
     """Who looks at one must not be told otherwise by another."""
     here = world(by, inside=CLIENTS)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pptp_nat.errors import UsageError
-from tests.paths import every_path
+from tests.paths import at_length, every_path
 
 from .conftest import By, World
 from .test_restarts import KEPT, Churn
@@ -54,7 +54,7 @@ def _lasting(call: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in call.items() if name not in CLOCKS}
 
 
-@every_path
+@at_length
 def test_nothing_that_is_said_meanwhile_is_lost(world: Callable[..., World], by: By) -> None:
     """No packet of a call, and no message: what waits in a queue waits for the successor."""
     here = world(by, inside=6, **KEPT)
