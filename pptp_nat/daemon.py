@@ -172,6 +172,7 @@ class Daemon:
         self.upkeep.unseen(adopted.unseen, now)
         for outcome in adopted.outcomes:
             self.carry_out(outcome, now)
+        self.taken_up_seconds = time.monotonic() - now
 
     def _open_store(self) -> None:
         self.store = open_store(self.config)

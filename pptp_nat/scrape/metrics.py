@@ -106,6 +106,14 @@ counter   queue_overruns_total{queue} Times that reading found the socket's buff
 counter   queue_verdicts_refused_total{queue} Verdicts that the kernel refused.
 counter   queue_too_long_packets_total{queue} Packets dropped since they are longer than a queue can hand over.
 counter   queue_faults_total{queue} Packets dropped since judging them failed; each is a bug and stands in the log.
+gauge     limit{limit} What [limits] allows at most; 0: no limit.
+gauge     state_journal_bytes Octets of the journal; 0 while it cannot be written.
+counter   state_journal_writes_total Writes to the journal: what one packet or tick has changed, or a piece of what is written anew.
+counter   state_journal_written_bytes_total Octets written to the journal, those that were written anew too.
+counter   state_failures_total Times that the journal or a copy of it could not be written.
+gauge     state_copy_timestamp_seconds When the last copy was made that outlives a boot, Unix seconds; one is made only when calls have come or gone.
+gauge     state_copy_bytes Octets of that copy.
+gauge     state_taken_up_seconds How long it took at the start to read what was on record and to compare it with the kernel.
 gauge     kernel_helper_conflict Control connections left alone since the kernel's own PPTP helper is attached to them.
 gauge     config_last_reload_successful Whether the last reload of the configuration was taken over.
 gauge     config_last_reload_success_timestamp_seconds When a configuration was last taken over, Unix seconds.

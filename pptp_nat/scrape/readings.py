@@ -25,6 +25,7 @@ from pptp_nat.linux.bpf_path import BpfPath
 from pptp_nat.linux.nfqueue import queue_counters
 from pptp_nat.linux.ruleset import paced_drops
 from pptp_nat.router.listening import FRESH_SECONDS
+from pptp_nat.scrape.keeping import kept, limits
 from pptp_nat.scrape.meter import FAILURES, Histogram, Meter
 from pptp_nat.scrape.metrics import Distribution, Sample
 from pptp_nat.tables.views import calls_by_state, is_opaque
@@ -73,6 +74,7 @@ class Readings:
             "call_ids": self._call_ids,
             "counts": self._counts,
             "queues": self._queues,
+            "state": self._state,
         }
 
     def take(self) -> Generator[None, None, Found]:
@@ -253,6 +255,13 @@ class Readings:
             _add(found, "queue_too_long_packets_total", queue.too_long, name)
             _add(found, "queue_faults_total", queue.faults, name)
             yield
+
+
+    def _state(self, found: Found) -> Iterator[None]:
+        daemon = self._daemon
+        for family, sample in (*kept(daemon), *limits(daemon.translator.book.settings)):
+            found.setdefault(family, []).append(sample)
+        yield
 
 
 def _timed(name: str, part: Iterator[None], found: Found) -> Work:

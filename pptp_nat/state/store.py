@@ -122,6 +122,10 @@ class Journal:
 
     def __init__(self, directory: Path, copies: Path | None, *, sync: float) -> None:
         self.failures = 0  #: of writing, journal and copies
+        self.writes = 0  #: to the journal
+        self.written = 0  #: octets, to the journal
+        self.copied_at: float | None = None  #: when the last copy was made, Unix seconds
+        self.copy_size = 0  #: octets of it
         self._directory = directory
         self._copies = copies
         self._told: dict[str, float] = {}
@@ -228,6 +232,11 @@ class Journal:
     # Writing.
 
     @property
+    def size(self) -> int:
+        """Octets of the journal; 0 while there is none."""
+        return 0 if self._descriptor is None else self._size
+
+    @property
     def is_full(self) -> bool:
         """Whether the journal has grown enough, or has failed and is to be tried again."""
         if self._descriptor is None:
@@ -245,6 +254,8 @@ class Journal:
             self._fail(error)
             return
         self._size += written
+        self.writes += 1
+        self.written += written
         if written < len(octets):
             self._fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
@@ -323,7 +334,9 @@ class Journal:
         assert self._copies is not None
         try:
             make_directory(self._copies)
-            write_whole(self._copies / name, self._image())
+            image = self._image()
+            write_whole(self._copies / name, image)
+            self.copied_at, self.copy_size = time.time(), len(image)
             if name == LAST_COPY:
                 (self._copies / COPY).unlink(missing_ok=True)
         except OSError as error:

@@ -321,3 +321,32 @@ def test_a_journal_is_bounded_by_what_is_true(make: Maker, tmp_path: Path) -> No
         assert size < 2 * store.SMALLEST
     crash(journal)
     assert {1} == numbers(make())
+
+
+def test_what_was_written_and_copied_is_known_for_metrics(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal's size is the file's, and what fails is no write."""
+    journal = begun(make(), 1)
+    writes, written = journal.writes, journal.written
+    journal.append(kept(2))
+    [path] = (tmp_path / "journal").glob("journal.*")
+    assert (journal.writes, journal.written) == (writes + 1, written + len(kept(2)))
+    assert journal.size == path.stat().st_size
+    assert journal.copied_at is None
+
+    before = time.time()
+    journal.close(astray=False)
+    assert journal.copy_size == (tmp_path / "copies" / "calls.final").stat().st_size
+    assert journal.copied_at is not None
+    assert before <= journal.copied_at <= time.time()
+
+    def refuse(_descriptor: int, _octets: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    journal = begun(make(), 1)
+    writes = journal.writes
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", refuse)
+        journal.append(kept(3))
+    assert (journal.writes, journal.failures, journal.size) == (writes, 1, 0)
