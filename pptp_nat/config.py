@@ -45,6 +45,7 @@ DEFAULT_FILE: Final = Path("/etc/pptp-nat/pptp-nat.toml")
 DEFAULT_SOCKET: Final = Path("/run/pptp-nat/pptp-nat.sock")
 DEFAULT_STATE: Final = Path("/var/lib/pptp-nat")
 DEFAULT_METRICS: Final = Endpoint("127.0.0.1", 9723)
+QUEUES: Final = 65536  #: NFQUEUE numbers
 LARGEST_FILE: Final = 1 << 20  #: octets; the documented file has a few thousand
 
 Forwarding = Literal["stack", "redirect"]
@@ -72,6 +73,7 @@ class Control:
     queue: Annotated[int, whole(0, 65535)] = 1723  #: NFQUEUE number
     queue_length: Annotated[int, whole(16, 1 << 20, "packets")] = 4096
     socket_buffer: Annotated[int, whole(64 << 10, 1 << 30, "octets")] = 4 << 20
+    workers: Annotated[int, whole(1, 64)] = 1  #: processes; each has a queue, numbered from `queue`
     repeat_mark: Annotated[int, one_bit] = 0x40000000  #: packet mark bit: was in a queue already
 
 
@@ -263,6 +265,15 @@ def with_live(old: Config, new: Config) -> Config:
     )
 
 
+def live_values(config: Config) -> dict[str, object]:
+    """Return by ``section.key`` what a reload can change, as `load` takes it."""
+    return {
+        f"{section}.{name}": _get(config, section, name)
+        for section, name, key in _keys()
+        if key.live
+    }
+
+
 def _keys() -> Iterator[tuple[str, str, Key]]:
     for section, keys in SECTIONS.items():
         for name, key in keys.items():
@@ -346,11 +357,27 @@ def _checked(source: _Source, complaints: list[str]) -> dict[tuple[str, str], ob
 
 def _at_odds(config: Config) -> Iterator[str]:
     """Yield what no single key shows: two keys that exclude each other."""
-    if config.control.queue == config.gre.queue:
+    if config.control.queue == config.gre.queue and config.control.workers == 1:
         yield (
             f"gre.queue: {config.gre.queue} is control.queue too; "
             "write two different queue numbers"
         )
+    if config.control.workers > 1:
+        if config.gre.datapath in ("bpf", "queue"):
+            yield (
+                f'control.workers: several cannot share the data path "{config.gre.datapath}"; '
+                'write gre.datapath = "conntrack", or control.workers = 1'
+            )
+        if config.rules.backend == "nftables":
+            yield (
+                "control.workers: nftables cannot divide connections among several; "
+                'write rules.backend = "iptables", or control.workers = 1'
+            )
+        if config.control.queue + config.control.workers > QUEUES:
+            yield (
+                f"control.workers: there is no queue {QUEUES}; "
+                "write a lower control.queue, or fewer workers"
+            )
     if config.control.repeat_mark == config.gre.entry_mark:
         yield (
             f"gre.entry_mark: {config.gre.entry_mark:#x} is control.repeat_mark too; "

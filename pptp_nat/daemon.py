@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from pptp_nat import __version__, log
 from pptp_nat import config as configuration
 from pptp_nat.config import Config
-from pptp_nat.control.answers import Answers
 from pptp_nat.control.server import ControlServer
 from pptp_nat.control.sockets import Access
 from pptp_nat.core.calls import Call
@@ -39,13 +38,7 @@ from pptp_nat.linux.nfqueue import LOCAL_HOOKS, Packet, Queue
 from pptp_nat.router.clockwork import Clockwork, HasFileno
 from pptp_nat.router.effects import Effects
 from pptp_nat.router.firewall import rule_settings
-from pptp_nat.router.footing import (
-    arrange_rules,
-    check_router,
-    choose_path,
-    let_go_of_privileges,
-    rule_problems,
-)
+from pptp_nat.router.footing import rule_problems
 from pptp_nat.router.listening import Listening
 from pptp_nat.router.moves import Moves
 from pptp_nat.router.news import News
@@ -55,8 +48,8 @@ from pptp_nat.router.programs import follow_devices
 from pptp_nat.router.settings import draws, open_store, settings_of
 from pptp_nat.router.signals import Signals
 from pptp_nat.router.upkeep import Upkeep
-from pptp_nat.scrape.measuring import exporter_for
 from pptp_nat.service import Service
+from pptp_nat.standing import Alone
 from pptp_nat.state.adoption import Adopted, Adoption
 from pptp_nat.state.recorder import Recorder
 from pptp_nat.state.takeover import Heritage, Request, terms_of
@@ -81,7 +74,9 @@ class Daemon:
         overrides: Mapping[str, object] | None = None,
         *,
         takes_over: bool = False,
+        standing: Alone | None = None,
     ) -> None:
+        self._standing = standing or Alone()
         self.config = config
         self._takes_over = takes_over
         self._config_path = path
@@ -109,16 +104,17 @@ class Daemon:
         """
         config = self.config
         turn_on_accounting()
-        self.conntrack = Conntrack(config.gre.entry_mark)
+        self.conntrack = Conntrack(config.gre.entry_mark, part=self._standing.part)
         self._closers.append(self.conntrack.close)
-        self.carrier, self.queue_path, self.datapath_reason = choose_path(config, self.conntrack)
+        self.carrier, self.queue_path, self.datapath_reason = self._standing.choose(self)
         self._closers.append(self.carrier.path.close)
         self.rule_settings = rule_settings(config, self.carrier.path.name)
         if not self._takes_over:  # whom it takes over from was content
-            check_router(config, self.rule_settings)
+            self._standing.check(self)
         self.translator = Translator(
             self.conntrack.locate, draws(), settings_of(config),
             preserve=config.call_ids.allocation == "preserve",
+            part=self._standing.part, elsewhere=self._standing.elsewhere(self),
         )  # fmt: skip
         self._measure()
         with contextlib.ExitStack() as stack:
@@ -131,12 +127,10 @@ class Daemon:
             self._follow()
             self._take_up(heritage)
         self._listen(heritage)
-        if problems is None:
-            problems = rule_problems(config, self.rule_settings)
-        undo = arrange_rules(config, self.rule_settings, problems)
+        undo = self._standing.arrange(self, problems)
         if undo is not None:
             self._closers.append(undo)
-        let_go_of_privileges(config, self.carrier.path.name)
+        self._standing.let_go(self)
         self.store.keep_copying()
         # What is here now stays; and a full collection over the objects of 100,000
         # calls would stall every verdict for its length.
@@ -157,7 +151,7 @@ class Daemon:
         if heritage is None:
             self._open_store()
             live = self.conntrack.control_connections(self.config.control.ports)
-            adopted = adoption.begin(self.store.read(), live, now)
+            adopted = adoption.begin(self._standing.earlier(self), live, now)
         else:
             adoption.inherit(heritage.found, now)
             heritage.confirm()  # from here on there is one daemon again, and the store is free
@@ -167,6 +161,7 @@ class Daemon:
         self.recorder.begin(now)
         self._effects = Effects(self.recorder, self.carrier, self._news.tell, self._on_fault)
         self.control_queue.attend(self._effects.before, self._effects.after)
+        self._standing.settled(self)
         self._closers.append(self.recorder.note_carried)
         self._clockwork.append(self.recorder)
         self.upkeep.unseen(adopted.unseen, now)
@@ -187,12 +182,12 @@ class Daemon:
         )  # fmt: skip
         if isinstance(self.carrier.path, ConntrackPath):
             self.carrier.path.catch_up = lambda: self.upkeep.on_events(0)
-        follow_devices(self.carrier.path, self._watch, self._clockwork)
-        self._watch(self.conntrack, self.upkeep.on_events)
+        follow_devices(self.carrier.path, self.watch, self._clockwork)
+        self.watch(self.conntrack, self.upkeep.on_events)
         addresses = Addresses()
         self._closers.append(addresses.close)
         moves = Moves(self.translator, self.carry_out)
-        self._watch(addresses, lambda _mask: moves.look(addresses, time.monotonic()))
+        self.watch(addresses, lambda _mask: moves.look(addresses, time.monotonic()))
         self._clockwork.append(moves)
         self.listening = Listening(self.translator, self.carrier)
         self._clockwork += [self.carrier, self.upkeep, self.listening]
@@ -206,7 +201,7 @@ class Daemon:
             inherited=None if heritage is None else heritage.control,
         )  # fmt: skip
         self._closers.append(self.control_queue.close)
-        self._watch(self.control_queue, self._serve_control)
+        self.watch(self.control_queue, self._serve_control)
         self.gre_queue: Queue | None = None
         if self.queue_path is not None:
             self.gre_queue = GreQueue(
@@ -216,14 +211,15 @@ class Daemon:
                 ahead=lambda: self.control_queue.serve(_CONTROL_BUDGET),
             )  # fmt: skip
             self._closers.append(self.gre_queue.close)
-            self._watch(self.gre_queue, self._serve_gre)
+            self.watch(self.gre_queue, self._serve_gre)
         queues = [each for each in (self.control_queue, self.gre_queue) if each is not None]
         self._clockwork.append(Overflow(queues, self.rule_settings.pace))
 
     def _listen(self, heritage: Heritage | None) -> None:
         api = self.config.api
         self.server = server = ControlServer(
-            api.socket, Access(api.mode, api.owner, api.group), Answers(self), self.selector,
+            api.socket, Access(api.mode, api.owner, api.group), self._standing.answers(self),
+            self.selector,
             listener=None if heritage is None else socket.socket(fileno=heritage.listener),
         )  # fmt: skip
         self._closers.append(server.close)
@@ -237,14 +233,15 @@ class Daemon:
 
     def _measure(self) -> None:
         """Count what happens, if anybody may ask for it: before anything happens."""
-        self.exporter = exporter_for(self)
+        self.exporter = self._standing.exporter(self)
         if self.exporter is None:
             return
         self._meter = self.exporter.meter
         self._clockwork.append(self.exporter)
         self._closers.append(self.exporter.close)
 
-    def _watch(self, source: HasFileno, work: Callable[[int], None]) -> None:
+    def watch(self, source: HasFileno, work: Callable[[int], None]) -> None:
+        """Have the loop do *work* when *source* has something to read."""
         self.selector.register(source, selectors.EVENT_READ, work)
 
     def run(self) -> None:
@@ -372,6 +369,10 @@ class Daemon:
                 self._meter.reloading(good=False)
             log.event(_log, logging.ERROR, "reload-refused", reason=str(error))
             return
+        self.apply(fresh)
+
+    def apply(self, fresh: Config) -> None:
+        """Take over what of a *fresh* configuration can change."""
         if self._meter is not None:
             self._meter.reloading(good=True)
         live, later = configuration.changes(self.config, fresh)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 ROOT: Final = "pptp_nat"  #: every logger of the package is below this one
 FIELDS: Final = "fields"  #: attribute of a log record that `event` fills
+ALWAYS: Final[dict[str, object]] = {}  #: fields that each line of this process ends with
 LONGEST_VALUE: Final = 512  #: characters; a PPTP host name has at most 64 octets
 LONGEST_TRACE: Final = 8192  #: characters of a traceback
 
@@ -122,6 +123,7 @@ class LineFormatter(logging.Formatter):
         if not fields:
             fields["msg"] = record.getMessage()
         ordered = {name: fields.pop(name) for name in IDENTITY if name in fields} | fields
+        ordered |= ALWAYS
         words = [f"{name}={quoted(value)}" for name, value in ordered.items() if value is not None]
         if record.exc_info:
             trace = self.formatException(record.exc_info)

@@ -34,6 +34,9 @@ def run(commands: Any) -> None:  # noqa: ANN401
         "leave: install them and leave them, so that messages wait for the next start",
     )
     parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that share the control connections (1)"
+    )
+    parser.add_argument(
         "--takeover",
         action="store_true",
         help="have the daemon that runs hand over its queues and state, and end: no gap",

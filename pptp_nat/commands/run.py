@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from pptp_nat.config import DEFAULT_FILE, load
+from pptp_nat.errors import UsageError
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -19,6 +20,7 @@ OVERRIDES = {
     "datapath": "gre.datapath",
     "rules": "rules.manage",
     "backend": "rules.backend",
+    "workers": "control.workers",
 }
 
 
@@ -31,6 +33,15 @@ def run(options: Namespace) -> int:
         sys.stdout.write(f"{path or 'built-in defaults'}: good\n")
         return 0
     # A look at the configuration needs no kernel library.
+    if config.control.workers > 1:
+        if options.takeover:
+            raise UsageError(
+                "--takeover: workers take nothing over; stop the daemon that runs, then start this "
+                "one: established calls go on in the kernel meanwhile"
+            )
+        from pptp_nat.workers.supervisor import run_supervisor  # noqa: PLC0415  see above
+
+        return run_supervisor(config, path, overrides)
     from pptp_nat.daemon import run_daemon  # noqa: PLC0415  see above
 
     return run_daemon(config, path, overrides, takes_over=options.takeover)

@@ -18,6 +18,9 @@ two octets and the first must travel on before the second is known: first a
 A pair's numbers are 256 blocks of 256 bits: taking, freeing and finding a free
 number are each a few operations on integers, however full the table is.
 
+With several workers each gives the numbers of its part alone (`pptp_nat.core.parts`);
+what others hold of it is looked up before one is given.
+
 Invariants, checked by tests/core/test_bindings.py as a state machine:
   1. No two live or quarantined numbers of a pair are equal; 0 is never given.
   2. A refusal changes nothing.
@@ -31,6 +34,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from pptp_nat.core.parts import WHOLE, Elsewhere, Part
 from pptp_nat.core.tuples import Address
 from pptp_nat.errors import ExhaustedError
 
@@ -60,9 +64,10 @@ def _first_clear(bits: int, start: int) -> int | None:
 class _Pool:
     """The numbers of one pair that are taken, quarantine included."""
 
-    __slots__ = ("blocks", "count", "full")
+    __slots__ = ("blocks", "closed", "count", "full")
 
-    def __init__(self) -> None:
+    def __init__(self, closed: int) -> None:
+        self.closed = closed  # low octets that are not ours to give
         self.blocks: dict[int, int] = {0: 1}  # call ID 0 is nobody's to give
         self.full = 0  # bit n: block n has no room
         self.count = 0
@@ -74,7 +79,7 @@ class _Pool:
         block = number >> 8
         bits = self.blocks.get(block, 0) | 1 << (number & 0xFF)
         self.blocks[block] = bits
-        if bits == _FULL:
+        if bits | self.closed == _FULL:
             self.full |= 1 << block
         self.count += 1
 
@@ -96,16 +101,28 @@ class Bindings:
         draw: returns a random int below 65,536.
         preserve: keep the inside host's own number when it is free.
         quarantine: seconds that a released number is kept back.
+        part: whose numbers are given.
+        elsewhere: what other workers hold.
     """
 
     __slots__ = (
-        "_draw", "_pools", "_shares", "_waiting", "_zeros", "preserve", "quarantine", "released",
+        "_closed", "_draw", "_elsewhere", "_part", "_pools", "_shares", "_waiting", "_zeros",
+        "preserve", "quarantine", "released",
     )  # fmt: skip
 
     def __init__(
-        self, draw: Callable[[], int], *, preserve: bool = False, quarantine: float = 60.0
+        self,
+        draw: Callable[[], int],
+        *,
+        preserve: bool = False,
+        quarantine: float = 60.0,
+        part: Part = WHOLE,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self._draw = draw
+        self._part = part
+        self._closed = part.closed
+        self._elsewhere = elsewhere
         self._pools: dict[Pair, _Pool] = {}
         self._waiting: deque[tuple[float, Pair, int]] = deque()
         self._shares: Counter[tuple[Pair, int]] = Counter()  # owners of each shared number
@@ -158,18 +175,22 @@ class Bindings:
         """
         pool = self._pools.get(pair)
         if pool is None:
-            pool = self._pools[pair] = _Pool()
+            pool = self._pools[pair] = _Pool(self._closed)
         number = block << 8 | own & 0xFF
-        if not (self.preserve and number == own and not pool.has(number)):
+        taken = pool.blocks.get(block, 0) | self._closed
+        if self._elsewhere is not None:
+            taken |= self._elsewhere.held(*pair, block)
+        if not (self.preserve and number == own and not taken >> (own & 0xFF) & 1):
             for _ in range(_DRAWS):
-                number = block << 8 | self._draw() & 0xFF
-                if not pool.has(number):
+                low = self._draw() & 0xFF
+                if not taken >> low & 1:
                     break
             else:
-                low = _first_clear(pool.blocks.get(block, 0), self._draw() & 0xFF)
-                if low is None:
+                chosen = _first_clear(taken, self._draw() & 0xFF)
+                if chosen is None:
                     raise ExhaustedError("call_id_block_full")
-                number = block << 8 | low
+                low = chosen
+            number = block << 8 | low
         pool.take(number)
         return number
 
@@ -185,16 +206,28 @@ class Bindings:
             self._zeros[pair] += 1
             return True
         if not shared or not self._shares[pair, number]:
+            if shared and self._is_taken_elsewhere(pair, number):
+                return False
             pool = self._pools.get(pair)
             if pool is None:
-                pool = self._pools[pair] = _Pool()
+                pool = self._pools[pair] = _Pool(self._closed)
             if not pool.has(number):
                 pool.take(number)
+                if self._elsewhere is not None and not self._part.has_number(number):
+                    self._elsewhere.hold(*pair, number)
             elif not self.keep(pair, number):
                 return False
         if shared:
             self._shares[pair, number] += 1
         return True
+
+    def _is_taken_elsewhere(self, pair: Pair, number: int) -> bool:
+        """Whether another worker has *number*, which this router's own client chose."""
+        elsewhere = self._elsewhere
+        return elsewhere is not None and (
+            bool(elsewhere.held(*pair, number >> 8) >> (number & 0xFF) & 1)
+            or (not self._part.has_number(number) and elsewhere.is_carried(*pair, number))
+        )
 
     def has_zero(self, pair: Pair) -> bool:
         """Whether somebody has claimed 0."""
@@ -254,6 +287,8 @@ class Bindings:
         pool.free(number)
         if not pool.count:
             del self._pools[pair]
+        if self._elsewhere is not None and not self._part.has_number(number):
+            self._elsewhere.let_go(*pair, number)
 
     def next_timer(self) -> float | None:
         """Return when the next number leaves quarantine."""

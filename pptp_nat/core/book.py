@@ -27,6 +27,7 @@ from pptp_nat.core.events import (
     OddityMet,
 )  # fmt: skip
 from pptp_nat.core.messages import MessageType
+from pptp_nat.core.parts import WHOLE, Part
 from pptp_nat.core.states import (
     IMPLIES_OPEN,
     Answer,
@@ -109,7 +110,7 @@ _END_OF_DEADLINE: Final = {
 class Book:
     """All connections, calls, numbers, deadlines and counts."""
 
-    def __init__(self, bindings: Bindings, settings: Settings) -> None:
+    def __init__(self, bindings: Bindings, settings: Settings, part: Part = WHOLE) -> None:
         self.bindings = bindings
         self.settings = settings
         self.connections: dict[bytes, Connection] = {}  #: by `Connection.key`
@@ -123,6 +124,7 @@ class Book:
         self.ends: Counter[End] = Counter()
         self.events: list[Event] = []  #: of the packet or tick under way
         self.last_id = 0  #: the highest identity given
+        self._part = part
         self.clients = Clients()
         self._shared: dict[Any, Any] = {}
         self._shared_for: Settings | None = None  # what `_shared_out` was reckoned for
@@ -140,6 +142,8 @@ class Book:
     def next_id(self) -> int:
         """Return a new identity for a call or connection."""
         self.last_id += 1
+        if self._part.count > 1:  # one of those that no other worker gives
+            self.last_id += (self._part.index - self.last_id) % self._part.count
         return self.last_id
 
     def one_for_all(self, value: _T) -> _T:

@@ -36,6 +36,7 @@ from pptp_nat.core.packet import (
     edited,
     segment,
 )  # fmt: skip
+from pptp_nat.core.parts import WHOLE, Elsewhere, Part
 from pptp_nat.core.snapshot import CallRecord, Snapshot, restore, snapshot
 from pptp_nat.core.states import CallState, End, TcpEnd
 from pptp_nat.core.stream import Progress
@@ -59,6 +60,8 @@ class Translator:
         draw: returns a random int below 65,536.
         settings: limits and times.
         preserve: keep inside hosts' own call IDs where they are free.
+        part: what of all control connections and numbers is this one's.
+        elsewhere: what other workers hold.
     """
 
     def __init__(
@@ -68,10 +71,15 @@ class Translator:
         settings: Settings | None = None,
         *,
         preserve: bool = False,
+        part: Part = WHOLE,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         settings = settings or Settings()
-        bindings = Bindings(draw, preserve=preserve, quarantine=settings.quarantine)
-        self.book = Book(bindings, settings)
+        bindings = Bindings(
+            draw, preserve=preserve, quarantine=settings.quarantine, part=part,
+            elsewhere=elsewhere,
+        )  # fmt: skip
+        self.book = Book(bindings, settings, part)
         self._locate = locate
         self._dialogue = Dialogue(self.book)
         self._half_open: dict[bytes, int] = {}  # 12 octets of the opener's flow -> its first octet

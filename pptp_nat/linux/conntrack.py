@@ -27,11 +27,19 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final, NamedTuple, Self, TypeVar
 
+from pptp_nat.core.parts import WHOLE, Part
 from pptp_nat.core.tuples import Flow, Leg, Placement
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.accounting import accounting, turn_on_accounting
 from pptp_nat.linux.conntrack_counts import last_counts, read_counts, read_datagram
-from pptp_nat.linux.conntrack_events import Change, CtEvent, Events, is_control, is_ours
+from pptp_nat.linux.conntrack_events import (
+    Change,
+    CtEvent,
+    Events,
+    carries_for,
+    is_control,
+    is_ours,
+)
 from pptp_nat.linux.conntrack_placement import is_spoken, read_placement
 from pptp_nat.linux.conntrack_refusals import check, described, failed
 from pptp_nat.linux.conntrack_table import Reader
@@ -89,11 +97,15 @@ class Conntrack:
     Args:
         entry_mark: the bit of CTA_MARK that says an entry is ours.
         lifetime: of an entry, seconds; less where the kernel's clock cannot hold it.
+        part: of several workers; entries and events of others' calls are not seen.
     """
 
-    def __init__(self, entry_mark: int = ENTRY_MARK, *, lifetime: int = LIFETIME) -> None:
+    def __init__(
+        self, entry_mark: int = ENTRY_MARK, *, lifetime: int = LIFETIME, part: Part = WHOLE
+    ) -> None:
         self.entry_mark = entry_mark
         self.lifetime = lifetime
+        self._part = part
         self._netlink = Netlink()
         self._events: Events | None = None
         self._next_search = 0.0  # monotonic seconds
@@ -288,7 +300,7 @@ class Conntrack:
     def entries(self) -> Iterator[Entry]:
         """Yield our GRE entries, those of an earlier run too."""
         for entry in self._dump(by_mark(self.entry_mark), "listing our conntrack entries"):
-            if self._is_mine(entry):
+            if self._is_mine(entry) and carries_for(self._part, entry.leg):
                 yield entry
 
     def counts(self) -> dict[Match, Tally]:
@@ -385,7 +397,7 @@ class Conntrack:
         The kernel makes an event for every connection of this namespace, ours or
         not, and drops the others before they wake us; so ask for few changes.
         """
-        events = Events(ports, changes, self.entry_mark, self._netlink.portid)
+        events = Events(ports, changes, self.entry_mark, self._netlink.portid, self._part)
         if self._events is not None:
             self._events.close()
         self._events = events

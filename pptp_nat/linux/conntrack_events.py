@@ -10,6 +10,7 @@ import enum
 from collections.abc import Collection
 from typing import Final, NamedTuple
 
+from pptp_nat.core.parts import MULTIPLIER, SHIFT, WHOLE, Part
 from pptp_nat.core.tuples import Leg, Placement
 from pptp_nat.linux.conntrack_wire import (
     CT_DELETE,
@@ -65,20 +66,27 @@ class Events:
         entry_mark: the bit of CTA_MARK that says an entry is ours.
         own: the port ID of the socket with which we change entries; what we did
             ourselves is no event.
+        part: of several workers, whose events are wanted.
 
     Raises:
         AdapterError: the kernel refuses the groups or the filter.
     """
 
     def __init__(
-        self, ports: Collection[int], changes: Collection[Change], entry_mark: int, own: int
+        self,
+        ports: Collection[int],
+        changes: Collection[Change],
+        entry_mark: int,
+        own: int,
+        part: Part = WHOLE,
     ) -> None:
         self._ports = frozenset(ports)
         self._entry_mark = entry_mark
         self._own = own
+        self._part = part
         self._netlink = Netlink(sum(group for change, group in GROUPS.items() if change in changes))
         try:
-            self._netlink.attach(event_filter(self._ports))
+            self._netlink.attach(event_filter(self._ports, part))
         except BaseException:
             self._netlink.close()
             raise
@@ -107,6 +115,8 @@ class Events:
             if entry is None:
                 continue
             if is_ours(entry, self._entry_mark):
+                if not carries_for(self._part, entry.leg):
+                    continue
                 tally = _carried(entry)
                 events.append(CtEvent(change, leg=entry.leg, mark=entry.mark, tally=tally))
             elif is_control(entry, self._ports):
@@ -123,6 +133,11 @@ def _carried(entry: Entry) -> Tally:
 def _is_stray(entry: Entry) -> bool:
     # Without a call ID it is plain GRE; call ID 0, which is rare, passes for that too.
     return entry.original.protocol == GRE and bool(entry.original.destination_key)
+
+
+def carries_for(part: Part, leg: Leg) -> bool:
+    """Whether *leg* is of a call of *part*: it joins two hosts by their own addresses."""
+    return part.count == 1 or part.has_hosts(leg.source, leg.new_destination)
 
 
 def is_ours(entry: Entry, entry_mark: int) -> bool:
@@ -157,7 +172,15 @@ _AT_PROTOCOL: Final = _AT_ORIGINAL + 32
 _AT_ORIGINAL_DESTINATION_PORT: Final = _AT_ORIGINAL + 48
 _AT_REPLY_SOURCE_PORT: Final = _AT_REPLY + 40
 
-# linux/filter.h: load one, two or four octets from a fixed place; compare; return.
+_AT_ORIGINAL_SOURCE: Final = _AT_ORIGINAL + 12
+_AT_REPLY_SOURCE: Final = _AT_REPLY + 12
+
+# linux/filter.h: load one, two or four octets from a fixed place; compute; compare; return.
+_TO_X: Final = 0x07
+_EXCLUSIVE_OR: Final = 0xAC  # with X
+_MULTIPLY: Final = 0x24
+_SHIFT_RIGHT: Final = 0x74
+_REMAINDER: Final = 0x94
 _LOAD_OCTET: Final = 0x30
 _LOAD_HALF: Final = 0x28
 _LOAD_WORD: Final = 0x20
@@ -167,15 +190,35 @@ ACCEPT: Final = 0xFFFFFFFF
 DROP: Final = 0
 
 
-def event_filter(ports: Collection[int]) -> list[Instruction]:
+def _rows_of(part: Part) -> list[tuple[int, int, str | None]]:
+    """Return rows that drop events between hosts that are others': each wakes one worker."""
+    return [
+        (_LOAD_WORD, _AT_ORIGINAL, None),
+        (_JUMP_EQUAL, int.from_bytes(TUPLE_HEADER[CTA_TUPLE_ORIG]), "else accept"),
+        (_LOAD_WORD, _AT_REPLY, None),
+        (_JUMP_EQUAL, int.from_bytes(TUPLE_HEADER[CTA_TUPLE_REPLY]), "else accept"),
+        (_LOAD_WORD, _AT_ORIGINAL_SOURCE, None),
+        (_TO_X, 0, None),
+        (_LOAD_WORD, _AT_REPLY_SOURCE, None),
+        (_EXCLUSIVE_OR, 0, None),
+        (_MULTIPLY, MULTIPLIER, None),
+        (_SHIFT_RIGHT, SHIFT, None),
+        (_REMAINDER, part.count, None),
+        (_JUMP_EQUAL, part.index, "else drop"),
+    ]
+
+
+def event_filter(ports: Collection[int], part: Part = WHOLE) -> list[Instruction]:
     """Return a program that passes events of GRE, and of TCP answered on one of *ports*.
 
+    Of several workers each hears of the hosts of its *part* (`pptp_nat.core.parts`).
     A TCP event whose tuples are not laid out as expected passes too;
     the reader looks again.
     """
     rows = [
         (_LOAD_OCTET, _AT_FAMILY, None),
         (_JUMP_EQUAL, FAMILY[0], "else drop"),
+        *(_rows_of(part) if part.count > 1 else ()),
         (_LOAD_OCTET, _AT_PROTOCOL, None),
         (_JUMP_EQUAL, GRE, "then accept"),
         (_JUMP_EQUAL, TCP, "else drop"),

@@ -96,6 +96,7 @@ def render(settings: RuleSettings, backend: Backend, features: Features | None =
         AdapterError: something that the data path cannot do without is missing.
     """
     if backend is Backend.NFTABLES:
+        _one_worker(settings)
         return ruleset_nftables.render(settings)
     return ruleset_iptables.render(settings, features or Features())
 
@@ -107,6 +108,7 @@ def check(settings: RuleSettings, backend: Backend) -> list[str]:
         AdapterError: the rules in place cannot be read.
     """
     if backend is Backend.NFTABLES:
+        _one_worker(settings)
         problems = ruleset_nftables.check(settings)
         other = "iptables" if ruleset_iptables_kernel.present() else ""
     else:
@@ -129,6 +131,7 @@ def apply(settings: RuleSettings, backend: Backend, features: Features | None = 
         AdapterError: refused, or something that the data path needs is missing.
     """
     if backend is Backend.NFTABLES:
+        _one_worker(settings)
         ruleset_iptables_kernel.remove()
         ruleset_nftables.apply(settings)
     else:
@@ -136,6 +139,19 @@ def apply(settings: RuleSettings, backend: Backend, features: Features | None = 
         ruleset_iptables.plan(settings, features)  # may raise: before anything is touched
         ruleset_nftables.remove()
         ruleset_iptables_kernel.apply(settings, features)
+
+
+def _one_worker(settings: RuleSettings) -> None:
+    """Refuse several workers: nftables has no expression that is the same both ways.
+
+    Its hashes of addresses know their order, its symmetric one adds ports and a secret, and
+    a number that nobody can compute again says of no call on record whose it is.
+    """
+    if settings.workers > 1:
+        raise AdapterError(
+            "dividing control connections among workers in nftables", errno.EOPNOTSUPP,
+            mend='write rules.backend = "iptables", or control.workers = 1',
+        )  # fmt: skip
 
 
 def remove(backend: Backend | None = None) -> None:

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from pptp_nat.core.parts import MULTIPLIER, SHIFT
+
 # Specification: linux/bpf_common.h and linux/filter.h.
 # fmt: off
 LOAD_HALF: Final      = 0x28  # A = 2 octets at k
+LOAD_WORD: Final      = 0x20  # A = 4 octets at k
 LOAD_WORD_AT_X: Final = 0x40  # A = 4 octets at X + k
 LOAD_OCTET_AT_X: Final = 0x50  # A = 1 octet at X + k
 LOAD_HEADER: Final    = 0xB1  # X = 4 * (low half of the octet at k)
 AND: Final            = 0x54  # A &= k
+MULTIPLY: Final       = 0x24  # A *= k, the lower 32 bits of it
+REMAINDER: Final      = 0x94  # A %= k
+EXCLUSIVE_OR: Final   = 0xAC  # A ^= X
 SHIFT_RIGHT: Final    = 0x74  # A >>= k
 ADD_X: Final          = 0x0C  # A += X
 TO_X: Final           = 0x07  # X = A
@@ -74,6 +80,28 @@ ENHANCED_GRE: Final[Program] = (
 #: The same as `ENHANCED_GRE` in the words of ``-m u32``: the octets 4 to 7 hold the fragment
 #: offset; then go on behind the IP header.
 ENHANCED_GRE_U32: Final = "0x4&0x1fff=0x0&&0x0>>0x16&0x3c@0x0&0x7ffff=0x1880b"
+
+_AT_SOURCE: Final = 12  # RFC 791, octets into the header
+_AT_DESTINATION: Final = 16
+
+
+def share(index: int, count: int) -> Program:
+    """Return a program that matches packets between hosts that are worker *index*'s of *count*.
+
+    It is `pptp_nat.core.parts.worker_of` in the kernel's words.
+    """
+    return (
+        Step(LOAD_WORD, 0, 0, _AT_SOURCE, "A = source address"),
+        Step(TO_X, 0, 0, 0, "X = source address"),
+        Step(LOAD_WORD, 0, 0, _AT_DESTINATION, "A = destination address"),
+        Step(EXCLUSIVE_OR, 0, 0, 0, "A = the same for both directions"),
+        Step(MULTIPLY, 0, 0, MULTIPLIER, "spread what differs a little"),
+        Step(SHIFT_RIGHT, 0, 0, SHIFT, "keep the bits that depend on all others"),
+        Step(REMAINDER, 0, 0, count, "A = the worker of these two hosts"),
+        Step(IF_EQUAL, 0, 1, index, "another one: no"),
+        Step(ANSWER, 0, 0, 65535, "yes"),
+        Step(ANSWER, 0, 0, 0, "no"),
+    )
 
 
 def bytecode(program: Program) -> str:

@@ -96,6 +96,7 @@ def _control(settings: RuleSettings, features: Features) -> Iterator[Rule]:
             "filter", CONTROL, f"-m mark ! --mark {mark}/{mark}", f"-j {PACE}",
             ("2. A flood is dropped here, before it fills the queue for everybody.",),
         )  # fmt: skip
+    yield from _workers(settings, features)
     yield Rule(
         "filter", CONTROL,
         f"-m mark ! --mark {mark}/{mark}", f"-j NFQUEUE --queue-num {settings.control_queue}",
@@ -123,6 +124,27 @@ def _control(settings: RuleSettings, features: Features) -> Iterator[Rule]:
             )  # fmt: skip
     for chain, interface in (("FORWARD", ""), ("INPUT", "! -i lo "), ("OUTPUT", "! -o lo ")):
         yield Rule("filter", chain, f"{interface}{match}", f"-j {first}", JUMPS[chain])
+
+
+def _workers(settings: RuleSettings, features: Features) -> Iterator[Rule]:
+    """Yield the rules that bring every worker but the first its control connections."""
+    if settings.workers > 1 and not features.bpf:
+        raise AdapterError(
+            "dividing control connections among workers in iptables", errno.EOPNOTSUPP,
+            mend="load xt_bpf, or write control.workers = 1",
+        )  # fmt: skip
+    mark = f"{settings.repeat_mark:#x}"
+    for index in range(1, settings.workers):
+        program = bpf.share(index, settings.workers)
+        yield Rule(
+            "filter", CONTROL,
+            f'-m mark ! --mark {mark}/{mark} -m bpf --bytecode "{bpf.bytecode(program)}"',
+            f"-j NFQUEUE --queue-num {settings.control_queue + index}",
+            () if index > 1 else
+            ("Several workers: all packets between two hosts go to the same one, in both",
+             "directions.  What is nobody else's is the first one's, in rule 3.",
+             *_program("The program", program)),
+        )  # fmt: skip
 
 
 def _conntrack(features: Features) -> Iterator[Rule]:

@@ -48,11 +48,14 @@ class RuleSettings:
     #: addresses that the world sees and that are not this router's own, "queue" only
     external_addresses: tuple[Address, ...] = ()
     pace: Pace = Pace()
+    workers: int = 1  #: of control connections, by queues that follow `control_queue`
 
     def __post_init__(self) -> None:
         assert self.ports, "rules for no port bring no packet"
         assert self.repeat_mark.bit_count() == 1, "the other bits are the administrator's"
-        assert self.control_queue != self.gre_queue, "one queue cannot be bound twice"
+        assert self.workers == 1 or self.datapath == "conntrack", "GRE has one queue"
+        same = self.control_queue == self.gre_queue
+        assert not same or self.workers > 1, "one queue cannot be bound twice"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ def rule_settings(config: Config, datapath: Carrying) -> ruleset.RuleSettings:
         ports=config.control.ports,
         control_queue=config.control.queue,
         gre_queue=config.gre.queue,
+        workers=config.control.workers,
         repeat_mark=config.control.repeat_mark,
         datapath=datapath,
         external_addresses=tuple(each.packed for each in config.gre.external_addresses),
@@ -28,4 +29,6 @@ def backend_of(config: Config) -> ruleset.Backend:
         AdapterError: none works.
     """
     chosen = config.rules.backend
+    if chosen == "auto" and config.control.workers > 1:
+        return ruleset.Backend.IPTABLES  # the other one cannot divide among them
     return ruleset.choose_backend() if chosen == "auto" else ruleset.Backend(chosen)

@@ -85,14 +85,14 @@ def choose_path(config: Config, conntrack: Conntrack) -> Chosen:
             stays=config.rules.manage != "apply", redirect=config.gre.forwarding == "redirect",
         )  # fmt: skip
         return Chosen(Carrier(path), None, reason)
-    _let_go_of_programs()
+    let_go_of_programs()
     if name == "queue":
         queue_path = QueuePath()
         return Chosen(Carrier(queue_path), queue_path, reason)
     return Chosen(Carrier(ConntrackPath(conntrack)), None, reason)
 
 
-def _let_go_of_programs() -> None:
+def let_go_of_programs() -> None:
     """Take away what a run with the data path `bpf` has left at the devices."""
     try:
         names = bpf_path.detach_all()

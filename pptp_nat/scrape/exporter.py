@@ -19,15 +19,12 @@ import zlib
 from collections.abc import Generator
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from pptp_nat import __version__, log
 from pptp_nat.errors import ConfigError
-from pptp_nat.linux.nfqueue import queue_counters
 from pptp_nat.scrape.http1 import Request, Response
-from pptp_nat.scrape.meter import Meter
 from pptp_nat.scrape.metrics import TEXT, Form, Sample, form_for, written
-from pptp_nat.scrape.readings import Found, Readings
 from pptp_nat.scrape.visits import Visits
 from pptp_nat.scrape.web import CLOSED, Answer, WebServer
 
@@ -36,6 +33,9 @@ if TYPE_CHECKING:
 
     from pptp_nat.config import Metrics
     from pptp_nat.daemon import Daemon
+    from pptp_nat.scrape.meter import Meter
+    from pptp_nat.scrape.readings import Found
+    from pptp_nat.workers.supervisor import Supervisor
 
 _log: Final = logging.getLogger(__name__)
 _STEP_SECONDS: Final = 0.001  #: of steps in one turn of the loop; the last may end later
@@ -53,6 +53,26 @@ _PAGE: Final = """<!DOCTYPE html>
 <li><a href="/readyz">/readyz</a>: its queues are bound, so calls can come up</li></ul>
 </body></html>
 """
+
+
+class Source(Protocol):
+    """Where a scrape's samples come from."""
+
+    def take(self) -> Generator[None, None, Found]:
+        """Read everything, in steps."""
+
+    def expect(self, when: float | None) -> None:
+        """Know when the next scrape comes, monotonic seconds; None: nobody knows."""
+
+    def longest(self, step: float) -> float:
+        """Return how long a verdict may have waited for all this, processor seconds.
+
+        Args:
+            step: the longest of writing, and of `take`.
+        """
+
+    def unbound(self) -> int | None:
+        """Return the number of a queue that should be bound and is not."""
 
 
 class _Variant(NamedTuple):
@@ -74,13 +94,14 @@ class Exporter:
         ConfigError: a certificate, key or token cannot be used.
     """
 
-    def __init__(self, daemon: Daemon, config: Metrics) -> None:
-        self.meter = Meter()
+    def __init__(
+        self, daemon: Daemon | Supervisor, config: Metrics, readings: Source, meter: Meter
+    ) -> None:
+        self.meter = meter
+        self.readings = readings
         self.failures = 0  #: of writing the textfile
         self._daemon = daemon
         self._config = config
-        daemon.carrier.totals.by_client = config.top_clients > 0
-        self._readings = Readings(daemon, self.meter, config.top_clients)
         self._visits = Visits()
         self._server: WebServer | None = None
         self._token, self._tls = credentials(config)
@@ -217,11 +238,9 @@ class Exporter:
         return scheme.lower() == "bearer" and hmac.compare_digest(given, self._token)
 
     def _readiness(self) -> Response:
-        daemon = self._daemon
-        for queue in filter(None, (daemon.control_queue, daemon.gre_queue)):
-            if queue_counters(queue.number) is None:
-                reason = f"queue {queue.number} is not bound"
-                return _plain(HTTPStatus.SERVICE_UNAVAILABLE, reason)
+        number = self.readings.unbound()
+        if number is not None:
+            return _plain(HTTPStatus.SERVICE_UNAVAILABLE, f"queue {number} is not bound")
         return _plain(HTTPStatus.OK, "ready")
 
     # Readings.
@@ -229,7 +248,7 @@ class Exporter:
     def _ask(self, variant: _Variant, answer: Answer) -> None:
         """Have *answer* take a reading written as *variant*."""
         now = time.monotonic()
-        self._daemon.listening.expect(self._visits.next_after(now))
+        self.readings.expect(self._visits.next_after(now))
         if variant in self._bodies and now < self._good_until:
             answer(_scrape(variant, self._bodies[variant]))
             return
@@ -260,7 +279,7 @@ class Exporter:
         """Take a reading unless the last is good still, write it, and give it to all who wait."""
         if time.monotonic() >= self._good_until:
             self._spent = 0.0
-            self._found, self._bodies = (yield from self._readings.take()), {}
+            self._found, self._bodies = (yield from self.readings.take()), {}
             self._own()
             self._good_until = time.monotonic() + _REST * self._spent
             self._longest = 0.0
@@ -274,8 +293,7 @@ class Exporter:
 
     def _own(self) -> None:
         """Add what this side has to tell of itself."""
-        listening = self._daemon.listening
-        longest, listening.longest = max(self._longest, listening.longest), 0.0
+        longest = self.readings.longest(self._longest)
         self._found["scrape_longest_step_seconds"] = [Sample((), longest)]
         if self._server is not None:
             codes, closed = self._server.codes, self._server.closed

@@ -84,6 +84,22 @@ class Readings:
             yield from _timed(name, part(found), found)
         return found
 
+    def expect(self, when: float | None) -> None:
+        """Have the counts read by then; see `Listening.expect`."""
+        self._daemon.listening.expect(when)
+
+    def longest(self, step: float) -> float:
+        """Return the longest of *step* and of the looks at the counts since the last time."""
+        listening = self._daemon.listening
+        longest, listening.longest = max(step, listening.longest), 0.0
+        return longest
+
+    def unbound(self) -> int | None:
+        """Return the number of a queue that is not bound."""
+        queues = filter(None, (self._daemon.control_queue, self._daemon.gre_queue))
+        numbers = (queue.number for queue in queues)
+        return next((each for each in numbers if queue_counters(each) is None), None)
+
     def _gre(self, found: Found) -> Iterator[None]:
         daemon = self._daemon
         carrier, listening = daemon.carrier, daemon.listening

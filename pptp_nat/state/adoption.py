@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from pptp_nat import log
@@ -147,7 +147,7 @@ class Adoption:
             return 0, ()
         book = self._translator.book
         known = {key: connection.id for key, connection in book.connections.items()}
-        taken = rebuilt(left, live, known, book.last_id, now)
+        taken = rebuilt(left, live, known, book.next_id, now)
         if taken.calls:
             before = set(book.calls)
             self._translator.restore(taken, now)
@@ -238,7 +238,7 @@ def rebuilt(
     legs: Iterable[Leg],
     live: Iterable[Placement],
     known: Mapping[bytes, int],
-    last_id: int,
+    new_id: Callable[[], int],
     now: float,
 ) -> Snapshot:
     """Return the calls that *legs* are of, as far as *live* control connections say so.
@@ -251,7 +251,7 @@ def rebuilt(
         legs: that the kernel carries and no record explains.
         live: the control connections that conntrack knows.
         known: `Connection.key` and identity of those on record.
-        last_id: the highest identity given.
+        new_id: returns an identity that nobody has.
         now: monotonic seconds.
     """
     joins: dict[Hosts, tuple[Placement, Party]] = {}
@@ -271,17 +271,15 @@ def rebuilt(
     for key, (placement, (first, second)) in numbers.items():
         number = known.get(key)
         if number is None:
-            last_id = number = last_id + 1
+            number = new_id()
             connections.append(_connection(number, placement, now))
         pairs: list[tuple[Leg | None, Leg | None]]
         if len(first) == len(second) == 1:
             pairs = [(first[0], second[0])]
         else:
             pairs = [(leg, None) for leg in first] + [(None, leg) for leg in second]
-        for pair in pairs:
-            last_id += 1
-            calls.append(_call(last_id, number, pair, now))
-    return Snapshot(last_id, connections, calls)
+        calls += [_call(new_id(), number, pair, now) for pair in pairs]
+    return Snapshot(0, connections, calls)
 
 
 def _connection(number: int, placement: Placement, now: float) -> ConnectionRecord:

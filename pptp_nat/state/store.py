@@ -321,6 +321,14 @@ class Journal:
             os.close(self._lock)
             self._lock = None
 
+    def discard(self) -> None:
+        """Forget what it holds: another process has written it down."""
+        for _, path in self._files():
+            path.unlink(missing_ok=True)
+        if self._copies is not None:
+            for name in (COPY, LAST_COPY):
+                (self._copies / name).unlink(missing_ok=True)
+
     # Copies, in a thread of their own.
 
     def _copy_on(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 from pptp_nat.core.calls import NOBODY
@@ -33,7 +34,7 @@ def legs(client: bytes, own: int, seen: int, peers: int) -> list[Leg]:
 
 def restored(found: list[Leg], *live: Placement) -> Translator:
     translator = Translator(lambda _: None, lambda: 7)
-    taken = rebuilt(found, live, {}, 40, 1000.0)
+    taken = rebuilt(found, live, {}, itertools.count(41).__next__, 1000.0)
     assert [] == translator.restore(taken, 1000.0)
     return translator
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pptp_nat.core.parts import WHOLE
 from pptp_nat.core.tuples import Flow, Leg, Placement, Seat
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux import conntrack_counts as counts
@@ -518,6 +519,7 @@ def scripted_events(*answers: Callable[[int], bytes] | OSError) -> Events:
     events._netlink, script = scripted(*answers)
     script.sent.append(nl.HEADER.pack(16, 0, 0, 0, 0))
     events._ports, events._entry_mark, events._own = frozenset([1723]), 0x20000000, 77
+    events._part = WHOLE
     return events
 
 

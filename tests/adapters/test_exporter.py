@@ -18,6 +18,7 @@ from pptp_nat.scrape import exporter as module
 from pptp_nat.scrape.exporter import Exporter, credentials
 from pptp_nat.scrape.http1 import Request
 from pptp_nat.scrape.measuring import exporter_for
+from pptp_nat.scrape.meter import Meter
 from pptp_nat.scrape.metrics import Sample
 
 STEPS = 7
@@ -31,6 +32,15 @@ class Readings:
     def __init__(self):
         self.taken = 0
         self.fault = None
+
+    def expect(self, when):
+        """Nobody counts here."""
+
+    def longest(self, step):
+        return step
+
+    def unbound(self):
+        return 65000
 
     def take(self):
         self.taken += 1
@@ -62,14 +72,8 @@ def clock(monkeypatch):
 
 
 def built(config=None):
-    daemon = SimpleNamespace(
-        carrier=SimpleNamespace(totals=SimpleNamespace(), path=SimpleNamespace(name="queue")),
-        listening=SimpleNamespace(longest=0.0, expect=lambda _at: None),
-        control_queue=SimpleNamespace(number=65000), gre_queue=None, selector=None,
-    )  # fmt: skip
-    exporter = Exporter(daemon, config or Metrics(listen=None))
-    exporter._readings = Readings()
-    return exporter
+    daemon = SimpleNamespace(selector=None)
+    return Exporter(daemon, config or Metrics(listen=None), Readings(), Meter())
 
 
 def ask(exporter, path="/metrics", method="GET", **fields):
@@ -98,7 +102,7 @@ def test_all_who_ask_share_one_reading_each_in_the_form_asked_for(clock) -> None
     turns = work(exporter, clock)
 
     assert turns > STEPS  # a verdict can come between any two of them
-    assert 1 == exporter._readings.taken
+    assert 1 == exporter.readings.taken
     bodies = [each[0].body for each in answers]
     assert 1 == len(set(bodies[:5]))
     assert b'pptp_nat_calls{state="up"} 1.0\n' in bodies[0]
@@ -118,13 +122,13 @@ def test_a_reading_is_good_for_a_while_and_then_made_anew(clock) -> None:
     assert first[0].body == again[0].body  # at once
     other = ask(exporter, **OPENMETRICS)  # another form of the same
     work(exporter, clock)
-    assert 1 == exporter._readings.taken
+    assert 1 == exporter.readings.taken
     assert b'pptp_nat_calls{state="up"} 1.0\n' in other[0].body
 
     clock.now += 1.0
     later = ask(exporter)
     work(exporter, clock)
-    assert 2 == exporter._readings.taken
+    assert 2 == exporter.readings.taken
     assert b'pptp_nat_calls{state="up"} 2.0\n' in later[0].body
 
 
@@ -132,14 +136,14 @@ def test_a_reading_is_good_for_a_while_and_then_made_anew(clock) -> None:
 def test_a_reading_that_fails_is_answered_and_the_next_one_works(clock, fault) -> None:
     """A bug in what is shown must not leave anybody waiting, nor stop the daemon."""
     exporter = built()
-    exporter._readings.fault = fault
+    exporter.readings.fault = fault
     answers = ask(exporter)
     with pytest.raises(type(fault)):  # the loop logs it and goes on
         work(exporter, clock)
     assert HTTPStatus.INTERNAL_SERVER_ERROR == answers[0].status
     assert exporter.next_timer() is None
 
-    exporter._readings.fault = None
+    exporter.readings.fault = None
     answers = ask(exporter)
     work(exporter, clock)
     assert HTTPStatus.OK == answers[0].status
@@ -227,12 +231,12 @@ def test_without_the_package_calls_are_carried_all_the_same(monkeypatch, caplog)
     daemon = SimpleNamespace(config=Config())
     monkeypatch.delitem(sys.modules, "pptp_nat.scrape.exporter")
     monkeypatch.setitem(sys.modules, "pptp_nat.scrape.metrics", None)
-    assert exporter_for(daemon) is None
+    assert exporter_for(daemon, lambda *_: Readings()) is None
     (record,) = caplog.records
     assert 'write metrics.listen = "off"' in str(record.__dict__)
 
     off = Metrics(listen=None)
-    assert exporter_for(SimpleNamespace(config=Config(metrics=off))) is None
+    assert exporter_for(SimpleNamespace(config=Config(metrics=off)), lambda *_: Readings()) is None
     assert 1 == len(caplog.records)
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pptp_nat.core.parts import worker_of
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux import (
     ruleset,
@@ -61,6 +62,14 @@ def answer(program: ruleset_bpf.Program, packet: bytes) -> int:  # noqa: PLR0912
             match step.code:
                 case ruleset_bpf.LOAD_HALF:
                     (a,) = struct.unpack_from("!H", packet, step.k)
+                case ruleset_bpf.LOAD_WORD:
+                    (a,) = struct.unpack_from("!I", packet, step.k)
+                case ruleset_bpf.MULTIPLY:
+                    a = a * step.k & 0xFFFFFFFF
+                case ruleset_bpf.REMAINDER:
+                    a %= step.k
+                case ruleset_bpf.EXCLUSIVE_OR:
+                    a ^= x
                 case ruleset_bpf.LOAD_WORD_AT_X:
                     (a,) = struct.unpack_from("!I", packet, x + step.k)
                 case ruleset_bpf.LOAD_OCTET_AT_X:
@@ -133,8 +142,38 @@ def test_enhanced_gre_is_told_from_plain(packet: bytes) -> None:
     assert expected == bool(answer(ruleset_bpf.ENHANCED_GRE, packet))
 
 
+@given(packets(), st.binary(min_size=8, max_size=8), st.integers(2, 64))
+def test_each_packet_is_of_one_worker_whoever_of_the_two_sends(
+    packet: bytes, hosts: bytes, count: int
+) -> None:
+    """Python and the rules must agree, or a connection is judged by who does not know it."""
+    there = packet[:12] + hosts + packet[20:]
+    back = packet[:12] + hosts[4:] + hosts[:4] + packet[20:]
+
+    for each in (there, back):
+        matched = [i for i in range(count) if answer(ruleset_bpf.share(i, count), each)]
+        assert [worker_of(hosts[:4], hosts[4:], count)] == matched
+
+
+@pytest.mark.parametrize("backend", list(Backend))
+def test_only_iptables_divides_among_workers(backend: Backend) -> None:
+    settings = RuleSettings(workers=3)
+    if backend is Backend.NFTABLES:
+        with pytest.raises(AdapterError, match=r'rules.backend = "iptables"'):
+            ruleset.render(settings, backend)
+        return
+    lines = [line for line in ruleset.render(settings, backend).splitlines() if "NFQUEUE" in line]
+
+    assert ["1724", "1725", "1723"] == [
+        line.rpartition(" ")[2] for line in lines if line.startswith("-A")
+    ]
+    with pytest.raises(AdapterError, match="load xt_bpf"):
+        ruleset.render(settings, backend, Features(bpf=False))
+
+
 @pytest.mark.parametrize(
-    "program", [ruleset_bpf.PURE_ACKNOWLEDGEMENT, ruleset_bpf.ENHANCED_GRE]
+    "program",
+    [ruleset_bpf.PURE_ACKNOWLEDGEMENT, ruleset_bpf.ENHANCED_GRE, ruleset_bpf.share(1, 2)],
 )
 def test_programs_are_what_the_kernel_takes(program: ruleset_bpf.Program) -> None:
     """xt_bpf takes 64 instructions and no jump past the end."""

@@ -42,7 +42,7 @@ def test_all_connections_that_are_lost_together_end() -> None:
             Leg(SERVER, ROUTER, 1000 + number, SERVER, client, 7),
             Leg(client, SERVER, number, ROUTER, SERVER, number),
         ]
-    translator.restore(rebuilt(legs, live, {}, 0, 1.0), 1.0)
+    translator.restore(rebuilt(legs, live, {}, translator.book.next_id, 1.0), 1.0)
     ended: list[Outcome] = []
     nobody: Any = None
     conntrack: Any = Forgetful()

@@ -74,7 +74,7 @@ def test_whatever_the_kernel_refuses_for_a_while_comes_true_in_the_end(
         found = [inbound(2000 + number, number), outbound(number)]
         known = {key: each.id for key, each in book.connections.items()}
         before = set(book.calls)
-        translator.restore(rebuilt(found, [CONNECTION], known, book.last_id, now), now)
+        translator.restore(rebuilt(found, [CONNECTION], known, book.next_id, now), now)
         (call,) = (each for each in book.calls.values() if each.id not in before)
         ups = [
             LegUp(call, party, leg, 0) for party in Party if (leg := call.leg(party)) is not None

@@ -1,0 +1,1 @@
+"""Several processes for the control connections of one router: see `supervisor`."""
