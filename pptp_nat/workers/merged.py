@@ -93,6 +93,7 @@ class Merged:
             "connections": _sums(answer["connections"] for answer in answers),
             "opaque": sum(answer["opaque"] for answer in answers),
             "api": supervisor.api_row()._asdict(),
+            "paced": next((each["paced"] for each in answers if each["paced"] is not None), None),
         }
 
 

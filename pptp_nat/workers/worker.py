@@ -23,6 +23,7 @@ from pptp_nat.daemon import Daemon
 from pptp_nat.errors import AdapterError, UsageError
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.datapath import Match
+from pptp_nat.linux.ruleset_settings import UNPACED
 from pptp_nat.router.carrier import Carrier
 from pptp_nat.router.footing import Chosen, let_go_of_privileges
 from pptp_nat.router.signals import Signals
@@ -96,8 +97,9 @@ class Working(Alone):
         return Chosen(Carrier(ConntrackPath(daemon.conntrack)), None, self._post.reason)
 
     def check(self, daemon: Daemon) -> None:
-        """Trust the supervisor, who has looked."""
-        del daemon
+        """Trust the supervisor, who has looked; what the pace drops is told by one of us."""
+        if self.part.index:
+            daemon.rule_settings = dataclasses.replace(daemon.rule_settings, pace=UNPACED)
 
     def elsewhere(self, daemon: Daemon) -> Elsewhere | None:
         """Return this worker's seat at the board."""
