@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from pptp_nat.core.tuples import Address
+from pptp_nat.core.tuples import Address, Leg
 
 #: Fibonacci hashing (Knuth, The Art of Computer Programming 3, section 6.4): the odd number
 #: nearest to 2**32 divided by the golden ratio spreads addresses that follow each other, and
@@ -48,6 +48,10 @@ class Part:
     def has_hosts(self, one: Address, other: Address) -> bool:
         """Whether control connections between these two are of this part."""
         return worker_of(one, other, self.count) == self.index
+
+    def has_leg(self, leg: Leg) -> bool:
+        """Whether *leg* is of a call of this part: it joins two hosts by their own addresses."""
+        return self.count == 1 or self.has_hosts(leg.source, leg.new_destination)
 
     def has_number(self, number: int) -> bool:
         """Whether *number* is this worker's to give."""

@@ -32,14 +32,7 @@ from pptp_nat.core.tuples import Flow, Leg, Placement
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.accounting import accounting, turn_on_accounting
 from pptp_nat.linux.conntrack_counts import last_counts, read_counts, read_datagram
-from pptp_nat.linux.conntrack_events import (
-    Change,
-    CtEvent,
-    Events,
-    carries_for,
-    is_control,
-    is_ours,
-)
+from pptp_nat.linux.conntrack_events import Change, CtEvent, Events, is_control, is_ours
 from pptp_nat.linux.conntrack_placement import is_spoken, read_placement
 from pptp_nat.linux.conntrack_refusals import check, described, failed
 from pptp_nat.linux.conntrack_table import Reader
@@ -300,7 +293,7 @@ class Conntrack:
     def entries(self) -> Iterator[Entry]:
         """Yield our GRE entries, those of an earlier run too."""
         for entry in self._dump(by_mark(self.entry_mark), "listing our conntrack entries"):
-            if self._is_mine(entry) and carries_for(self._part, entry.leg):
+            if self._is_mine(entry) and self._part.has_leg(entry.leg):
                 yield entry
 
     def counts(self) -> dict[Match, Tally]:

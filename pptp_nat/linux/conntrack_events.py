@@ -115,7 +115,7 @@ class Events:
             if entry is None:
                 continue
             if is_ours(entry, self._entry_mark):
-                if not carries_for(self._part, entry.leg):
+                if not self._part.has_leg(entry.leg):
                     continue
                 tally = _carried(entry)
                 events.append(CtEvent(change, leg=entry.leg, mark=entry.mark, tally=tally))
@@ -133,11 +133,6 @@ def _carried(entry: Entry) -> Tally:
 def _is_stray(entry: Entry) -> bool:
     # Without a call ID it is plain GRE; call ID 0, which is rare, passes for that too.
     return entry.original.protocol == GRE and bool(entry.original.destination_key)
-
-
-def carries_for(part: Part, leg: Leg) -> bool:
-    """Whether *leg* is of a call of *part*: it joins two hosts by their own addresses."""
-    return part.count == 1 or part.has_hosts(leg.source, leg.new_destination)
 
 
 def is_ours(entry: Entry, entry_mark: int) -> bool:
