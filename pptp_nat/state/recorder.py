@@ -11,6 +11,7 @@ everything there is, a little per turn, beside the records that come meanwhile.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
@@ -33,7 +34,9 @@ from pptp_nat.state.store import Store
 
 _OF_CALLS: Final = (CallChanged, LegUp, LegDown)
 _TURN: Final = 128  #: records that are written anew in one turn: less than a millisecond
-_LOOK_SECONDS: Final = 30.0  #: between two looks at what was carried
+_LOOK_SECONDS: Final = 30.0  #: between two looks at what was carried, at most, ...
+_SOON_SECONDS: Final = 1.0  #: ... and where there is something to see at least, ...
+_LOOK_SHARE: Final = 100  #: ... or so many times as long as a look takes
 _PAUSE: Final = 0.01  #: seconds between two such turns
 
 
@@ -140,8 +143,10 @@ class Recorder:
     def tick(self, now: float) -> None:
         """Write what was carried, or a little more of what is written anew."""
         if now >= self._look_at:
-            self._look_at = now + _LOOK_SECONDS
+            began = time.thread_time()
             self.note_carried()
+            rest = max(_SOON_SECONDS, _LOOK_SHARE * (time.thread_time() - began))
+            self._look_at = now + (min(rest, _LOOK_SECONDS) if self._written else _LOOK_SECONDS)
         if self._due is None or self._due > now:
             return
         assert self._rest is not None

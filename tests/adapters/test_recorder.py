@@ -1,0 +1,83 @@
+"""When what was carried is written down: soon where it is little, seldom where it is much."""
+
+import pytest
+
+from pptp_nat.state import recorder as module
+from pptp_nat.state.recorder import Recorder
+from pptp_nat.state.records import Contents, LegCount, read
+from tests.scenario.ladder import Ladder
+
+
+class Store:
+    """Keeps what it is given."""
+
+    is_full = False
+
+    def __init__(self):
+        self.octets = b""
+
+    def append(self, octets, *, lasting=True):
+        self.octets += octets
+
+    def renew(self):
+        self.octets = b""
+
+    def renewed(self):
+        pass
+
+
+class World:
+    """A leg whose packets nobody else counts, and a clock for the work of looking."""
+
+    def __init__(self, monkeypatch):
+        self.packets, self.looks, self.took, self.spent = 0, 0, 0.0, 0.0
+        self.store = Store()
+        self.recorder = Recorder(Ladder().translator, self.store, self.carried)
+        monkeypatch.setattr(module, "time", self)
+        self.recorder.begin(0.0)
+
+    def thread_time(self):
+        return self.spent
+
+    def carried(self):
+        self.looks += 1
+        self.spent += self.took
+        return [LegCount(bytes(4), bytes(4), 7, self.packets, 0)] if self.packets else []
+
+    def run(self, since, until):
+        """Turn the loop; return the number of looks."""
+        before, now = self.looks, since
+        while (now := max(now, self.recorder.next_timer())) < until:
+            self.recorder.tick(now)
+        return self.looks - before
+
+    def on_record(self):
+        contents = Contents()
+        read(self.store.octets, contents)
+        return [each.packets for each in contents.carried.values()]
+
+
+@pytest.mark.parametrize(
+    ("packets", "took", "looks"), [(5, 0.0, 60), (5, 0.05, 12), (5, 10.0, 2), (0, 0.0, 2)]
+)
+def test_counts_are_written_as_often_as_that_is_cheap(monkeypatch, packets, took, looks) -> None:
+    """After a crash they go back by a second, with very many calls by half a minute."""
+    world = World(monkeypatch)
+    world.packets, world.took = packets, took
+
+    assert looks == world.run(0.0, 60.0)
+    assert world.on_record() == ([packets] if packets else [])
+
+
+def test_what_has_not_changed_is_not_written_again(monkeypatch) -> None:
+    """An idle call costs no octet."""
+    world = World(monkeypatch)
+    world.packets = 5
+    world.run(0.0, 10.0)
+    before = len(world.store.octets)
+    world.run(10.0, 20.0)
+    assert before == len(world.store.octets)
+    world.packets = 6
+    world.run(20.0, 21.5)
+
+    assert world.on_record() == [6]
