@@ -15,15 +15,15 @@ HOT = [
     *(
         f"pptp_nat/{name}.py"
         for name in (
-            "router/carried", "router/carrier", "router/news", "state/recorder", "state/records",
-            "tables/views",
+            "router/carried", "router/carrier", "router/effects", "router/news", "state/recorder",
+            "state/records", "tables/views",
         )
     ),
     *(
         f"pptp_nat/linux/{name}.py"
         for name in (
-            "conntrack", "conntrack_path", "conntrack_wire", "datapath", "netlink", "nfqueue",
-            "leg_table", "queue_path", "shares",
+            "conntrack", "conntrack_path", "conntrack_placement", "conntrack_wire", "datapath",
+            "netlink", "nfqueue", "leg_table", "queue_path", "shares",
         )
     ),
 ]  # fmt: skip
