@@ -159,7 +159,10 @@ class Daemon:
             self.upkeep.look_around(self.config.control.ports, now)
         self.recorder = Recorder(self.translator, self.store, self.carrier.kept)
         self.recorder.begin(now)
-        self._effects = Effects(self.recorder, self.carrier, self._news.tell, self._on_fault)
+        self._effects = Effects(
+            self.recorder, self.carrier, self.translator.look_at_mark, self._news.tell,
+            self._on_fault,
+        )  # fmt: skip
         self.control_queue.attend(self._effects.before, self._effects.after)
         self._standing.settled(self)
         self._closers.append(self.recorder.note_carried)
@@ -308,8 +311,7 @@ class Daemon:
             packet.octets, now,
             packet_id=queue.next_id(), is_local=packet.hook in LOCAL_HOOKS,
         )  # fmt: skip
-        effects = self._effects
-        effects.note(outcome, now)
+        self._effects.note(outcome, now)
         for released in outcome.released:
             queue.release(released.packet_id, released.packet)
         if outcome.verdict is Verdict.ACCEPT:
@@ -318,7 +320,7 @@ class Daemon:
             queue.hold(packet)
         else:
             queue.drop(packet)
-        effects.follow(outcome, now)
+        self._effects.follow(outcome, now)
         if self._meter is not None:
             self._meter.judged(outcome, now)
 

@@ -112,7 +112,7 @@ class Outcome:
     """What `Translator.handle` and `Translator.tick` decided.
 
     Carry out every `LegUp`, then give the verdicts (held packets first), then
-    carry out every `LegDown`.
+    carry out every `LegDown`, and look at the mark of a connection that has echoed.
     """
 
     verdict: Verdict = Verdict.ACCEPT
@@ -120,3 +120,5 @@ class Outcome:
     events: list[Event] = field(default_factory=list)
     released: list[Released] = field(default_factory=list)
     connection: Connection | None = None  #: whose packet it was, if its octets were read
+    #: an Echo-Request of it has gone by: time for `Translator.look_at_mark`, which nobody waits for
+    echoed: bool = False

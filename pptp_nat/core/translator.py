@@ -242,7 +242,7 @@ class Translator:
                 return
             if dialogue.echoed:
                 dialogue.echoed = False
-                self._look_at_mark(connection, outcome)
+                outcome.echoed = True
             if edits:
                 outcome.packet = edited(packet, view, edits)
                 self.book.counts["rewritten"] += 1
@@ -293,21 +293,23 @@ class Translator:
             self.book.finish(call, End.CLOSED, now)
         return outcome
 
-    def _look_at_mark(self, connection: Connection, outcome: Outcome) -> None:
+    def look_at_mark(self, connection: Connection) -> Outcome:
         """Have the GRE of a connection's calls follow its connmark, at every echo."""
+        outcome = self._outcome()
         try:
             placement = self._locate(connection.flow)
         except AdapterError:
             self.book.counts["mark_unknown"] += 1
-            return
+            return outcome
         if placement is None or placement.mark == connection.mark:
-            return
+            return outcome
         connection.mark = placement.mark
         for call in connection.calls:
             for party in Party:
                 leg = call.leg(party)
                 if leg is not None and call.state is not CallState.GONE:
                     outcome.events.append(LegMarked(call, leg, placement.mark))
+        return outcome
 
     def claim(self, external: Address, remote: Address, number: int) -> bool:
         """Never give *number* to a call: GRE that we know nothing else of uses it."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from pptp_nat.core.calls import Connection
 from pptp_nat.core.events import Event, Outcome
 from pptp_nat.router.carried import Counts
 from pptp_nat.router.carrier import Carrier
@@ -25,6 +26,7 @@ class Effects:
     Args:
         recorder: keeps what has changed.
         carrier: has GRE carried.
+        look: looks at the mark of a connection that has echoed.
         tell: is told all events, in their order, and what calls that are gone have carried.
         fault: is told of what one of these has raised; the others go on.
     """
@@ -33,14 +35,17 @@ class Effects:
         self,
         recorder: Recorder,
         carrier: Carrier,
+        look: Callable[[Connection], Outcome],
         tell: Tell,
         fault: Callable[[BaseException], None],
     ) -> None:
         self._recorder: Final = recorder
         self._carrier: Final = carrier
+        self._look: Final = look
         self.tell = tell
         self._fault: Final = fault
         self._events: list[Event] = []  # of packets that have their verdicts
+        self._echoed: list[Connection] = []  # by those packets
         self._now = 0.0  # of the latest of them
 
     def note(self, outcome: Outcome, now: float) -> None:
@@ -51,9 +56,11 @@ class Effects:
 
     def follow(self, outcome: Outcome, now: float) -> None:
         """Take note of what comes after the verdict of *outcome*, which is given but not sent."""
+        self._now = now
         if outcome.events:
             self._events += outcome.events
-            self._now = now
+        if outcome.echoed and outcome.connection is not None:
+            self._echoed.append(outcome.connection)
 
     def before(self) -> None:
         """Do what must be true before the verdicts in hand: on record first, then carried."""
@@ -65,6 +72,17 @@ class Effects:
         if self._events:
             events, self._events = self._events, []
             self._do(lambda: self.tell(events, self._carrier.after(events, self._now)))
+        if self._echoed:
+            echoed, self._echoed = self._echoed, []
+            self._do(lambda: self._look_at(echoed))
+
+    def _look_at(self, echoed: list[Connection]) -> None:
+        """Have GRE follow the marks of connections; it takes a question to the kernel for each."""
+        for connection in echoed:
+            outcome = self._look(connection)
+            if outcome.events:
+                self.note(outcome, self._now)
+        self.before()
 
     def _do(self, work: Callable[[], None]) -> None:
         """Do *work*; what it raises ends that work, never that of other calls."""

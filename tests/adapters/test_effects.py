@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pptp_nat.core.calls import Call
-from pptp_nat.core.events import CallChanged, Event, LegDown, LegUp, Outcome
+from pptp_nat.core.calls import Call, Connection
+from pptp_nat.core.events import CallChanged, Event, LegDown, LegMarked, LegUp, Outcome
 from pptp_nat.core.states import CallState, End
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Party
@@ -29,13 +29,16 @@ class Router:
         self.kept = bytearray()
         self.is_full = False
         self.is_broken = False
+        self.seen_at_a_look: list[Event] = []
         self.path = QueuePath()
         recorder = Recorder(Translator(lambda _: None, lambda: 7), self)
         recorder.begin(0.0)
         self.kept.clear()
         self.order.clear()
         self.carrier = Carrier(self)
-        self.effects = Effects(recorder, self.carrier, self.tell, self.faults.append)
+        self.effects = Effects(
+            recorder, self.carrier, self.look, self.tell, self.faults.append
+        )  # fmt: skip
 
     # A store.
 
@@ -64,11 +67,18 @@ class Router:
         self.told += events
         self.ended |= ended
 
+    def look(self, connection: Connection) -> Outcome:
+        self.order.append("look")
+        return Outcome(events=list(self.seen_at_a_look))
+
     # Packets.
 
-    def judge(self, *events: Event) -> None:
+    def remark(self, orders) -> None:
+        self.order.append(f"mark {orders[0].mark}")
+
+    def judge(self, *events: Event, echo: Connection | None = None) -> None:
         """Have a packet cause *events*, as `Daemon._judge` does."""
-        outcome = Outcome(events=list(events))
+        outcome = Outcome(events=list(events), connection=echo, echoed=echo is not None)
         self.effects.note(outcome, 1.0)
         self.effects.follow(outcome, 1.0)
 
@@ -168,6 +178,20 @@ def test_what_one_step_breaks_on_keeps_no_other_from_its_own() -> None:
     router.send()
     assert {2} == set(router.on_record)
     assert 1 == len(router.faults)
+
+
+def test_nobody_waits_for_the_look_at_a_mark() -> None:
+    """An echo has gone on before conntrack is asked; what is found is on record, then in force."""
+    router = Router()
+    made = call(1, EXTERNALS[0], 100)
+    router.judge(*comes_up(made))
+    router.send()
+    router.order.clear()
+    router.seen_at_a_look = [LegMarked(made, made.leg(Party.RESPONDER), 9)]
+    router.judge(echo=made.connection)
+    router.send()
+
+    assert ["record", "verdicts", "look", "record", "mark 9"] == router.order
 
 
 def test_a_turn_without_news_asks_nobody_anything() -> None:

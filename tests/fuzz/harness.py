@@ -165,6 +165,8 @@ class Range:
                 read(outcome.packet)
                 assert len(packet) == len(outcome.packet)
             self._let_go(outcome)
+            if outcome.echoed:
+                self.legs.carry_out(self.translator.look_at_mark(outcome.connection))
         self.check_bounds()
 
     def wait(self, seconds: float) -> None:

@@ -251,6 +251,8 @@ class Ladder:
         payload = b""
         if outcome.verdict is Verdict.ACCEPT:
             payload = read(outcome.packet or packet).payload
+        if outcome.echoed:
+            self._take(self.translator.look_at_mark(outcome.connection))
         return Heard(outcome.verdict, payload, self._ids)
 
     def _take(self, outcome: Outcome) -> None:

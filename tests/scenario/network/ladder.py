@@ -97,6 +97,8 @@ class Ladder:
         self.carry_out(outcome)
         if outcome.verdict is Verdict.ACCEPT:
             deliver(packet if outcome.packet is None else outcome.packet)
+        if outcome.echoed:
+            self.carry_out(self.translator.look_at_mark(outcome.connection))
         return outcome
 
     def carry_out(self, outcome: Outcome) -> None:
