@@ -48,7 +48,6 @@ class _Carried(NamedTuple):
 
     order: LegOrder
     slot: int
-    before: Tally  #: what was carried in an earlier process
 
 
 class BpfPath:
@@ -73,6 +72,7 @@ class BpfPath:
         legs = max(64, 2 * min(calls, room()))
         self._stays = stays
         self._legs: dict[Match, _Carried] = {}
+        self._before: dict[Match, Tally] = {}  # what was carried in an earlier process
         self._shares = Shares()
         self._unsettled: dict[Match, LegOrder] = {}  # what must carry, and the kernel had no memory
         #: devices that cannot run our programs, and why: what arrives there is no call's
@@ -119,7 +119,7 @@ class BpfPath:
             self._unsettled.pop(match, None)
             if before is not None:
                 self._shares.join(match, order, before.order)
-                shared[match] = self._tally(before)
+                shared[match] = self._tally(match)
         return Installed(shared, refused, error)
 
     def restore(self, orders: Sequence[LegOrder]) -> Installed:
@@ -149,9 +149,7 @@ class BpfPath:
             raise AdapterError("installing a leg in the BPF maps", code)
         if before is not None and before.order.leg != order.leg:
             self._erase(before.order, slot, but={row.key for row in made.legs}, origin=made.origin)
-        self._legs[match] = _Carried(
-            order, slot, Tally(0, 0) if before is None else before.before
-        )
+        self._legs[match] = _Carried(order, slot)
 
     def _erase(
         self, order: LegOrder, slot: int, *,
@@ -165,9 +163,14 @@ class BpfPath:
         if made.origin is not None and (origin is None or origin.key != made.origin.key):
             self._object.delete(self._origins_fd, made.origin.key)
 
-    def _tally(self, carried: _Carried) -> Tally:
-        packets, octets = self._counts.tally(carried.slot)
-        return Tally(packets + carried.before.packets, octets + carried.before.octets)
+    def _tally(self, match: Match) -> Tally:
+        return self._whole(match, self._counts.tally(self._legs[match].slot))
+
+    def _whole(self, match: Match, tally: Tally) -> Tally:
+        before = self._before.get(match)
+        if before is None:
+            return tally
+        return Tally(tally.packets + before.packets, tally.octets + before.octets)
 
     def remark(self, orders: Sequence[LegOrder]) -> None:
         """Give the packets of legs that are carried another mark."""
@@ -185,12 +188,13 @@ class BpfPath:
                 continue
             left = self._shares.leave(leg)
             if left is not None:
-                tallies[match] = self._tally(carried)
+                tallies[match] = self._tally(match)
                 self._unsettled[match] = left.now
                 continue
             self._erase(carried.order, carried.slot)
-            tallies[match] = self._tally(carried)
+            tallies[match] = self._tally(match)
             del self._legs[match]
+            self._before.pop(match, None)
             self._unsettled.pop(match, None)
             self._counts.give_back(carried.slot)
         self._settle()
@@ -232,33 +236,32 @@ class BpfPath:
     def credit(self, leg: Leg, tally: Tally) -> None:
         """Add what *leg* had carried in an earlier process."""
         match = Match(*leg[:3])
-        carried = self._legs.get(match)
-        if carried is not None:
-            packets, octets = carried.before
-            self._legs[match] = carried._replace(
-                before=Tally(packets + tally.packets, octets + tally.octets)
-            )
+        if match in self._legs:
+            self._before[match] = self._whole(match, tally)
 
     def lost(self, leg: Leg, tally: Tally) -> None:
         """Do nothing: nobody else can delete a leg here."""
 
     def tallies(self) -> Mapping[Match, Tally]:
         """Return the counts of all legs; asks nobody, they are in memory."""
-        return {match: self._tally(carried) for match, carried in self._legs.items()}
+        slots = [carried.slot for carried in self._legs.values()]
+        tallies = dict(zip(self._legs, self._counts.tallies(slots), strict=True))
+        for match in self._before:
+            tallies[match] = self._whole(match, tallies[match])
+        return tallies
 
     def tallies_of(self, legs: Sequence[Leg]) -> Mapping[Match, Tally]:
         """Return the counts of these *legs* alone."""
         matches = [Match(*leg[:3]) for leg in legs]
-        return {match: self._tally(self._legs[match]) for match in matches if match in self._legs}
+        return {match: self._tally(match) for match in matches if match in self._legs}
 
     def tally_pieces(self) -> Iterator[Mapping[Match, Tally]]:
         """Yield the counts of `_PIECE` legs at a time."""
         matches = list(self._legs)
         for start in range(0, len(matches), _PIECE):
             yield {
-                match: self._tally(carried)
-                for match in matches[start : start + _PIECE]
-                if (carried := self._legs.get(match)) is not None
+                match: self._tally(match)
+                for match in matches[start : start + _PIECE] if match in self._legs
             }
 
     def watched(self, leg: Leg) -> bpf_maps.Watched | None:

@@ -397,3 +397,31 @@ def test_the_object_that_is_shipped_is_made_of_the_source(tmp_path: Path) -> Non
 
     for section in ("tc", ".rodata", "license", ".maps"):
         assert _section(built, section) == _section(OBJECT, section), section
+
+
+def test_all_counts_together_are_what_each_is() -> None:
+    """Read in one go, in pieces or one by one; what an earlier run has carried is among them."""
+    path = BpfPath(40, BIT)
+    try:
+        legs = [OUTWARD._replace(key=key, new_key=key) for key in range(60)]
+        path.install([LegOrder(leg, 0) for leg in legs])
+        path.credit(legs[7], Tally(100, 1000))
+        path.remove(legs[20:30])
+        path.install([LegOrder(leg, 0) for leg in legs[25:30]])
+        for key in range(0, 60, 3):
+            frame = bytes(12) + b"\x08\x00" + gre(CLIENT, SERVER, key)
+            path._object.test_run("ether_leaving", frame, came_in_at=1)
+        there = [*legs[:20], *legs[30:], *legs[25:30]]
+        size = len(gre(CLIENT, SERVER, 0))
+        expected = {
+            Match(*leg[:3]): Tally(leg.key % 3 == 0, size * (leg.key % 3 == 0)) for leg in there
+        }
+        expected[Match(*legs[7][:3])] = Tally(100, 1000)
+
+        assert expected == dict(path.tallies())
+        assert expected == dict(path.tallies_of(legs))
+        assert expected == {m: t for piece in path.tally_pieces() for m, t in piece.items()}
+        assert expected == dict(path.remove(legs))
+        assert not path.tallies()
+    finally:
+        path.close()
