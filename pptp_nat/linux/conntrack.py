@@ -35,7 +35,7 @@ from pptp_nat.linux.conntrack_counts import last_counts, read_counts, read_datag
 from pptp_nat.linux.conntrack_events import Change, CtEvent, Events, is_control, is_ours
 from pptp_nat.linux.conntrack_placement import is_spoken, read_placement
 from pptp_nat.linux.conntrack_refusals import check, described, failed
-from pptp_nat.linux.conntrack_table import Reader
+from pptp_nat.linux.conntrack_table import TUPLES, Reader
 from pptp_nat.linux.conntrack_wire import (
     BY_DESTINATION_PORT,
     BY_PROTOCOL,
@@ -169,18 +169,15 @@ class Conntrack:
 
         Answered: the port that the opener dialled or that a port forward made of it.
         """
-        seen: set[Flow] = set()
+        seen: set[bytes] = set()  # most answer two of the questions
         for port in ports:
             dialled = Tuple(TCP, bytes(4), port, bytes(4), port)
             for criteria in (
                 by_tuple(original=(BY_PROTOCOL | BY_DESTINATION_PORT, dialled), reply=None),
                 by_tuple(original=None, reply=(BY_PROTOCOL | BY_SOURCE_PORT, dialled)),
             ):
-                for entry in self._dump(criteria, "listing control connections in conntrack"):
-                    flow = entry.placement.flow
-                    if is_control(entry, ports) and flow not in seen:
-                        seen.add(flow)
-                        yield entry.placement
+                listed = self._dump(criteria, "listing control connections in conntrack", seen)
+                yield from (each.placement for each in listed if is_control(each, ports))
 
     # Entries that carry GRE.
 
@@ -363,16 +360,22 @@ class Conntrack:
         check((code,), doing)
         return read_entry(body) if code == 0 else None
 
-    def _dump(self, criteria: bytes, doing: str) -> Iterator[Entry]:
+    def _dump(self, criteria: bytes, doing: str, seen: set[bytes] | None = None) -> Iterator[Entry]:
+        """Yield the entries that fit; those that were *seen*, by their tuples, are left out."""
         read, bodies = Reader(), self._bodies(criteria, doing)
         bodies.reverse()
         while bodies:  # let go of one by one: 300,000 are 130 MB
-            row = read(bodies.pop())
+            body = bodies.pop()
+            if seen is not None:
+                if body[:TUPLES] in seen:
+                    continue
+                seen.add(body[:TUPLES])
+            row = read(body)
             if row is not None and row.keyed:
+                rest = row.carried, row.returned, row.helper, row.identity
                 yield Entry(
-                    row.original, row.reply, row.status, row.mark, row.seconds_left or 0,
-                    row.carried, row.returned, row.helper, row.identity,
-                )  # fmt: skip
+                    row.original, row.reply, row.status, row.mark, row.seconds_left or 0, *rest
+                )
 
     def _bodies(self, criteria: bytes, doing: str) -> list[bytes]:
         try:

@@ -74,7 +74,7 @@ OFFLOADED: Final = 3 << 14  # IPS_OFFLOAD, IPS_HW_OFFLOAD (nf_conntrack_common.h
 
 
 #: octets of an IPv4 entry up to the end of its second tuple
-_TUPLES: Final = len(FAMILY) + 2 * (ATTRIBUTE.size + TUPLE.size)
+TUPLES: Final = len(FAMILY) + 2 * (ATTRIBUTE.size + TUPLE.size)
 
 
 class TableRow(NamedTuple):
@@ -120,7 +120,7 @@ def table(ports: Collection[int]) -> list[TableRow]:
                 raise _failed("reading the conntrack table", error.errno) from error
             for body in bodies:
                 # A connection may answer two questions; both tuples come first.
-                tuples = body[:_TUPLES]
+                tuples = body[:TUPLES]
                 if tuples not in found and (row := _wanted(read(body), ports)) is not None:
                     found[tuples] = row
     return list(found.values())
