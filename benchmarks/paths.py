@@ -68,13 +68,17 @@ KERNEL = Way(
 )  # fmt: skip
 _NATTED = (*ESTABLISHED, MASQUERADE)
 CONNTRACK = Way("conntrack", "pptp-nat conntrack", "pptp-nat, conntrack", _NATTED, "conntrack")
+WORKERS = Way(
+    "workers", "pptp-nat, 2 workers", "pptp-nat, conntrack, 2 workers", _NATTED, "conntrack",
+    options=("--workers", "2"), measures=("setup",),
+)  # fmt: skip
 BPF = Way("bpf", "pptp-nat bpf", "pptp-nat, bpf", _NATTED, "bpf")
 REDIRECT = Way(
     "redirect", "pptp-nat bpf, redirect", "pptp-nat, bpf past the stack", _NATTED, "bpf",
     settings='[gre]\nforwarding = "redirect"\n', measures=("gre",),
 )  # fmt: skip
 QUEUE = Way("queue", "pptp-nat queue", "pptp-nat, queue", _NATTED, "queue")
-WAYS = (WIRE, PLAIN, TRACKED, KERNEL, CONNTRACK, BPF, REDIRECT, QUEUE)
+WAYS = (WIRE, PLAIN, TRACKED, KERNEL, CONNTRACK, WORKERS, BPF, REDIRECT, QUEUE)
 #: Those of pptp-nat, one a data path.
 OURS: Final = tuple(way for way in WAYS if way.datapath)
 #: Whose GRE passes the daemon.

@@ -5,19 +5,23 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pptp_nat import cli
+from pptp_nat.api import Request
 from pptp_nat.config import Config, Control, Gre, Limits, load
 from pptp_nat.core.bindings import Bindings, Pair
 from pptp_nat.core.parts import Part, worker_of
-from pptp_nat.errors import ConfigError, ExhaustedError
+from pptp_nat.errors import ConfigError, ExhaustedError, UsageError
 from pptp_nat.scrape.metrics import FAMILIES, Distribution, Sample
 from pptp_nat.workers import estate
 from pptp_nat.workers.board import Board, Seat
 from pptp_nat.workers.figures import GREATEST, LEAST, summed
+from pptp_nat.workers.merged import Merged
 from pptp_nat.workers.worker import config_of
 
 PAIR = Pair(bytes((198, 18, 7, 1)), bytes((198, 18, 7, 2)))
@@ -166,6 +170,22 @@ def test_what_workers_cannot_do_is_told(tmp_path: Path, text: str, expected: str
 
 def test_the_queue_of_gre_does_not_matter_to_workers() -> None:
     assert 2 == Config(control=Control(workers=2), gre=Gre(queue=1723)).control.workers
+
+
+def test_workers_neither_take_over_nor_hand_over(capsys: pytest.CaptureFixture[str]) -> None:
+    """What they cannot do is refused before anything is touched."""
+    assert cli.FAILED == cli.main(["run", "--workers", "2", "--takeover"])
+    assert "--takeover: workers take nothing over" in capsys.readouterr().err
+
+    with pytest.raises(UsageError, match="hands nothing over"):
+        Merged(None)(Request(1, "takeover", {}, 0))  # type: ignore[arg-type]
+
+
+def test_while_a_worker_is_away_nobody_is_shown_a_part(tmp_path: Path) -> None:
+    stub = SimpleNamespace(missing=lambda: [1], sockets=lambda: [tmp_path / "0", tmp_path / "1"])
+
+    with pytest.raises(UsageError, match="worker 1 is being started again"):
+        list(Merged(stub)(Request(1, "list", {}, 0)))  # type: ignore[arg-type]
 
 
 def test_places_of_workers_that_are_no_more_are_known(tmp_path: Path) -> None:
