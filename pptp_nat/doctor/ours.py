@@ -68,7 +68,7 @@ def rules(router: Router) -> Judged:
 def queue(router: Router) -> Judged:
     """Judge our queues."""
     status, settings = router.status, router.settings
-    wanted = {settings.control_queue: "control"}
+    wanted = dict.fromkeys(settings.control_queues, "control")
     if settings.datapath == "queue":
         wanted[settings.gre_queue] = "gre"
     for number, purpose in wanted.items():

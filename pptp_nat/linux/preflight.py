@@ -110,7 +110,7 @@ def bound_queues(
     counters: Callable[[int], QueueCounters | None] = queue_counters,
 ) -> Iterator[Finding]:
     """Find queues that another program holds."""
-    wanted = {settings.control_queue: "control.queue"}
+    wanted = dict.fromkeys(settings.control_queues, "control.queue")
     if settings.datapath == "queue":
         wanted[settings.gre_queue] = "gre.queue"
     for queue, key in wanted.items():

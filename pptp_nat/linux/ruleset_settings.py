@@ -50,6 +50,11 @@ class RuleSettings:
     pace: Pace = Pace()
     workers: int = 1  #: of control connections, by queues that follow `control_queue`
 
+    @property
+    def control_queues(self) -> range:
+        """The NFQUEUE numbers of the control messages, one per worker."""
+        return range(self.control_queue, self.control_queue + self.workers)
+
     def __post_init__(self) -> None:
         assert self.ports, "rules for no port bring no packet"
         assert self.repeat_mark.bit_count() == 1, "the other bits are the administrator's"

@@ -9,6 +9,7 @@ import pytest
 
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux import preflight, preflight_helper
+from pptp_nat.linux.nfqueue import QueueCounters
 from pptp_nat.linux.preflight import Severity
 from pptp_nat.linux.ruleset import RuleSettings
 from pptp_nat.linux.ruleset_iptables_kernel import parse
@@ -245,3 +246,13 @@ def test_findings_are_one_line_each() -> None:
 
     assert 7 == len(found)
     assert not [finding for finding in found if "\n" in finding.text]
+
+
+def test_each_workers_queue_must_be_free() -> None:
+    """Two programs bound to one queue would each refuse the other's verdicts."""
+    bound = {1723: None, 1725: QueueCounters(77, 0, 0, 0, 0)}
+
+    found = list(preflight.bound_queues(RuleSettings(workers=3), bound.get))
+
+    assert [Severity.REFUSE] == [finding.severity for finding in found]
+    assert found[0].text.startswith("queue 1725 is bound already")
