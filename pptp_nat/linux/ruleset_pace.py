@@ -18,7 +18,9 @@ from pptp_nat.linux.ruleset_settings import Pace
 
 BURST_SECONDS: Final = 2
 MOST_AT_ONCE: Final = 4_000  # fewer than control.queue_length has room for, by default
-#: nftables: clients that are told apart.  More of them, and only the bound of all holds.
+#: Clients that are told apart.  More of them, and nftables keeps the bound of all alone, and
+#: xt_hashlimit drops (dsthash_alloc_init): for openers it decides by the machine's memory, since
+#: anybody can make addresses up; for connections this holds, since somebody must have answered.
 CLIENTS: Final = 65_535
 FORGET_SECONDS: Final = 10  # a bucket that nobody draws from is full again long before
 
@@ -74,6 +76,8 @@ def bounds(pace: Pace) -> Iterator[Bound]:
             continue
         burst = min(BURST_SECONDS * rate, MOST_AT_ONCE)
         mode = f"--hashlimit-mode {kind.mode} " if kind.mode else ""
+        if kind.iptables != _OPENER[0]:
+            mode += f"--hashlimit-htable-max {CLIENTS} "
         # A table of a known name is taken over with the rate that it was made with
         # (xt_hashlimit.c, htable_find_get): another rate needs another name.
         hashlimit = (
