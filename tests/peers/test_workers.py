@@ -19,6 +19,7 @@ from pptp_nat.lab.router import daemon
 
 from .conftest import World
 from .test_metrics import scrape
+from .test_restarts import KEPT, Churn
 from .test_tables import Events
 
 pytestmark = pytest.mark.kernel
@@ -280,3 +281,23 @@ def test_no_worker_gives_a_number_that_the_routers_own_client_has(
     rows = here.listed(CLIENTS + 2, "--state", "up")
 
     assert CLIENTS + 2 == len({row["external"]["call_id"] for row in rows})
+
+
+def test_workers_are_killed_while_calls_come_and_go(world: Callable[..., World]) -> None:
+    """What lasts hears its own all the time, and what is over leaves nothing behind."""
+    here = world("conntrack", inside=CLIENTS, options=("--workers", "3"), config=KEPT["config"])
+    assert here.daemon is not None
+    churn = Churn(here, CLIENTS // 2)
+    for back in (1, 2):
+        for _ in range(30):
+            churn.step()
+        os.kill(churn.lots.choice(workers_of(here)), signal.SIGKILL)
+        for _ in range(20):
+            churn.step()
+        wait(here, lambda back=back: log_of(here).count("worker-back") == back, "it is back")
+        churn.all_arrives()
+    churn.leave()
+
+    here.until_no_entry_is_left()
+    assert [] == here.listed(0)
+    assert "fault" not in here.daemon.log
