@@ -18,9 +18,7 @@ Found = dict[str, list[Sample]]
 
 #: Families of which the least or the greatest of all workers is true, not the sum.
 LEAST: Final = frozenset((
-    "collector_success", "config_last_reload_success_timestamp_seconds",
-    "config_last_reload_successful", "gre_accounting", "gre_read_timestamp_seconds",
-    "queue_bound",
+    "collector_success", "gre_accounting", "gre_read_timestamp_seconds", "queue_bound",
 ))  # fmt: skip
 GREATEST: Final = frozenset((
     "build_info", "call_ids_limit", "call_ids_fullest", "scrape_longest_step_seconds",
@@ -57,10 +55,14 @@ class Figures:
         self._longest = max((each for each in steps if isinstance(each, float)), default=0.0)
         found = summed(parts, supervisor.config.control.workers)
         self._cut_clients(found)
-        row = supervisor.api_row()
+        row, exporter = supervisor.api_row(), supervisor.exporter
+        assert exporter is not None, "who is asked for figures has something to serve them at"
+        meter = exporter.meter
         for name, value in (
             ("api_clients", row.clients), ("api_clients_refused_total", row.refused),
             ("api_clients_dropped_total", row.dropped), ("api_clients_garbled_total", row.garbled),
+            ("config_last_reload_successful", meter.reloads_good),
+            ("config_last_reload_success_timestamp_seconds", meter.reloaded),
             ("workers", len(supervisor.sockets()) - len(missing)),
             ("worker_restarts_total", supervisor.restarts),
         ):  # fmt: skip

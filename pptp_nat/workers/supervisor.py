@@ -235,14 +235,20 @@ class Supervisor:
             self._read_again()
         self.service.ready()
 
+    def _reloaded(self, *, good: bool) -> None:
+        if self.exporter is not None:
+            self.exporter.meter.reloading(good=good)
+
     def _read_again(self) -> None:
         try:
             fresh = configuration.load(self._config_path, self._overrides)
             if self.exporter is not None:
                 self.exporter.reload()
         except ConfigError as error:
+            self._reloaded(good=False)
             log.event(_log, logging.ERROR, "reload-refused", reason=str(error))
             raise
+        self._reloaded(good=True)
         live, later = configuration.changes(self.config, fresh)
         # A worker that is started again meanwhile begins with what is in force by then.
         self.config = configuration.with_live(self.config, fresh)

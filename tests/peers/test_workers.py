@@ -209,7 +209,7 @@ def test_what_is_listed_measured_and_told_is_what_conntrack_has(
 
 
 def test_a_reload_reaches_all_workers_or_none(world: Callable[..., World]) -> None:
-    here = world("conntrack", inside=CLIENTS, options=TWO, config="")
+    here = world("conntrack", inside=CLIENTS, options=TWO, config="", metrics="127.0.0.1:9723")
     assert here.daemon is not None
     assert here.daemon.pid is not None
     server, clients, calls = dialled(here)
@@ -218,6 +218,7 @@ def test_a_reload_reaches_all_workers_or_none(world: Callable[..., World]) -> No
     file.write_text("[limits]\ncalls_per_connection = 1\nkalls = 2\n")
     os.kill(here.daemon.pid, signal.SIGHUP)
     wait(here, lambda: "reload-refused" in log_of(here), "it is refused")
+    assert 0 == scrape(here)["pptp_nat_config_last_reload_successful",]
     calls += here.up(each.connections[0].call() for each in clients)
     file.write_text("[limits]\ncalls_per_connection = 2\n")
     os.kill(here.daemon.pid, signal.SIGHUP)
