@@ -52,23 +52,26 @@ def read_placement(body: bytes) -> Placement | None:
         ) = _TUPLES.unpack_from(body)  # fmt: skip
         headers = (family[:1], first, second, third, fourth, fifth, sixth, seventh, eighth)
         if headers == _HEADERS:
-            mark, helper, at = 0, None, _SIZE
+            mark, at = 0, _SIZE
+            helper: bytes | None = None
             while at + 4 <= size:
                 length, kind = ATTRIBUTE.unpack_from(body, at)
                 if length < 4 or at + length > size:
                     break
                 kind &= TYPE_MASK
-                if kind == CTA_MARK and length == _MARK.size:
+                if kind <= CTA_TUPLE_REPLY or (kind == CTA_MARK and length != _MARK.size):
+                    break
+                if kind == CTA_MARK:
                     (mark,) = _MARK.unpack_from(body, at)
                 elif kind == CTA_HELP:
-                    helper = read_helper(body[at + 4 : at + length])
+                    helper = body[at + 4 : at + length]
                 at += length + 3 & ~3
             else:
                 return tuple.__new__(Placement, (
                     tuple.__new__(Flow, (opener, opener_port, answering, answering_port)),
                     tuple.__new__(Seat, (opener, answered)),
                     tuple.__new__(Seat, (answering, dialled)),
-                    mark, helper,
+                    mark, read_helper(helper),
                 ))  # fmt: skip
     entry = read_entry(body)
     return None if entry is None or entry.original.protocol != TCP else entry.placement
