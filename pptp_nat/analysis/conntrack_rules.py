@@ -11,7 +11,7 @@ from pptp_nat.analysis.model import Severity
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from pptp_nat.analysis.conntrack_entries import ListedEntry
+    from pptp_nat.analysis.conntrack_entries import Host, ListedEntry
     from pptp_nat.analysis.conntrack_tunnels import PptpTable, TableCall, Tunnel
 
 EXPIRING: Final = 30  #: seconds; a keep-alive of PPP, every 30 to 60 s, comes too late for those
@@ -167,13 +167,13 @@ def _translation_missing(table: PptpTable) -> Iterator[Case]:
             yield Case(
                 f"GRE from {entry.original.source} to {entry.original.destination} with call ID "
                 f"{key} is nobody's: it should go on to "
-                f"{' or '.join(sorted({_inside(tunnel) for tunnel in live}))}",
+                f"{' or '.join(sorted({_hidden(tunnel).own for tunnel in live}))}",
                 (entry, *controls),
             )
         else:
             yield Case(
                 f"GRE from {entry.sender.own} to {entry.receiver.own} leaves as "
-                f"{entry.sender.seen_as}, its control connection as {_external(live[0])}",
+                f"{entry.sender.seen_as}, its control connection as {_hidden(live[0]).seen_as}",
                 (entry, *controls),
             )
 
@@ -265,12 +265,9 @@ def _keys(entries: Iterable[ListedEntry]) -> str:
     return f"call ID {', '.join(map(str, keys))}"
 
 
-def _inside(tunnel: Tunnel) -> str:
-    return tunnel.originator.own if tunnel.originator.hidden else tunnel.responder.own
-
-
-def _external(tunnel: Tunnel) -> str:
-    return tunnel.originator.seen_as if tunnel.originator.hidden else tunnel.responder.seen_as
+def _hidden(tunnel: Tunnel) -> Host:
+    """Return the host behind the NAT; the responder where nobody is."""
+    return tunnel.originator if tunnel.originator.hidden else tunnel.responder
 
 
 _ERROR, _WARNING = Severity.ERROR, Severity.WARNING

@@ -21,6 +21,12 @@ from pptp_nat.arguments.options import (
 from pptp_nat.tables.table import STATES
 
 
+def _host_options(parser: Any, client: str, server: str) -> None:  # noqa: ANN401
+    """Add ``--client`` and ``--server`` with these helps to a parser or a group of one."""
+    parser.add_argument("--client", type=address, metavar="ADDR", help=client)
+    parser.add_argument("--server", type=address, metavar="ADDR", help=server)
+
+
 def status(commands: Any) -> None:  # noqa: ANN401
     """Describe ``status``."""
     parser = add_command(
@@ -46,8 +52,7 @@ def list_(commands: Any) -> None:  # noqa: ANN401
     )
     output_option(parser, "text", "extended", "json", "xml")
     parser.add_argument("--state", type=str.lower, choices=STATES, help="only calls in this state")
-    parser.add_argument("--client", type=address, metavar="ADDR", help="only this inside host's")
-    parser.add_argument("--server", type=address, metavar="ADDR", help="only this remote host's")
+    _host_options(parser, "only this inside host's", "only this remote host's")
     parser.add_argument(
         "--call-id",
         type=call_id,
@@ -101,8 +106,7 @@ def events(commands: Any) -> None:  # noqa: ANN401
         "oddity, message: every departure from the RFC and every control message; all",
     )
     parser.add_argument("--call", type=row_id, metavar="CALL", help="only of the call with this id")
-    parser.add_argument("--client", type=address, metavar="ADDR", help="only of this host's calls")
-    parser.add_argument("--server", type=address, metavar="ADDR", help="only of calls to this host")
+    _host_options(parser, "only of this host's calls", "only of calls to this host")
     parser.add_argument("--count", type=count, metavar="N", help="end after N events")
     parser.add_argument(
         "--for", type=duration, metavar="TIME", dest="seconds", help="end after 90s, 5m, 1h"
@@ -173,5 +177,4 @@ def clear(commands: Any) -> None:  # noqa: ANN401
     )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("call", type=row_id, metavar="CALL", nargs="?", help="the id of a call")
-    which.add_argument("--client", type=address, metavar="ADDR", help="all calls of this client")
-    which.add_argument("--server", type=address, metavar="ADDR", help="all calls to this server")
+    _host_options(which, "all calls of this client", "all calls to this server")
