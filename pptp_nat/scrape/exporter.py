@@ -109,6 +109,7 @@ class Exporter:
         self._job: Generator[None] | None = None
         self._found: Found = {}
         self._good_until = 0.0  # monotonic seconds
+        self._reload = (True, 0.0)  # that the reading knows of
         self._spent = 0.0  # CPU seconds of the reading under way
         self._longest = 0.0  # of its steps, CPU seconds
         self._bodies: dict[_Variant, bytes] = {}
@@ -249,7 +250,7 @@ class Exporter:
         """Have *answer* take a reading written as *variant*."""
         now = time.monotonic()
         self.readings.expect(self._visits.next_after(now))
-        if variant in self._bodies and now < self._good_until:
+        if variant in self._bodies and self._is_good(now):
             answer(_scrape(variant, self._bodies[variant]))
             return
         self._waiting.append((variant, answer))
@@ -277,8 +278,9 @@ class Exporter:
 
     def _work(self) -> Generator[None]:
         """Take a reading unless the last is good still, write it, and give it to all who wait."""
-        if time.monotonic() >= self._good_until:
+        if not self._is_good(time.monotonic()):
             self._spent = 0.0
+            self._reload = self._last_reload()
             self._found, self._bodies = (yield from self.readings.take()), {}
             self._own()
             self._good_until = time.monotonic() + _REST * self._spent
@@ -290,6 +292,12 @@ class Exporter:
         self._waiting = [each for each in self._waiting if each[0] not in self._bodies]
         for variant, answer in answered:
             answer(_scrape(variant, self._bodies[variant]))
+
+    def _is_good(self, now: float) -> bool:
+        return now < self._good_until and self._reload == self._last_reload()
+
+    def _last_reload(self) -> tuple[bool, float]:
+        return self.meter.reloads_good, self.meter.reloaded
 
     def _own(self) -> None:
         """Add what this side has to tell of itself."""

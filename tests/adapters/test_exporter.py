@@ -132,6 +132,21 @@ def test_a_reading_is_good_for_a_while_and_then_made_anew(clock) -> None:
     assert b'pptp_nat_calls{state="up"} 2.0\n' in later[0].body
 
 
+@pytest.mark.parametrize("good", [True, False])
+def test_who_has_reloaded_sees_how_it_went_however_good_the_last_reading_is(clock, good) -> None:
+    """Whoever changes a configuration looks at once whether it was taken over."""
+    exporter = built()
+    ask(exporter)
+    work(exporter, clock)
+    exporter.meter.reloading(good=good)
+    exporter.meter.reloaded += good  # the clock may not have moved
+    answer = ask(exporter)
+    work(exporter, clock)
+
+    assert 2 == exporter.readings.taken
+    assert 1 == len(answer)
+
+
 @pytest.mark.parametrize("fault", [ZeroDivisionError("a bug"), AdapterError("reading", 5)])
 def test_a_reading_that_fails_is_answered_and_the_next_one_works(clock, fault) -> None:
     """A bug in what is shown must not leave anybody waiting, nor stop the daemon."""
