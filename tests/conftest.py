@@ -1,4 +1,6 @@
-"""How all property tests are run: no timing decides a test, since machines are shared."""
+"""How all tests are run: no timing decides one, since machines are shared; Ctrl-C is heard."""
+
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -8,3 +10,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("patient")
+
+# A shell's background job ignores SIGINT, and so would all that is started here and interrupted.
+signal.signal(signal.SIGINT, signal.default_int_handler)
