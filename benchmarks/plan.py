@@ -39,15 +39,15 @@ class Plan:
 
 FULL = Plan(rounds=5)
 QUICK = Plan(
-    rounds=3,
+    rounds=2,
     gre_calls=(1, 1000),
     gre_sizes=(64,),
-    gre_bursts=4,
+    gre_bursts=3,
     setup_calls=(1,),
-    setup_batch=400,
-    echo_crowd=300,
-    memory_calls=(1000, 3000),
-    growth_calls=(3000,),
+    setup_batch=300,
+    echo_crowd=200,
+    memory_calls=(500, 2000),
+    growth_calls=(2000,),
     scrape_calls=(),  # growth has a scrape, though nothing beside it
     reading_packets=(200_000,),
     slow_rounds=1,

@@ -57,6 +57,10 @@ COMPLETIONS: Final = {
 }
 #: folders of `deploy` whose files are examples
 EXAMPLES: Final = ("systemd/keepalived", "prometheus", "grafana")
+#: the kernel's machine is BPF on whatever processor
+OVERRIDES: Final = """\
+pptp-nat: binary-from-other-architecture [usr/lib/pptp-nat/pptp_nat/bpf/gre.o]
+"""
 MAINTAINER_SCRIPTS: Final = ("postinst", "prerm", "postrm")
 
 
@@ -78,6 +82,7 @@ def files() -> Iterator[File]:
         yield File(f"usr/share/man/man{page[-1]}/{page}.gz", _gzip(text))
     for shell, path in COMPLETIONS.items():
         yield File(path, SHELLS[shell](*tree(parser())).encode())
+    yield File("usr/share/lintian/overrides/pptp-nat", OVERRIDES.encode())
     documents = "usr/share/doc/pptp-nat"
     yield File(f"{documents}/copyright", _copyright().encode())
     yield File(f"{documents}/changelog.Debian.gz", _gzip(_changelog().encode()))

@@ -23,7 +23,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[tuple[object, ...]]:
 def test_a_refusal_is_told_at_once_then_once_a_minute_and_so_is_its_end(
     caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="pptp_nat")
     complaints = Complaints()
     for tenth in range(600):
         complaints.tell(FULL, 100 + tenth / 10)
