@@ -57,6 +57,7 @@ compiled: venv
 BPF_OBJECT := pptp_nat/bpf/gre.o
 bpf:
 	clang -target bpf -mcpu=v2 -O2 -g -Wall -Wextra -Wno-pointer-arith -fno-ident \
+		-ffile-prefix-map=$(CURDIR)/= -fdebug-compilation-dir=. \
 		-I/usr/include/$(shell uname -m)-linux-gnu -c pptp_nat/bpf/gre.c -o $(BPF_OBJECT)
 	llvm-strip -g -R .BTF.ext -R .rel.BTF.ext $(BPF_OBJECT)
 
