@@ -10,24 +10,20 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-import os
 import selectors
-import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from pptp_nat import __version__, log
-from pptp_nat import config as configuration
 from pptp_nat.config import Config
 from pptp_nat.control.server import ControlServer
 from pptp_nat.control.sockets import Access
 from pptp_nat.core.calls import Call
 from pptp_nat.core.events import Outcome, Verdict
 from pptp_nat.core.translator import Translator
-from pptp_nat.errors import ConfigError, PptpNatError
 from pptp_nat.linux.addresses import Addresses
 from pptp_nat.linux.batch import SLOTS
 from pptp_nat.linux.conntrack import Conntrack, turn_on_accounting
@@ -35,7 +31,7 @@ from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.gre_queue import GreQueue
 from pptp_nat.linux.nfqueue import LOCAL_HOOKS, Packet, Queue
-from pptp_nat.router.clockwork import Clockwork, HasFileno
+from pptp_nat.router.clockwork import HasFileno
 from pptp_nat.router.effects import Effects
 from pptp_nat.router.firewall import rule_settings
 from pptp_nat.router.footing import rule_problems
@@ -44,11 +40,10 @@ from pptp_nat.router.moves import Moves
 from pptp_nat.router.news import News
 from pptp_nat.router.overflow import Overflow
 from pptp_nat.router.pauses import Pauses
+from pptp_nat.router.process import Process
 from pptp_nat.router.programs import follow_devices
 from pptp_nat.router.settings import draws, open_store, settings_of
-from pptp_nat.router.signals import Signals
 from pptp_nat.router.upkeep import Upkeep
-from pptp_nat.service import Service
 from pptp_nat.standing import Alone
 from pptp_nat.state.adoption import Adopted, Adoption
 from pptp_nat.state.recorder import Recorder
@@ -56,15 +51,13 @@ from pptp_nat.state.takeover import Heritage, Request, terms_of
 from pptp_nat.tables.views import headline
 
 if TYPE_CHECKING:
-    from pptp_nat.scrape.exporter import Exporter
     from pptp_nat.scrape.meter import Meter
 
-_T = TypeVar("_T")
 _log: Final = logging.getLogger(__name__)
 _CONTROL_BUDGET: Final = 64  #: packets judged before anything else is looked at
 
 
-class Daemon:
+class Daemon(Process):
     """One router's PPTP helper."""
 
     def __init__(
@@ -76,23 +69,12 @@ class Daemon:
         takes_over: bool = False,
         standing: Alone | None = None,
     ) -> None:
+        super().__init__(config, path, overrides)
         self._standing = standing or Alone()
-        self.config = config
         self._takes_over = takes_over
-        self._config_path = path
-        self._overrides = dict(overrides or {})
-        self.started = time.time()
-        self.selector = selectors.DefaultSelector()
-        self._stopping = False
-        self._clockwork: list[Clockwork] = []
-        self._closers: list[Callable[[], None]] = []
-        self._handler = log.configure(config.log.level, config.log.rate)
         self._news = News(lambda _about, _make: None, lambda: False, self._handler.admits)
         self.api: ControlServer | None = None
-        self.exporter: Exporter | None = None
         self._meter: Meter | None = None  #: the exporter's
-        self.service = Service(os.environ, self._headline)
-        self._closers.append(self.service.close)
 
     # Build and run.
 
@@ -261,13 +243,6 @@ class Daemon:
             if self._meter is not None:
                 self._meter.turn_seconds.add(time.monotonic() - began)
 
-    def _guarded(self, work: Callable[[_T], None], argument: _T) -> None:
-        """Do *work*; what it raises ends that work, never the daemon."""
-        try:
-            work(argument)
-        except Exception as error:  # noqa: BLE001 - other calls must not notice
-            self._on_fault(error)
-
     def _next_due(self) -> float | None:
         dues = [self.translator.next_timer(), *(each.next_timer() for each in self._clockwork)]
         return min((due for due in dues if due is not None), default=None)
@@ -280,20 +255,6 @@ class Daemon:
             self.carry_out(self.translator.tick(now), now)
         for each in self._clockwork:
             each.tick(now)
-
-    def stop(self) -> None:
-        """Have `run` return after this turn."""
-        self._stopping = True
-        self.service.stopping()
-
-    def close(self) -> None:
-        """Let go of everything, last opened first.  Entries in the kernel stay."""
-        while self._closers:
-            try:
-                self._closers.pop()()
-            except PptpNatError as error:
-                log.event(_log, logging.ERROR, "stop", problem=str(error))
-        self.selector.close()
 
     # Packets.
 
@@ -334,12 +295,6 @@ class Daemon:
         if self._meter is not None:
             self._meter.tell(outcome.events, now)
 
-    def _on_fault(self, error: BaseException) -> None:
-        if isinstance(error, PptpNatError):
-            log.event(_log, logging.WARNING, "refused", reason=str(error))
-        else:
-            _log.error("fault", exc_info=error)
-
     # People and time.
 
     def clear(self, calls: list[Call]) -> None:
@@ -355,44 +310,10 @@ class Daemon:
     def _headline(self) -> str:
         return headline(self.translator.book, self.carrier.path.name)
 
-    def reload(self) -> None:
-        """Read the configuration again; all of what can change is applied, or nothing."""
-        self.service.reloading()
-        self._read_again()
-        self.service.ready()
-
-    def _read_again(self) -> None:
-        try:
-            fresh = configuration.load(self._config_path, self._overrides)
-            if self.exporter is not None:
-                self.exporter.reload()
-        except ConfigError as error:
-            if self._meter is not None:
-                self._meter.reloading(good=False)
-            log.event(_log, logging.ERROR, "reload-refused", reason=str(error))
-            return
-        self.apply(fresh)
-
-    def apply(self, fresh: Config) -> None:
-        """Take over what of a *fresh* configuration can change."""
-        if self._meter is not None:
-            self._meter.reloading(good=True)
-        live, later = configuration.changes(self.config, fresh)
-        self.config = configuration.with_live(self.config, fresh)
+    def _applied(self) -> None:
         self.translator.configure(
             settings_of(self.config), preserve=self.config.call_ids.allocation == "preserve"
         )
-        log.set_level(self.config.log.level)
-        self._handler.rate = self.config.log.rate
-        log.event(
-            _log, logging.INFO, "reloaded", applied=",".join(live) or None,
-            needs_restart=",".join(later) or None,
-        )  # fmt: skip
-
-    def heed_signals(self) -> None:
-        """Stop on SIGTERM and SIGINT, reload on SIGHUP; all inside the loop."""
-        effects = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self.reload}
-        self._closers.append(Signals(self.selector, effects).close)
 
 
 def run_daemon(

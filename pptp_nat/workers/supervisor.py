@@ -12,16 +12,12 @@ When the supervisor dies the workers end too, as they do at its clean stop.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
-import os
-import selectors
-import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from pptp_nat import __version__, api, log
 from pptp_nat import config as configuration
@@ -29,8 +25,7 @@ from pptp_nat.config import Config
 from pptp_nat.control.server import ControlServer
 from pptp_nat.control.sockets import Access
 from pptp_nat.core.parts import Part
-from pptp_nat.errors import ConfigError, PptpNatError, UsageError
-from pptp_nat.router.clockwork import Clockwork
+from pptp_nat.errors import PptpNatError, UsageError
 from pptp_nat.router.firewall import rule_settings
 from pptp_nat.router.footing import (
     arrange_rules,
@@ -40,9 +35,8 @@ from pptp_nat.router.footing import (
     rule_problems,
     working_path,
 )  # fmt: skip
-from pptp_nat.router.signals import Signals
+from pptp_nat.router.process import Process
 from pptp_nat.scrape.measuring import exporter_for
-from pptp_nat.service import Service
 from pptp_nat.tables.table import ApiRow
 from pptp_nat.workers import estate
 from pptp_nat.workers.board import Board
@@ -53,33 +47,21 @@ from pptp_nat.workers.worker import Post, socket_of
 if TYPE_CHECKING:
     import socket
 
-    from pptp_nat.scrape.exporter import Exporter, Source
+    from pptp_nat.scrape.exporter import Source
     from pptp_nat.scrape.meter import Meter
     from pptp_nat.state.store import Found
 
-_T = TypeVar("_T")
 _log: Final = logging.getLogger(__name__)
 
 
-class Supervisor:
+class Supervisor(Process):
     """All of one router's workers."""
 
     def __init__(
         self, config: Config, path: Path | None, overrides: Mapping[str, object] | None
     ) -> None:
-        self.config = config
-        self._config_path = path
-        self._overrides = dict(overrides or {})
-        self.started = time.time()
-        self.selector = selectors.DefaultSelector()
-        self._stopping = False
-        self._clockwork: list[Clockwork] = []
-        self._closers: list[Callable[[], None]] = []
-        self._handler = log.configure(config.log.level, config.log.rate)
-        self.service = Service(os.environ, self._headline)
-        self._closers.append(self.service.close)
+        super().__init__(config, path, overrides)
         self.server: ControlServer | None = None
-        self.exporter: Exporter | None = None
         self._inheritance: Found | None = None
         self.datapath = self.datapath_reason = ""
 
@@ -200,69 +182,13 @@ class Supervisor:
             for each in self._clockwork:
                 self._guarded(each.tick, time.monotonic())
 
-    def _guarded(self, work: Callable[[_T], None], argument: _T) -> None:
-        """Do *work*; what it raises ends that work, never the supervisor."""
-        try:
-            work(argument)
-        except PptpNatError as error:
-            log.event(_log, logging.WARNING, "refused", reason=str(error))
-        except Exception as error:  # noqa: BLE001 - the workers must not notice
-            _log.error("fault", exc_info=error)
-
-    def stop(self) -> None:
-        """Have `run` return after this turn."""
-        self._stopping = True
-        self.service.stopping()
-
-    def close(self) -> None:
-        """Let go of everything, last opened first: the rules, people, the workers."""
-        while self._closers:
-            try:
-                self._closers.pop()()
-            except PptpNatError as error:
-                log.event(_log, logging.ERROR, "stop", problem=str(error))
-        self.selector.close()
-
-    def heed_signals(self) -> None:
-        """Stop on SIGTERM and SIGINT, reload on SIGHUP; all inside the loop."""
-        effects = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self.reload}
-        self._closers.append(Signals(self.selector, effects).close)
-
-    def reload(self) -> None:
-        """Read the configuration again; all of what can change is applied, or nothing."""
-        self.service.reloading()
-        with contextlib.suppress(ConfigError):
-            self._read_again()
-        self.service.ready()
-
-    def _reloaded(self, *, good: bool) -> None:
-        if self.exporter is not None:
-            self.exporter.meter.reloading(good=good)
-
-    def _read_again(self) -> None:
-        try:
-            fresh = configuration.load(self._config_path, self._overrides)
-            if self.exporter is not None:
-                self.exporter.reload()
-        except ConfigError as error:
-            self._reloaded(good=False)
-            log.event(_log, logging.ERROR, "reload-refused", reason=str(error))
-            raise
-        self._reloaded(good=True)
-        live, later = configuration.changes(self.config, fresh)
-        # A worker that is started again meanwhile begins with what is in force by then.
-        self.config = configuration.with_live(self.config, fresh)
-        log.set_level(self.config.log.level)
-        self._handler.rate = self.config.log.rate
+    def _applied(self) -> None:
+        """Tell the workers; one that is started again meanwhile begins with what holds by then."""
         values = configuration.live_values(self.config)
         missing = self.missing()
         for index, path in enumerate(self.sockets()):
             if index not in missing:
                 api.ask(path, {"do": "configure", **values}, timeout=PATIENCE)
-        log.event(
-            _log, logging.INFO, "reloaded", applied=",".join(live) or None,
-            needs_restart=",".join(later) or None,
-        )  # fmt: skip
 
 
 def _source(supervisor: Supervisor, meter: Meter) -> Source:
