@@ -58,6 +58,7 @@ def run(report: Report, _: Path) -> str:
         f"One run of {machine['time'][:10]}: Linux {kernel}, {kind} with {machine['cpus']} cores"
         f" ({machine['cpu']}), {machine['system']}, Python {machine['python']};"
         f" revision `{machine['revision'][:9]}`,"
+        f" {report.document['plan']['rounds']} rounds,"
         f" {report.document['seconds'] / 60:.0f} minutes{beside}.\n"
         f"{sent:,} GRE packets were sent and checked, {wrong:,} were wrong and {lost:,} were lost;"
         f" {done:,} calls were set up for time, {failed:,} failed.{_limits(report)}"

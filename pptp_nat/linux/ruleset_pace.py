@@ -1,9 +1,10 @@
 """Pacing ahead of the control queue: a flood is dropped by a rule, before it costs the daemon.
 
 A queue is shared, so whoever fills it keeps everybody's messages out.  Each bound here is
-a token bucket that holds two seconds of its rate.  What opens a connection is told from what
-belongs to one by conntrack: a made-up packet of no connection (NEW, INVALID) can come
-from anybody, one of a connection only from who had the handshake answered.
+a token bucket that holds two seconds of its rate, but `MOST_AT_ONCE` at most.  What opens
+a connection is told from what belongs to one by conntrack: a made-up packet of no
+connection (NEW, INVALID) can come from anybody, one of a connection only from who had the
+handshake answered.
 
 A client is who opened the connection: the source of what it sends, the destination of
 what comes back.  A server's address stands for all of its clients, and is never paced.
