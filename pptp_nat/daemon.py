@@ -25,7 +25,7 @@ from pptp_nat.core.calls import Call
 from pptp_nat.core.events import Outcome, Verdict
 from pptp_nat.core.translator import Translator
 from pptp_nat.linux.addresses import Addresses
-from pptp_nat.linux.batch import SLOTS
+from pptp_nat.linux.batch import ROOMS
 from pptp_nat.linux.conntrack import Conntrack, turn_on_accounting
 from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.conntrack_path import ConntrackPath
@@ -263,7 +263,7 @@ class Daemon(Process):
 
     def _serve_gre(self, _mask: int) -> None:
         assert self.gre_queue is not None
-        self.gre_queue.serve(SLOTS)
+        self.gre_queue.serve(ROOMS)
 
     def _judge(self, queue: Queue, packet: Packet) -> None:
         """Give one control packet its verdict: make before, break after."""

@@ -1,7 +1,7 @@
 """Many netlink messages in one system call each way: recvmmsg(2), sendmsg(2).
 
 Python's sockets have no recvmmsg, so libc is called by ctypes.  The memory is
-one mapping of the system's with a slot for the longest message, of which only
+one mapping of the system's with a room for the longest message, of which only
 the pages are there that a message has touched.
 """
 
@@ -16,9 +16,9 @@ from socket import MSG_DONTWAIT
 from typing import Final
 
 #: Octets: the longest packet and its message's attributes.  Not a whole number of pages, or the
-#: beginnings of all slots would have the same few places in the processor's cache.
-SLOT: Final = 17 * 4096 + 192
-SLOTS: Final = 256  #: messages
+#: beginnings of all rooms would have the same few places in the processor's cache.
+ROOM: Final = 17 * 4096 + 192
+ROOMS: Final = 256  #: messages
 _IOVEC: Final = struct.Struct("@PN")  # struct iovec: address, octets
 PIECE_SIZE: Final = _IOVEC.size  #: octets of a place in `Batch.pieces`
 #: struct msghdr: name, its length, iovec, how many, control, its length, flags
@@ -30,18 +30,18 @@ class Batch:
     """Memory for messages from a socket, and for the list of pieces that are sent back.
 
     Attributes:
-        octets: message *n* begins at ``n * SLOT``; its memory may be changed.
-        pieces: what `send` sends: `SLOTS` pairs of an address and a length, packed by `piece`.
+        octets: message *n* begins at ``n * ROOM``; its memory may be changed.
+        pieces: what `send` sends: `ROOMS` pairs of an address and a length, packed by `piece`.
         address: of the first octet of `octets`.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self.octets = mmap.mmap(-1, SLOTS * SLOT, mmap.MAP_PRIVATE | mmap.MAP_ANON)
-        self.pieces = bytearray(SLOTS * _IOVEC.size)
-        self._headers = bytearray(SLOTS * _MMSGHDR.size)
+        self.octets = mmap.mmap(-1, ROOMS * ROOM, mmap.MAP_PRIVATE | mmap.MAP_ANON)
+        self.pieces = bytearray(ROOMS * _IOVEC.size)
+        self._headers = bytearray(ROOMS * _MMSGHDR.size)
         self._answer = bytearray(_MSGHDR.size)
-        places = bytearray(SLOTS * _IOVEC.size)
+        places = bytearray(ROOMS * _IOVEC.size)
         #: ctypes' views: they hold the memory where it is, as long as they live
         self._held = [
             ctypes.c_char.from_buffer(each)
@@ -50,9 +50,9 @@ class Batch:
         self.address, self._pieces_at, self._headers_at, self._answer_at, places_at = map(
             ctypes.addressof, self._held
         )
-        for n in range(SLOTS):
+        for n in range(ROOMS):
             place = n * _IOVEC.size
-            _IOVEC.pack_into(places, place, self.address + n * SLOT, SLOT)
+            _IOVEC.pack_into(places, place, self.address + n * ROOM, ROOM)
             _MMSGHDR.pack_into(
                 self._headers, n * _MMSGHDR.size, 0, 0, places_at + place, 1, 0, 0, 0, 0
             )
@@ -83,7 +83,7 @@ class Batch:
     def copy(self, n: int, into: bytearray) -> int:
         """Copy message *n* to the beginning of *into*; return its octets."""
         size: int = _MMSGHDR.unpack_from(self._headers, n * _MMSGHDR.size)[-1]
-        into[:size] = self.octets[n * SLOT : n * SLOT + size]
+        into[:size] = self.octets[n * ROOM : n * ROOM + size]
         return size
 
     def send(self, first: int, count: int) -> None:

@@ -3,7 +3,7 @@
 A verdict's headers take no more room than the attributes that stand ahead of
 the packet in the kernel's message, an interface at least.  So they are written
 over those, the packet's few new octets into the packet, and what is sent back
-is that piece of the memory that it came in.  Up to `SLOTS` messages come in one
+is that piece of the memory that it came in.  Up to `ROOMS` messages come in one
 system call and are answered in another; a packet costs two readings and three
 writings of `struct`, one look-up and one sum.
 
@@ -18,7 +18,7 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from pptp_nat.linux.batch import PIECE_SIZE, SLOT, SLOTS, Batch
+from pptp_nat.linux.batch import PIECE_SIZE, ROOM, ROOMS, Batch
 from pptp_nat.linux.leg_table import ROW, TALLY
 from pptp_nat.linux.nfqueue import (
     ACCEPT,
@@ -82,7 +82,7 @@ class GreQueue(Queue):
         """Judge up to *budget* waiting packets."""
         self.flush()  # what could not be sent the last time
         while budget > 0:
-            wanted = min(budget, SLOTS)
+            wanted = min(budget, ROOMS)
             try:
                 count = self._received.receive(wanted)
             except OSError as error:
@@ -146,7 +146,7 @@ class GreQueue(Queue):
         given = ready = 0
         ends = []  # of datagrams
         for n in range(count):
-            start = n * SLOT
+            start = n * ROOM
             try:
                 size = judge(start, given)
             except Exception as error:  # noqa: BLE001 - a packet without a verdict blocks the queue

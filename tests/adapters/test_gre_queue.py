@@ -16,7 +16,7 @@ from scapy.layers.inet import IP
 from scapy.layers.l2 import GRE_PPTP
 
 from pptp_nat.core.tuples import Leg
-from pptp_nat.linux.batch import SLOT
+from pptp_nat.linux.batch import ROOM
 from pptp_nat.linux.datapath import LegOrder
 from pptp_nat.linux.gre_queue import GreQueue
 from pptp_nat.linux.nfqueue import COPIED, POSTROUTING, PREROUTING, Queue
@@ -250,7 +250,7 @@ def test_a_fault_drops_its_packet_and_no_other(monkeypatch: pytest.MonkeyPatch) 
     judge = world.queue._judge_in_place
 
     def breaks_once(start: int, given: int) -> int:
-        if start == SLOT:
+        if start == ROOM:
             raise ValueError("broken")
         return judge(start, given)
 
