@@ -51,6 +51,7 @@ compiled: venv
 	rm -rf build/compiled
 	PPTP_NAT_COMPILE=1 $(BIN)/python setup.py -q build --build-lib build/compiled
 	$(BIN)/pytest -q -o "pythonpath=build/compiled ." tests/core tests/scenario tests/fuzz \
+		tests/adapters/test_gre_queue.py \
 		-k "not test_the_queue and not too_short_for_a_key and not spoiled_makes_a_reader"
 
 # The programs of the data path bpf; the object is kept in the repository.  Needs clang and llvm.

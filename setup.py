@@ -1,13 +1,14 @@
 """Plain Python by default; with PPTP_NAT_COMPILE=1 the modules that every packet crosses in C.
 
-The compiler is mypyc, which comes with mypy; it needs a C compiler and Python's
-headers.  See docs/decisions/0013-compiled-if-wanted.md and `make compiled`.
+PPTP_NAT_COMPILE=gre: the rewriting of queued GRE alone, which is written in C.  Both need
+a C compiler and Python's headers, the first one mypyc too, which comes with mypy.  See
+docs/decisions/0013-compiled-if-wanted.md, 0058-queued-gre-in-c.md and `make compiled`.
 """
 
 import os
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 HOT = [
     "pptp_nat/errors.py",
@@ -31,11 +32,16 @@ HOT = [
 
 def extensions() -> list:
     """Return what is to be compiled: nothing, unless it is asked for."""
-    if os.environ.get("PPTP_NAT_COMPILE") != "1":
-        return []
+    wanted = os.environ.get("PPTP_NAT_COMPILE")
+    gre = Extension(
+        "pptp_nat.linux.gre_rewriting", ["pptp_nat/linux/gre_rewriting.c"],
+        extra_compile_args=["-std=gnu11", "-Wall", "-Wextra"],
+    )  # fmt: skip
+    if wanted != "1":
+        return [gre] if wanted == "gre" else []
     from mypyc.build import mypycify  # noqa: PLC0415 - who does not compile need not have it
 
-    return mypycify(HOT)
+    return [*mypycify(HOT), gre]
 
 
 setup(ext_modules=extensions())

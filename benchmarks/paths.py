@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -53,6 +54,12 @@ class Way:
     settings: str = ""  #: more lines for its configuration
     most_calls: int = 100_000
     measures: tuple[str, ...] = ()
+    compiled: str = ""  #: what of the package is in C, as PPTP_NAT_COMPILE for setup.py
+
+    @property
+    def is_default(self) -> bool:
+        """Whether the daemon is as it is by itself, but for its data path."""
+        return bool(self.datapath) and not (self.options or self.settings or self.compiled)
 
 
 WIRE = Way("wire", "no router", "no router: generator and receiver only", router=False)
@@ -78,7 +85,11 @@ REDIRECT = Way(
     settings='[gre]\nforwarding = "redirect"\n', measures=("gre",),
 )  # fmt: skip
 QUEUE = Way("queue", "pptp-nat queue", "pptp-nat, queue", _NATTED, "queue")
-WAYS = (WIRE, PLAIN, TRACKED, KERNEL, CONNTRACK, WORKERS, BPF, REDIRECT, QUEUE)
+QUEUE_C = Way(
+    "queue-c", "pptp-nat queue in C", "pptp-nat, queue, rewriting in C", _NATTED, "queue",
+    compiled="gre", measures=("gre",),
+)  # fmt: skip
+WAYS = (WIRE, PLAIN, TRACKED, KERNEL, CONNTRACK, WORKERS, BPF, REDIRECT, QUEUE, QUEUE_C)
 #: Those of pptp-nat, one a data path.
 OURS: Final = tuple(way for way in WAYS if way.datapath)
 #: Whose GRE passes the daemon.
@@ -103,6 +114,7 @@ class Daemon:
     def __init__(self, namespace: str, way: Way, directory: Path) -> None:
         assert way.datapath
         directory.mkdir()
+        self._package = built_package(way.compiled, directory) if way.compiled else CHECKOUT
         (directory / "state").mkdir()
         self.socket = directory / "socket"
         self._log = directory / "log"
@@ -122,7 +134,7 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=CHECKOUT,
+                cwd=self._package,
                 start_new_session=True,
             )
         try:
@@ -278,6 +290,23 @@ class Lab:
     def close(self) -> None:
         """Stop the processes and remove the namespaces."""
         self._stack.close()
+
+
+def built_package(compiled: str, directory: Path) -> Path:
+    """Build the package with *compiled* of it in C below *directory*; return where it is.
+
+    Raises:
+        BenchError: it cannot be built here.
+    """
+    package = directory / "package"
+    command = [sys.executable, "setup.py", "-q", "build", "--build-base", str(directory / "build")]
+    done = subprocess.run(
+        [*command, "--build-lib", str(package)], cwd=CHECKOUT, capture_output=True, text=True,
+        env={**os.environ, "PPTP_NAT_COMPILE": compiled}, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise BenchError(f"compiling the package: {done.stderr.strip().splitlines()[-1]}")
+    return package
 
 
 def reason_not_here(way: Way) -> str | None:

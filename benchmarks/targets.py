@@ -64,7 +64,7 @@ def _judge(
 
 # Bounds.  Where there are two, the second one is that of the first design, which was raised.
 #: One daemon a data path, as it is configured by default.
-SINGLE = tuple(way.name for way in OURS if not (way.options or way.settings))
+SINGLE = tuple(way.name for way in OURS if way.is_default)
 # Calls, and how many times cheaper than the kernel helper the conntrack path must be.
 AGAINST_HELPER = {1: (0.97, 0.95), 1000: (5.0, None), 20000: (50.0, None)}
 AGAINST_TRACKED = (1.05, 1.10)
@@ -159,33 +159,36 @@ def _gre(samples: Samples, ways: Sequence[str]) -> Iterator[Target]:
     if samples.pick(measure="gre", way="redirect"):
         subject, pair = "bpf past the stack: packets/s to helper's", ("helper", "redirect")
         yield from compare(subject, AT_LEAST, (REDIRECT_AGAINST_HELPER, None), pair, 1)
-    if "queue" in ways:
-        yield from _queue(figure)
+    for way, title in (("queue", "queue"), ("queue-c", "queue in C")):
+        if way in ways or samples.pick(measure="gre", way=way):
+            yield from _queue(figure, way, title)
 
 
-def _queue(figure: Callable[[str, str, int, str], dict[int, float]]) -> Iterator[Target]:
+def _queue(
+    figure: Callable[[str, str, int, str], dict[int, float]], way: str, title: str
+) -> Iterator[Target]:
     for direction, name in DIRECTION_NAMES.items():
-        rates = {r: 1e9 / ns for r, ns in _slowest_stage(figure, 1000, direction).items()}
+        rates = {r: 1e9 / ns for r, ns in _slowest_stage(figure, way, direction).items()}
         helpers = {r: 1e9 / ns for r, ns in figure("ns", "helper", 1000, direction).items()}
-        seen = figure("wall_pps", "queue", 1000, direction)
+        seen = figure("wall_pps", way, 1000, direction)
         note = f"by time stamps {Spread.of(seen.values()).median:,.0f}/s" if seen else ""
-        subject = f"queue: packets/s to helper's, 1,000 calls, {name}"
+        subject = f"{title}: packets/s to helper's, 1,000 calls, {name}"
         yield _judge(subject, AT_LEAST, QUEUE_AGAINST_HELPER, pairwise(rates, helpers))
-        subject = f"queue: packets/s, 64 octets, 1,000 calls, {name}"
+        subject = f"{title}: packets/s, 64 octets, 1,000 calls, {name}"
         bound, first = QUEUE_PACKETS
         yield _judge(subject, AT_LEAST, bound, list(rates.values()), note=note, first=first)
 
 
 def _slowest_stage(
-    figure: Callable[[str, str, int, str], dict[int, float]], calls: int, direction: str
+    figure: Callable[[str, str, int, str], dict[int, float]], way: str, direction: str
 ) -> dict[int, float]:
     """Return ns a packet of the queue's slower half: up to the queue, or the daemon.
 
     Either has a core of its own on a machine with nothing else to do, so this
     is what the rate of arrival is there; elsewhere the rate says what else ran.
     """
-    before = figure("ns", "queue", calls, direction)
-    after = figure("daemon_ns", "queue", calls, direction)
+    before = figure("ns", way, 1000, direction)
+    after = figure("daemon_ns", way, 1000, direction)
     return {r: max(before[r], after[r]) for r in before.keys() & after.keys()}
 
 

@@ -1,7 +1,8 @@
 """The package for Debian and its kin: one ``.deb`` for the Python that builds it.
 
 Debian has no NetfilterQueue, so the package brings its own, compiled for the one minor
-version of Python that the release has, in a folder of the application's own
+version of Python that the release has, as is the rewriting of queued GRE, in a folder of
+the application's own
 (``/usr/lib/pptp-nat``); docs/decisions/0030-own-folder-in-the-deb.md says why no virtual
 environment.
 """
@@ -29,6 +30,7 @@ from deploy.packages.tree import (
     epoch,
     lay,
     modules,
+    rewriting,
     version,
 )
 from pptp_nat.cli import parser
@@ -68,6 +70,7 @@ def files() -> Iterator[File]:
     """Yield what the package installs."""
     yield File("usr/bin/pptp-nat", LAUNCHER.encode(), 0o755)
     yield from modules(HOME)
+    yield from rewriting(HOME)
     for name in ("NetfilterQueue", "prometheus-client"):
         yield from distribution(name, HOME)
     for unit in UNITS:

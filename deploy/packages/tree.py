@@ -7,7 +7,9 @@ import io
 import os
 import re
 import subprocess
+import sys
 import tarfile
+import tempfile
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -62,6 +64,22 @@ def modules(where: str, *, without: Iterable[str] = ()) -> Iterator[File]:
         is_ours = source.suffix in (".py", ".o") or source.name == "py.typed"
         if is_ours and not left_out & {inside.as_posix(), inside.parts[0]}:
             yield copied(source, f"{where}/pptp_nat/{inside.as_posix()}")
+
+
+def rewriting(where: str) -> Iterator[File]:
+    """Yield the rewriting of queued GRE in C, compiled for this Python, to be below *where*.
+
+    Raises:
+        subprocess.CalledProcessError: there is no C compiler, or Python's headers are missing.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", scratch]
+        subprocess.run(
+            [*command, "--build-temp", f"{scratch}/temp"], cwd=ROOT, capture_output=True, text=True,
+            env={**os.environ, "PPTP_NAT_COMPILE": "gre"}, check=True,
+        )  # fmt: skip
+        for built in Path(scratch).rglob("*.so"):
+            yield copied(built, f"{where}/{built.relative_to(scratch).as_posix()}", 0o755)
 
 
 def distribution(name: str, where: str) -> Iterator[File]:

@@ -31,6 +31,11 @@ from pptp_nat.linux.nfqueue import (
 )  # fmt: skip
 from pptp_nat.linux.queue_path import OF_CALLS, QueuePath
 
+try:  # it is there where the package was compiled
+    from pptp_nat.linux import gre_rewriting
+except ImportError:
+    gre_rewriting = None  # type: ignore[assignment]
+
 _PLAIN_IP: Final = 0x45  # version 4, no options
 _SHORTEST: Final = 4 + 28  # octets: NFQA_PAYLOAD's header, IP without options, GRE with its key
 _CUT: Final = 4 + COPIED  # it may be the beginning of a longer one
@@ -77,6 +82,7 @@ class GreQueue(Queue):
         self._ahead = ahead
         self._received = Batch(self.fileno())
         self._judge_in_place = self._make_judge(path)
+        self._judge_run = self._make_run(path)
 
     def serve(self, budget: int) -> None:
         """Judge up to *budget* waiting packets."""
@@ -142,29 +148,58 @@ class GreQueue(Queue):
 
     def _carry(self, count: int) -> None:
         """Judge a batch of *count* messages."""
+        n = 0
+        while n < count:
+            n, ends = self._judge_run(n, count)
+            if ends:
+                self._send(ends)
+            if n < count:
+                self._by_itself(n)
+                n += 1
+
+    def _make_run(self, path: QueuePath) -> Callable[[int, int], tuple[int, list[int]]]:
+        """Return what judges messages from one on, up to so many, as `_run_in_place`."""
+        if gre_rewriting is None:
+            return self._run_in_place
+        batch, between = self._received, self.between
+        places, rows, seconds = path.legs.places, path.legs.rows, path.seconds
+        rewrite, must_drop, repeat_mark = gre_rewriting.rewrite, path.must_drop, self.repeat_mark
+
+        def run(first: int, count: int) -> tuple[int, list[int]]:
+            return rewrite(
+                batch.octets, ROOM, batch.pieces, first, count, places, rows, seconds, must_drop,
+                between, repeat_mark, COPIED,
+            )  # fmt: skip
+
+        return run
+
+    def _run_in_place(self, first: int, count: int) -> tuple[int, list[int]]:
+        """Judge messages from *first* on, of *count*, until one is for `_by_itself`.
+
+        Return the number of that one, or *count*, and where among the pieces each datagram ends.
+        """
         judge = self._judge_in_place
         given = ready = 0
-        ends = []  # of datagrams
-        for n in range(count):
+        ends: list[int] = []
+        n = first
+        while n < count:
             start = n * ROOM
             try:
                 size = judge(start, given)
             except Exception as error:  # noqa: BLE001 - a packet without a verdict blocks the queue
                 self._tell(error)
                 size = self._drop_in_place(start, given)
-            if size:
-                if ready and ready + size > _SEND:
-                    ends.append(given)
-                    ready = 0
-                given += 1
-                ready += size
-            else:
-                self._send([*ends, given] if given else [])
-                given = ready = 0
-                ends = []
-                self._by_itself(n)
+            if not size:
+                break
+            if ready and ready + size > _SEND:
+                ends.append(given)
+                ready = 0
+            given += 1
+            ready += size
+            n += 1
         if given:
-            self._send([*ends, given])
+            ends.append(given)
+        return n, ends
 
     def _drop_in_place(self, start: int, given: int) -> int:
         batch, name = self._received, _HEAD.unpack_from(self._received.octets, start)[2]

@@ -4,24 +4,34 @@ A pair of unix sockets stands between the queue and a kernel that is played
 here, so the system calls are the true ones and nobody has to be root.
 """
 
+import ctypes
+import importlib.util
 import socket
 import struct
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import IP
 from scapy.layers.l2 import GRE_PPTP
 
+from deploy.packages.tree import rewriting
 from pptp_nat.core.tuples import Leg
-from pptp_nat.linux.batch import ROOM
+from pptp_nat.linux import gre_queue
+from pptp_nat.linux.batch import PIECE_SIZE, ROOM
 from pptp_nat.linux.datapath import LegOrder
 from pptp_nat.linux.gre_queue import GreQueue
 from pptp_nat.linux.nfqueue import COPIED, POSTROUTING, PREROUTING, Queue
 from pptp_nat.linux.queue_path import QueuePath
 
+IN_C = "in C"
+EITHER_FORM = pytest.mark.usefixtures("form")
+SAME_FOR_ALL = [HealthCheck.function_scoped_fixture]  # it is the same form for all examples
 MARK = 0x40000000
 CLIENT, OTHER, EXTERNAL, PAC = (
     socket.inet_aton(a) for a in ("192.168.7.2", "192.168.7.3", "198.51.100.1", "203.0.113.9")
@@ -97,6 +107,33 @@ def verdicts(datagram: bytes) -> Iterator[Verdict]:
         datagram = datagram[size + 3 & ~3 :]
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """Return the rewriting in C as setup.py makes it for packages."""
+    folder = tmp_path_factory.mktemp("in-c")
+    try:
+        (built,) = rewriting("x")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"it does not compile here: {error.stderr.strip().splitlines()[-1]}")
+    place = folder / Path(built.path).name
+    place.write_bytes(built.octets)
+    spec = importlib.util.spec_from_file_location("gre_rewriting", place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=["in Python", IN_C])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Have batches judged in Python, or in C where that can be compiled."""
+    in_c = request.param == IN_C
+    module = request.getfixturevalue("compiled") if in_c else None
+    monkeypatch.setattr(gre_queue, "gre_rewriting", module)
+    return str(request.param)
+
+
 class World:
     """A queue of either kind and the kernel's end of its socket."""
 
@@ -159,7 +196,8 @@ MESSAGES = st.lists(
 
 
 @given(MESSAGES)
-@settings(max_examples=150, deadline=None)
+@EITHER_FORM
+@settings(max_examples=150, deadline=None, suppress_health_check=SAME_FOR_ALL)
 def test_a_batch_gets_the_verdicts_that_its_packets_get_one_by_one(messages: list[bytes]) -> None:
     """The order too: GRE that overtakes GRE of its call is thrown away by PPP."""
     batches, single = World(batches=True), World(batches=False)
@@ -179,7 +217,8 @@ def test_a_batch_gets_the_verdicts_that_its_packets_get_one_by_one(messages: lis
     st.sampled_from(ORDERS[:3]), st.sampled_from(FORMS[:4]), st.binary(max_size=50),
     st.sampled_from([b"", HARDWARE, STAMP]), st.sampled_from([0, 3]),
 )  # fmt: skip
-@settings(max_examples=100, deadline=None)
+@EITHER_FORM
+@settings(max_examples=100, deadline=None, suppress_health_check=SAME_FOR_ALL)
 def test_scapy_reads_the_new_addresses_the_new_number_and_a_right_checksum(
     order: LegOrder, form: str, payload: bytes, more: bytes, mark: int
 ) -> None:
@@ -200,6 +239,7 @@ def test_scapy_reads_the_new_addresses_the_new_number_and_a_right_checksum(
     assert (4, 9, (order.mark or mark) | MARK) == verdict[:3]
 
 
+@EITHER_FORM
 def test_strays_end_on_their_way_out_and_are_the_routers_own_on_their_way_in() -> None:
     world = World(batches=True)
     octets = packet(STRAY, FORMS[0], b"ppp")
@@ -212,6 +252,7 @@ def test_strays_end_on_their_way_out_and_are_the_routers_own_on_their_way_in() -
     assert {"stray_inbound": 1, "stray_outbound": 1} == world.path.counts
 
 
+@EITHER_FORM
 def test_data_right_behind_the_answer_that_opens_their_call_reach_it() -> None:
     """The answer waits in the control queue; packets came out of this one before it was read."""
     world = World(batches=True, orders=[])
@@ -225,6 +266,7 @@ def test_data_right_behind_the_answer_that_opens_their_call_reach_it() -> None:
     assert CLIENT == verdict.octets[16:20]
 
 
+@EITHER_FORM
 def test_verdicts_that_could_not_be_sent_are_sent_again_and_once() -> None:
     world = World(batches=True)
     octets = packet(ORDERS[0].leg[:3], FORMS[0], b"ppp")
@@ -246,6 +288,7 @@ def _refuse(first: int, count: int) -> None:
 
 
 def test_a_fault_drops_its_packet_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gre_queue, "gre_rewriting", None)
     world = World(batches=True)
     judge = world.queue._judge_in_place
 
@@ -263,3 +306,51 @@ def test_a_fault_drops_its_packet_and_no_other(monkeypatch: pytest.MonkeyPatch) 
 
     assert [(4, 1), (0, 2), (4, 3)] == [each[:2] for each in given]
     assert ["broken"] == [str(fault) for fault in world.faults]
+
+
+def _no_matter(hook: int) -> bool:
+    return hook == POSTROUTING
+
+
+@given(
+    message=st.builds(message, st.just(7), st.sampled_from([PREROUTING, POSTROUTING]), PACKETS),
+    spoiled=st.lists(st.tuples(st.integers(0, 99), st.integers(0, 255)), max_size=6),
+    cut=st.integers(0, 200),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_spoiled_message_changes_nothing_outside_its_room(
+    compiled: ModuleType, message: bytes, spoiled: list[tuple[int, int]], cut: int
+) -> None:
+    """The kernel sends none; C must not depend on that."""
+    message = message[: max(len(message) - cut, 16)][:2048]
+    room, guard = 2048, b"\xa5" * 2048
+    octets = bytearray(guard + bytes(room) + guard)
+    octets[room : room + len(message)] = message
+    for at, value in spoiled:
+        octets[room + at] = value
+    path = QueuePath()
+    path.install(ORDERS)
+    pieces = bytearray(3 * PIECE_SIZE)
+    between = bytes(20)
+    done, ends = compiled.rewrite(
+        octets, room, pieces, 1, 2, path.legs.places, path.legs.rows, path.seconds, _no_matter,
+        between, MARK, COPIED,
+    )
+
+    assert (done, ends) in ((1, []), (2, [1]))
+    assert (guard, guard) == (octets[:room], octets[2 * room :])
+    if ends:
+        address, size = struct.unpack_from("@PN", pieces)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(octets))
+        assert base + room <= address
+        assert address + size <= base + 2 * room
+
+
+def test_memory_that_is_too_small_is_refused(compiled: ModuleType) -> None:
+    path = QueuePath()
+    for first, count in ((-1, 1), (2, 1), (0, 2), (0, 1 << 60)):
+        with pytest.raises(ValueError, match="not there"):
+            compiled.rewrite(
+                bytearray(64), 64, bytearray(PIECE_SIZE), first, count, path.legs.places,
+                path.legs.rows, path.seconds, _no_matter, bytes(20), MARK, COPIED,
+            )  # fmt: skip

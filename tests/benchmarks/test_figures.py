@@ -135,6 +135,6 @@ def test_nothing_measured_is_nothing_met() -> None:
 
     assert {None} == {target.met for target in found}
     assert [] == [t for t in evaluate(Samples([]), measures, ["queue"]) if "conntrack" in t.subject]
-    assert {way.name for way in OURS if not (way.options or way.settings)} <= {
+    assert {way.name for way in OURS if way.is_default} <= {
         target.subject.split(":")[0] for target in found
     }
