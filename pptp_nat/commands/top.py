@@ -142,6 +142,7 @@ def _show(screen: curses.window, state: Top, path: Path) -> None:
                     return
                 if key == curses.KEY_RESIZE:
                     curses.update_lines_cols()
+                    screen.clearok(True)  # the terminal broke lines of the old size anywhere
                     changed = True
                 elif key != -1:
                     changed = True

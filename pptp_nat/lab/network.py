@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -128,7 +129,9 @@ class Lab:
         if why := missing(["iptables-restore"]):
             raise UsageError(why)
         try:
-            self.directory = Path(tempfile.mkdtemp(prefix=f"{self.prefix}-"))
+            # Named before it is made: an interruption in between would leave it to nobody.
+            self.directory = Path(tempfile.gettempdir(), f"{self.prefix}-{secrets.token_hex(8)}")
+            self.directory.mkdir(mode=0o700)
             self._build()
         except OSError as error:
             self.close()

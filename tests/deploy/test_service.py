@@ -79,7 +79,10 @@ def test_a_sign_of_life_comes_twice_in_the_time_that_the_manager_grants(
     assert [{"WATCHDOG": "1"}] * 3 == manager.heard()
 
 
-@pytest.mark.parametrize(("pid", "is_ours"), [("", True), (str(os.getpid()), True), ("1", False)])
+@pytest.mark.parametrize(
+    ("pid", "is_ours"),
+    [("", True), pytest.param(str(os.getpid()), True, id="this"), ("1", False)],
+)
 def test_a_watchdog_meant_for_another_process_is_not_ours(
     manager: Manager, address: str, pid: str, *, is_ours: bool
 ) -> None:

@@ -78,6 +78,24 @@ def test_a_laboratory_goes_away_with_the_exception_in_it() -> None:
     assert [] == _namespaces(lab.prefix)
 
 
+def test_an_interruption_as_soon_as_there_is_a_directory_leaves_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ctrl-C may come between any two steps, also before anybody has noted what was made."""
+    made = []
+    make = Path.mkdir
+
+    def make_and_be_interrupted(path: Path, mode: int) -> None:
+        make(path, mode)
+        made.append(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", make_and_be_interrupted)
+    with pytest.raises(KeyboardInterrupt), Lab():
+        pass
+    assert [False] == [each.exists() for each in made]
+
+
 def test_a_laboratory_that_cannot_be_finished_goes_away() -> None:
     """The second one cannot have names that exist; the first one keeps its own."""
     with Lab(inside=1) as lab:
