@@ -1,20 +1,16 @@
 """The command line: what scripts rely on, and errors that say what to do."""
 
+import contextlib
 import errno
 import io
 import json
 import os
-import selectors
-import socket
 import subprocess
 import sys
-import threading
 
 import pytest
 
 from pptp_nat import __version__, cli, config
-from pptp_nat.control.server import ControlServer
-from pptp_nat.control.sockets import Access
 from pptp_nat.errors import AdapterError, UsageError
 from pptp_nat.tables import packed, rendering, table
 from pptp_nat.tables.table import (
@@ -29,6 +25,7 @@ from pptp_nat.tables.table import (
 )
 
 from .packed_rows import packed_answer
+from .threaded_daemon import ThreadedDaemon
 
 KERNEL_LIBRARIES = ("pyroute2", "netfilterqueue", "scapy", "prometheus_client")
 COMMANDS = (
@@ -83,24 +80,18 @@ STATUS = {
 }  # fmt: skip
 
 
-class FakeDaemon:
+class Daemon(ThreadedDaemon):
     """Answers from the rows above and notes what it was asked."""
 
     def __init__(self, path):
-        self.path = path
         self.status = STATUS
         self.columns = packed.COLUMNS
         self.age = 0.0  # of what is counted, seconds
         self.is_fresh = False
         self.asked = []
-        self.selector = selectors.DefaultSelector()
-        self.server = ControlServer(path, Access(0o600), self.answer, self.selector)
-        self.stop, stopped = socket.socketpair()
-        self.selector.register(stopped, selectors.EVENT_READ, None)
-        self.thread = threading.Thread(target=self.loop)
-        self.thread.start()
+        super().__init__(path, self.look_up)
 
-    def answer(self, request):
+    def look_up(self, request):
         self.asked.append((request.do, dict(request.arguments)))
         if request.do == "status":
             return self.status
@@ -117,25 +108,12 @@ class FakeDaemon:
         assert is_packed
         return packed_answer(rows, self.columns, self.age)
 
-    def loop(self):
-        while True:
-            for key, mask in self.selector.select():
-                if key.data is None:
-                    return
-                key.data(mask)
-
-    def close(self):
-        self.stop.send(b"x")
-        self.thread.join()
-        self.server.close()
-
 
 @pytest.fixture
 def daemon(tmp_path):
     """Give a daemon whose loop runs in a thread."""
-    daemon = FakeDaemon(tmp_path / "s")
-    yield daemon
-    daemon.close()
+    with contextlib.closing(Daemon(tmp_path / "s")) as daemon:
+        yield daemon
 
 
 @pytest.fixture

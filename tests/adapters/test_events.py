@@ -3,18 +3,13 @@
 import io
 import json
 import re
-import selectors
 import socket
 import subprocess
 import sys
-import threading
-import time
 
 import pytest
 
 from pptp_nat import cli, log
-from pptp_nat.control.server import ControlServer
-from pptp_nat.control.sockets import Access
 from pptp_nat.control.subscription import DEBUG_TYPES, EVENT_TYPES, About, Subscription
 from pptp_nat.core.book import Settings
 from pptp_nat.core.events import CallChanged
@@ -28,6 +23,7 @@ from pptp_nat.tables.rendering_events import event_text, stamped
 from tests.scenario.ladder import ALICE, BOB, PAC, Ladder
 
 from .schemas import departures
+from .threaded_daemon import threaded_daemon
 
 M = MessageType
 CARRIED = Counts(Tally(11, 590), Tally(12, 624))
@@ -326,60 +322,11 @@ def test_debug_events_beyond_the_wanted_rate_are_counted() -> None:
 # --- pptp-nat events --------------------------------------------------------------------
 
 
-class Daemon:
-    """A daemon's socket and loop, and no more, in a thread of its own."""
-
-    def __init__(self, path):
-        self.path = path
-        self.calls = [{"connection": 3}]
-        self.selector = selectors.DefaultSelector()
-        self.server = ControlServer(path, Access(0o600), lambda _: self.calls, self.selector)
-        self.subscribed = threading.Event()
-        self.server.on_subscribers = self.note
-        self.wake, woken = socket.socketpair()
-        self.selector.register(woken, selectors.EVENT_READ, None)
-        self.todo = []
-        self.thread = threading.Thread(target=self.loop)
-        self.thread.start()
-
-    def note(self):
-        (self.subscribed.set if self.server.subscribers else self.subscribed.clear)()
-
-    def loop(self):
-        while True:
-            due = self.server.next_timer()
-            patience = None if due is None else max(0.0, due - time.monotonic())
-            for key, mask in self.selector.select(patience):
-                if key.data is not None:
-                    key.data(mask)
-                elif key.fileobj.recv(1) == b"q":
-                    return
-                else:
-                    self.todo.pop(0)()
-            self.server.tick(time.monotonic())
-
-    def tell(self, *events):
-        """Publish *events* once somebody has subscribed."""
-        assert self.subscribed.wait(20)
-        for event in events:
-            about = About(event["type"], 7, 3, ("192.168.77.10", "198.18.7.2"))
-            self.todo.append(lambda event=event, about=about: self.server.publish(
-                about, lambda: event))  # fmt: skip
-            self.wake.send(b"t")
-
-    def close(self):
-        self.wake.send(b"q")
-        self.thread.join()
-        self.server.close()
-        self.selector.close()
-
-
 @pytest.fixture
 def daemon(tmp_path):
     """Give a daemon that has nothing to tell yet."""
-    daemon = Daemon(tmp_path / "s")
-    yield daemon
-    daemon.close()
+    with threaded_daemon(tmp_path / "s", lambda _: [{"connection": 3}]) as daemon:
+        yield daemon
 
 
 @pytest.fixture
@@ -446,7 +393,7 @@ def test_events_go_on_with_the_daemon_that_comes_back(run, daemon) -> None:
         f"pptp-nat: the daemon on {daemon.path} broke off: it has ended, or we were too slow "
         "for it; waiting for it\n"
     )
-    daemon.__init__(daemon.path)
+    daemon.start()
     daemon.tell({**gone(2), "n": 2})
     out, err = process.communicate(timeout=30)
 
@@ -457,7 +404,7 @@ def test_events_go_on_with_the_daemon_that_comes_back(run, daemon) -> None:
 
 def test_events_of_a_call_that_there_is_not_is_one_line_and_1(daemon, capsys) -> None:
     """As everywhere."""
-    daemon.calls = []
+    daemon.answer = lambda _: []
     assert cli.main(["events", "--socket", str(daemon.path), "--call", "77"]) == 1
     assert capsys.readouterr().err == (
         "pptp-nat: there is no call 77; `pptp-nat list` shows those that there are\n"

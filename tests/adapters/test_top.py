@@ -1,20 +1,15 @@
 """``pptp-nat top``: what it shows of two looks, and what a real terminal shows of that."""
 
 import dataclasses
-import selectors
 import signal
-import socket
 import sys
 import termios
-import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pptp_nat import cli
-from pptp_nat.control.server import ControlServer
-from pptp_nat.control.sockets import Access
 from pptp_nat.tables import table
 from pptp_nat.tables.table import ApiRow, Count, QueueRow, Side, StatusRow
 from pptp_nat.tables.top import COLUMNS, Rate, Seen, Style, Top, age, rated, short
@@ -22,6 +17,7 @@ from tests.terminal import Terminal
 
 from .packed_rows import packed_answer
 from .test_cli import row
+from .threaded_daemon import threaded_daemon
 
 STATUS = StatusRow(
     version="9.9", pid=1, started=900.0, datapath="conntrack", datapath_reason="",
@@ -223,44 +219,19 @@ def test_without_curses_it_says_where_that_is(tmp_path, capsys, monkeypatch) -> 
 # --- on a terminal ----------------------------------------------------------------------
 
 
-class Daemon:
-    """A daemon whose calls carry more each time that somebody asks."""
-
-    def __init__(self, path):
-        self.path = path
-        self.octets = [0, 0]
-        self.selector = selectors.DefaultSelector()
-        self.server = ControlServer(path, Access(0o600), self.answer, self.selector)
-        self.stop, stopped = socket.socketpair()
-        self.selector.register(stopped, selectors.EVENT_READ, None)
-        self.thread = threading.Thread(target=self.loop)
-        self.thread.start()
-
-    def answer(self, request):
-        if request.do == "status":
-            return table.status_item(STATUS)
-        self.octets[1] += 100_000
-        return packed_answer(calls(*self.octets))
-
-    def loop(self):
-        while True:
-            for key, mask in self.selector.select():
-                if key.data is None:
-                    return
-                key.data(mask)
-
-    def close(self):
-        self.stop.send(b"x")
-        self.thread.join()
-        self.server.close()
-
-
 @pytest.fixture
 def daemon(tmp_path):
-    """Give a daemon with two calls."""
-    daemon = Daemon(tmp_path / "s")
-    yield daemon
-    daemon.close()
+    """Give a daemon with two calls, of which one carries more each time that somebody asks."""
+    octets = [0, 0]
+
+    def answer(request):
+        if request.do == "status":
+            return table.status_item(STATUS)
+        octets[1] += 100_000
+        return packed_answer(calls(*octets))
+
+    with threaded_daemon(tmp_path / "s", answer) as daemon:
+        yield daemon
 
 
 @pytest.fixture
@@ -333,7 +304,7 @@ def test_it_outlives_the_daemon(terminal, daemon) -> None:
     terminal.until(busiest_first)
     daemon.close()
     terminal.until("no daemon answers on")
-    daemon.__init__(daemon.path)
+    daemon.start()
     terminal.until(lambda lines: not any("no daemon answers" in line for line in lines))
     terminal.until(busiest_first)
 
