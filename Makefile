@@ -3,6 +3,8 @@
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 BIN := .venv/bin
 SHELL := /bin/bash
+# Tests run in a process per core; in two at least, since half of what they do is to wait.
+JOBS ?= $(shell n=$$(nproc); echo $$((n < 2 ? 2 : n)))
 .DELETE_ON_ERROR:
 .PHONY: venv demo test check unit bench faults soak fuzz compiled bpf deb openwrt dist clean
 
@@ -21,7 +23,7 @@ check: venv
 	$(BIN)/pytest -q -p no:randomly tests/test_layering.py
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist worksteal
 
 unit: venv
 	$(BIN)/pytest tests/core tests/scenario

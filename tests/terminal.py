@@ -14,6 +14,9 @@ import time
 
 import pyte
 
+#: What curses believes before it asks the terminal; a worker of pytest-xdist has both.
+SIZE = ("LINES", "COLUMNS")
+
 
 class Terminal:
     """A terminal, emulated by pyte, and ``pptp-nat`` with *argv* on it."""
@@ -24,9 +27,10 @@ class Terminal:
         self.octets = b""
         self.ours, theirs = pty.openpty()
         self.resize(columns, lines, tell=False)
+        ours = {name: os.environ[name] for name in os.environ if name not in SIZE}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pptp_nat", *argv], stdin=theirs, stdout=theirs, stderr=theirs,
-            env={**os.environ, "TERM": term}, start_new_session=True,
+            env={**ours, "TERM": term}, start_new_session=True,
         )  # fmt: skip
         os.close(theirs)
 

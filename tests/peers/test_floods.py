@@ -27,7 +27,7 @@ if os.environ.get("PPTP_NAT_FAULTS"):
 
 #: Packets a second; more fill the link and the machine, and then its own pace decides.
 PACE = 10_000
-WHOLE_CORE = 10_000_000
+WHOLE_CORE = 10_000_000  # beside it only the router has one
 UNPACED = "[limits]\nopeners_per_client = 0\nopeners = 0\nsegments_per_client = 0\n"
 
 #: A program that sends so many packets a second, or what its core lets it, until it is ended.
@@ -115,6 +115,7 @@ def test_under_a_flood_others_still_call_and_are_heard(
     here.listed(3, "--state", "up")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("by", "kind"),
     [("conntrack", "syn"), ("queue", "syn"), ("conntrack", "garbage"), ("queue", "sccrq")],
@@ -143,6 +144,7 @@ def test_all_that_a_core_can_send_keeps_nobody_out(
     assert (0, 0) == (status["paced"]["openers"], status["paced"]["segments_per_client"])
 
 
+@pytest.mark.alone
 @every_path
 def test_a_flood_from_many_addresses_leaves_connections_that_are_up_their_share(
     world: Callable[..., World], by: By

@@ -63,6 +63,8 @@ def _full(lab: Lab) -> Iterator[None]:
                 break
             assert set(answers) == {0}
         else:
+            if (limit := int(LIMIT.read_text())) > MOST:
+                pytest.skip(f"somebody has raised net.netfilter.nf_conntrack_max to {limit}")
             raise AssertionError("the table has no end")
         assert netlink.request([_entry(MOST)]) == [errno.ENOMEM]
     yield
