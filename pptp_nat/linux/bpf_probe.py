@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import socket
 import struct
+import time
+from collections.abc import Iterator
 from typing import Final
 
 from pptp_nat.core.tuples import Leg
@@ -12,6 +16,9 @@ from pptp_nat.linux.bpf_object import BpfObject
 from pptp_nat.linux.traffic_control import Programs, TrafficControl
 
 MARK: Final = 0x40000000
+_TRYING: Final = b"\0pptp-nat tries BPF programs"
+_PATIENCE: Final = 2.0  # seconds for others who try; it takes a few milliseconds
+_PAUSE: Final = 0.002  # seconds
 _ETHERNET: Final = bytes(12) + b"\x08\x00"
 _GRE: Final = struct.Struct("!BBHHH")
 _IP: Final = struct.Struct("!BBHHHBBH4s4s")
@@ -33,7 +40,7 @@ def flaw(programs: BpfObject) -> str | None:
     programs.delete(programs.map_fd("legs"), row.key)
     if ran.frame != _packet(*_LEG[3:]) or not ran.mark & MARK:
         return "this kernel runs the BPF programs otherwise than they are meant"
-    with TrafficControl() as tc:
+    with _loopback_to_ourselves(), TrafficControl() as tc:
         loopback = tc.loopback()
         if loopback is not None:
             tc.attach(loopback, Programs(
@@ -41,6 +48,27 @@ def flaw(programs: BpfObject) -> str | None:
             ))  # fmt: skip
             tc.detach(loopback)
     return None
+
+
+@contextlib.contextmanager
+def _loopback_to_ourselves() -> Iterator[None]:
+    """Keep off others who try at the same moment: what they detach would be ours.
+
+    An abstract name belongs to a network namespace, as its loopback device does, and
+    goes with who holds it (unix(7)).  Nobody who tries holds it for long.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as held:
+        while time.monotonic() < deadline:
+            try:
+                held.bind(_TRYING)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    break
+                time.sleep(_PAUSE)
+            else:
+                break
+        yield
 
 
 def _packet(source: bytes, destination: bytes, key: int) -> bytes:
