@@ -84,12 +84,16 @@ REDIRECT = Way(
     "redirect", "pptp-nat bpf, redirect", "pptp-nat, bpf past the stack", _NATTED, "bpf",
     settings='[gre]\nforwarding = "redirect"\n', measures=("gre",),
 )  # fmt: skip
+XDP = Way(
+    "xdp", "pptp-nat bpf, XDP", "pptp-nat, bpf before the stack", _NATTED, "bpf",
+    settings='[gre]\nforwarding = "xdp"\n', measures=("gre",),
+)  # fmt: skip
 QUEUE = Way("queue", "pptp-nat queue", "pptp-nat, queue", _NATTED, "queue")
 QUEUE_C = Way(
     "queue-c", "pptp-nat queue in C", "pptp-nat, queue, rewriting in C", _NATTED, "queue",
     compiled="gre", measures=("gre",),
 )  # fmt: skip
-WAYS = (WIRE, PLAIN, TRACKED, KERNEL, CONNTRACK, WORKERS, BPF, REDIRECT, QUEUE, QUEUE_C)
+WAYS = (WIRE, PLAIN, TRACKED, KERNEL, CONNTRACK, WORKERS, BPF, REDIRECT, XDP, QUEUE, QUEUE_C)
 #: Those of pptp-nat, one a data path.
 OURS: Final = tuple(way for way in WAYS if way.datapath)
 #: Whose GRE passes the daemon.

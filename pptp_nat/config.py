@@ -48,7 +48,7 @@ DEFAULT_METRICS: Final = Endpoint("127.0.0.1", 9723)
 QUEUES: Final = 65536  #: NFQUEUE numbers
 LARGEST_FILE: Final = 1 << 20  #: octets; the documented file has a few thousand
 
-Forwarding = Literal["stack", "redirect"]
+Forwarding = Literal["stack", "redirect", "xdp"]
 DataPathName = Literal["auto", "conntrack", "bpf", "queue"]
 Allocation = Literal["random", "preserve"]
 RulesCare = Literal["keep", "apply", "leave"]
@@ -88,7 +88,7 @@ class Gre:
     entry_mark: Annotated[int, one_bit] = 0x20000000  #: conntrack mark bit: this entry is ours
     external_addresses: Annotated[tuple[IPv4Address, ...], outside_addresses] = ()
     #: data path "bpf" only: through routing and the firewall, or past them where that is easy
-    forwarding: Annotated[Forwarding, one_of("stack", "redirect")] = "stack"
+    forwarding: Annotated[Forwarding, one_of("stack", "redirect", "xdp")] = "stack"
 
 
 @dataclass(frozen=True, slots=True)

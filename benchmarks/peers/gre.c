@@ -66,6 +66,7 @@ int main(int argc, char **argv)
     int in;
     enter(argv[5]);
     uint8_t *ring = receiving_ring(argv[6], &in);
+    receive_like_a_card(argv[6]); /* what a router sends without its stack */
     enter(argv[3]);
     receive_like_a_card(argv[4]);
     enter(argv[1]);

@@ -1,5 +1,6 @@
 /*
- * GRE of PPTP calls, rewritten between the device and the stack (tc, direct action).
+ * GRE of PPTP calls, rewritten between the device and the stack (tc, direct action), and what
+ * is easy sent on before there is a stack (XDP).
  *
  * What a packet becomes stands in the map `legs`, by what arrives: source, destination,
  * key.  A destination is written where the packet arrives, before routing; a source where
@@ -33,6 +34,9 @@ static __s64 (*const adjust_sum)(struct __sk_buff *skb, __u32 sum) = (void *)BPF
 static long (*const find_route)(void *ctx, struct bpf_fib_lookup *route, int octets, __u32 flags) =
 	(void *)BPF_FUNC_fib_lookup;
 static long (*const redirect)(__u32 device, __u64 flags) = (void *)BPF_FUNC_redirect;
+static long (*const redirect_to)(void *devices, __u64 device, __u64 otherwise) =
+	(void *)BPF_FUNC_redirect_map;
+static __u64 (*const octets_of)(struct xdp_md *xdp) = (void *)BPF_FUNC_xdp_get_buff_len;
 static __u64 (*const now)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
@@ -59,6 +63,11 @@ enum {
 	GRE = 47,
 	MORE_FRAGMENTS = 0x2000,
 	FRAGMENT_OFFSET = 0x1FFF,
+	ORDINARY_OCTETS = 1500, /* of a packet that certainly lies in one buffer */
+};
+
+struct ethernet {
+	__u16 destination[3], source[3], protocol;
 };
 
 struct ip {
@@ -161,6 +170,27 @@ struct {
 	__u64 *value;
 } tellings SECTION(".maps");
 
+/* For XDP alone: the devices that run it, and those that take frames from another (by index). */
+struct port {
+	__u16 address[3]; /* its MAC address */
+	__u16 unused;
+};
+
+struct {
+	TYPED(type, BPF_MAP_TYPE_HASH);
+	TYPED(max_entries, 1024);
+	TYPED(map_flags, BPF_F_NO_PREALLOC);
+	__u32 *key;
+	struct port *value;
+} ports SECTION(".maps");
+
+struct {
+	TYPED(type, BPF_MAP_TYPE_DEVMAP_HASH);
+	TYPED(max_entries, 1024);
+	__u32 *key;
+	__u32 *value;
+} exits SECTION(".maps");
+
 /* Set before loading. */
 const volatile __u32 repeat_mark = 0x40000000;
 const volatile __u32 redirects = 0; /* what is easy goes past the stack */
@@ -218,37 +248,39 @@ INLINE void rewrite_addresses(struct ip *ip, const struct leg *leg)
 	ip->destination = leg->destination;
 }
 
-/*
- * Find the way of a packet that is easy: an Ethernet frame, no IP options, no fragment, TTL to
- * spare, no longer than its way takes, a neighbour that is known.  Routing by policy sees what the
- * stack would see.  All else is the stack's.
- */
-INLINE int is_easy(struct __sk_buff *skb, __u32 l3, const struct ip *ip, __u32 source,
-	__u32 destination, struct bpf_fib_lookup *route)
+INLINE int is_easy(const struct ip *ip)
 {
-	if (!redirects || !l3 || skb->pkt_type != TO_THIS_HOST || ip->version_and_words != 0x45 || ip->ttl <= 1 ||
-	    ip->fragment & NET16(MORE_FRAGMENTS | FRAGMENT_OFFSET))
-		return 0;
+	return ip->version_and_words == 0x45 && ip->ttl > 1 &&
+		!(ip->fragment & NET16(MORE_FRAGMENTS | FRAGMENT_OFFSET));
+}
+
+/*
+ * Find the way of a packet that is easy: an Ethernet frame to this host, no IP options, no
+ * fragment, TTL to spare, no longer than its way takes, a neighbour that is known.  Routing by
+ * policy sees what the stack would see.  All else is the stack's.
+ */
+INLINE int has_way(void *context, __u32 ingress, const struct ip *ip, const struct leg *leg,
+	struct bpf_fib_lookup *route)
+{
 	route->family = INET;
 	route->l4_protocol = GRE;
 	route->tos = ip->service;
 	route->tot_len = NET16(ip->octets);
-	route->ipv4_src = source;
-	route->ipv4_dst = destination;
-	route->ifindex = skb->ingress_ifindex;
-	return find_route(skb, route, sizeof(*route), 0) == BPF_FIB_LKUP_RET_SUCCESS;
+	route->ipv4_src = ip->source;
+	route->ipv4_dst = leg->where == LEAVING ? ip->destination : leg->destination;
+	route->ifindex = ingress;
+	return find_route(context, route, sizeof(*route), 0) == BPF_FIB_LKUP_RET_SUCCESS;
 }
 
-/* Send a packet on as the stack would: new MAC addresses, one hop less.  RFC 1624, again. */
-INLINE int send_on(struct ip *ip, __u16 *frame, const struct bpf_fib_lookup *route)
+/* What the stack does to a packet that it sends on: new MAC addresses, one hop less.  RFC 1624. */
+INLINE void forward(struct ip *ip, struct ethernet *frame, const struct bpf_fib_lookup *route)
 {
 	__u32 sum = ip->check + NET16(0x0100);
 
 	ip->check = sum + (sum >= 0xFFFF);
 	ip->ttl--;
-	__builtin_memcpy(frame, route->dmac, 6);
-	__builtin_memcpy(frame + 3, route->smac, 6);
-	return redirect(route->ifindex, 0);
+	__builtin_memcpy(frame->destination, route->dmac, 6);
+	__builtin_memcpy(frame->source, route->smac, 6);
 }
 
 INLINE int is_of_calls(const struct gre *gre)
@@ -320,8 +352,10 @@ INLINE int judge_gre(struct __sk_buff *skb, __u32 l3, int leaving)
 
 	if (!leaving) {
 		skb->mark = (leg->mark ? leg->mark : skb->mark) | repeat_mark;
-		easy = in_reach && !leg->again && is_easy(skb, l3, ip, ip->source,
-			leg->where == LEAVING ? ip->destination : leg->destination, &route);
+		easy = redirects && l3 && in_reach && !leg->again &&
+			skb->pkt_type == TO_THIS_HOST && is_easy(ip) &&
+			l3 + NET16(ip->octets) <= skb->len &&
+			has_way(skb, skb->ingress_ifindex, ip, leg, &route);
 	}
 	if ((leg->where == LEAVING) != leaving && !easy)
 		return TO_THE_STACK;
@@ -333,7 +367,8 @@ INLINE int judge_gre(struct __sk_buff *skb, __u32 l3, int leaving)
 		rewrite_addresses(ip, leg);
 	if (easy) {
 		((struct gre *)(data + l3 + IP_OCTETS))->key = key;
-		return send_on(ip, data, &route);
+		forward(ip, data, &route);
+		return redirect(route.ifindex, 0);
 	}
 	if (part & FRAGMENT_OFFSET || key == gre.key)
 		return TO_THE_STACK;
@@ -476,6 +511,52 @@ SECTION("tc")
 int bare_leaving(struct __sk_buff *skb)
 {
 	return judge(skb, 0, 1);
+}
+
+/*
+ * Before the stack: what is easy goes from device to device as a bare frame.  No queueing
+ * discipline sees it, so a call with a mark, which may be for one, is left to those above, and
+ * so is all that is not easy.
+ */
+SECTION("xdp.frags")
+int before_the_stack(struct xdp_md *xdp)
+{
+	void *data = (void *)(long)xdp->data, *end = (void *)(long)xdp->data_end;
+	struct ethernet *frame = data;
+	struct ip *ip = data + ETHERNET_OCTETS;
+	struct gre *gre = data + ETHERNET_OCTETS + IP_OCTETS;
+	struct bpf_fib_lookup route = {};
+	struct match match = {};
+	struct port *port;
+	struct leg *leg;
+	__u32 ingress = xdp->ingress_ifindex;
+	int verdict;
+
+	if ((void *)(gre + 1) > end || frame->protocol != NET16(IPV4) || ip->protocol != GRE ||
+	    !is_easy(ip) || !is_of_calls(gre) || NET16(ip->octets) > ORDINARY_OCTETS ||
+	    ETHERNET_OCTETS + NET16(ip->octets) > octets_of(xdp))
+		return XDP_PASS;
+	match.source = ip->source;
+	match.destination = ip->destination;
+	match.key = gre->key;
+	leg = map_find(&legs, &match);
+	if (!leg || leg->again || leg->mark)
+		return XDP_PASS;
+	port = map_find(&ports, &ingress);
+	if (!port || port->address[0] != frame->destination[0] ||
+	    port->address[1] != frame->destination[1] || port->address[2] != frame->destination[2])
+		return XDP_PASS;
+	if (!has_way(xdp, ingress, ip, leg, &route))
+		return XDP_PASS;
+	verdict = redirect_to(&exits, route.ifindex, XDP_PASS);
+	if (verdict != XDP_REDIRECT)
+		return XDP_PASS;
+	count(leg, ip, gre);
+	gre->key = leg->key;
+	if (leg->where != UNCHANGED)
+		rewrite_addresses(ip, leg);
+	forward(ip, frame, &route);
+	return XDP_REDIRECT;
 }
 
 char terms[] SECTION("license") = "Dual MIT/GPL";

@@ -18,6 +18,7 @@ from pptp_nat.errors import UsageError
 from pptp_nat.linux.nfqueue import QUEUES, queue_counters
 from pptp_nat.linux.ruleset import paced_drops
 from pptp_nat.router.carried import Counts
+from pptp_nat.router.programs import where_early
 from pptp_nat.state import takeover
 from pptp_nat.tables import views
 from pptp_nat.tables.packed import COLUMNS
@@ -103,7 +104,7 @@ class Answers:
             pid=os.getpid(),
             started=daemon.started,
             datapath=daemon.carrier.path.name,
-            datapath_reason=daemon.datapath_reason,
+            datapath_reason=daemon.datapath_reason + where_early(daemon.carrier.path),
             queues=tuple(self._queues()),
             calls=views.calls_by_state(book),
             connections=dict(states),

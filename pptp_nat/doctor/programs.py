@@ -18,7 +18,7 @@ def bpf(router: Router) -> Judged:
         yield Judgement("bpf", Outcome.FAIL, f"BPF programs cannot carry calls: {complaint}",
                         'set gre.datapath to "auto", or make that work')  # fmt: skip
         return
-    served, unserved = router.programmed()
+    served, unserved, early = router.programmed()
     for device in unserved:
         yield Judgement(
             "bpf", Outcome.FAIL,
@@ -26,4 +26,7 @@ def bpf(router: Router) -> Judged:
             "look into the daemon's log for device-unserved; tc filter show says what runs there",
         )  # fmt: skip
     if not unserved:
-        yield Judgement("bpf", Outcome.PASS, f"BPF programs run at {', '.join(served) or 'none'}")
+        where = f"; before the stack too at {', '.join(early)}" if early else ""
+        yield Judgement(
+            "bpf", Outcome.PASS, f"BPF programs run at {', '.join(served) or 'none'}{where}"
+        )

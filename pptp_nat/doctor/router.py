@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from pptp_nat.linux import ruleset, ruleset_nftables
 from pptp_nat.linux import ruleset_iptables_kernel as iptables
-from pptp_nat.linux.bpf_path import BpfPath, programmed
+from pptp_nat.linux.bpf_path import BpfPath, Programmed, programmed
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.conntrack_table import TableRow, table
 from pptp_nat.linux.nfqueue import QueueCounters, queue_counters
@@ -147,7 +147,7 @@ class Router:
     bpf_complaint: Callable[[], str | None] = staticmethod(BpfPath.probe)
 
     #: the devices where IPv4 is routed: those that run our programs, and those that do not
-    programmed: Callable[[], tuple[list[str], list[str]]] = staticmethod(programmed)
+    programmed: Callable[[], Programmed] = staticmethod(programmed)
 
     @functools.cached_property
     def rule_problems(self) -> list[str]:

@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
@@ -26,6 +27,7 @@ _MENDS: Final = {
 }
 #: struct __sk_buff (linux/bpf.h): the mark, what is between, where the packet came in; the rest.
 _CONTEXT: Final = struct.Struct("=8xI24xI152x")
+_PROGRAM: Final = struct.Struct("=II")  # struct bpf_prog_info: type, ID; the rest
 _ROOM: Final = 256  # octets by which a packet may grow
 
 
@@ -49,7 +51,7 @@ class Ran(NamedTuple):
 
     verdict: int  #: as a signed number: -1 lets the packet go on
     frame: bytes
-    mark: int  #: of the packet
+    mark: int  #: of the packet; an XDP program knows of none
     nanoseconds: int  #: of one run, the mean of all
 
 
@@ -75,6 +77,13 @@ class _Library:
         self.map_fd = _prototype(library.bpf_map__fd, number, pointer)
         self.program_fd = _prototype(library.bpf_program__fd, number, pointer)
         self.set_entries = _prototype(library.bpf_map__set_max_entries, number, pointer, wide)
+        self.leave_program = _prototype(
+            library.bpf_program__set_autoload, number, pointer, ctypes.c_bool
+        )
+        self.leave_map = _prototype(library.bpf_map__set_autocreate, number, pointer, ctypes.c_bool)
+        self.describe = _prototype(
+            library.bpf_obj_get_info_by_fd, number, number, pointer, pointer
+        )
         self.set_value = _prototype(
             library.bpf_map__set_initial_value, number, pointer, text, size
         )
@@ -104,12 +113,15 @@ class BpfObject:
         file: what clang made of the source.
         entries: of some of its maps, how many they may hold.
         constants: what the section ``.rodata`` is to hold.
+        without: programs and maps that are not needed: the kernel need not know their types.
 
     Raises:
         AdapterError: libbpf is missing, or the kernel refuses the programs.
     """
 
-    def __init__(self, file: Path, entries: dict[str, int], constants: bytes) -> None:
+    def __init__(
+        self, file: Path, entries: dict[str, int], constants: bytes, without: Sequence[str] = ()
+    ) -> None:
         self._handle: int | None = None
         self._library = library = _Library()
         try:
@@ -123,6 +135,10 @@ class BpfObject:
         try:
             for name, most in entries.items():
                 library.set_entries(self._map(name), most)
+            for name in without:
+                program = library.find_program(handle, name.encode())
+                leave = library.leave_program if program else library.leave_map
+                leave(program or self._map(name), False)
             library.set_value(self._map(".rodata"), constants, len(constants))
             refused = library.load(handle) != 0 and _fail(
                 "loading BPF programs", ctypes.get_errno()
@@ -163,6 +179,18 @@ class BpfObject:
         number: int = self._library.program_fd(found)
         return number
 
+    def program_id(self, name: str) -> int:
+        """Return the number that the kernel has given a program.
+
+        Raises:
+            AdapterError: it does not tell.
+        """
+        info = ctypes.create_string_buffer(_PROGRAM.size)
+        octets = ctypes.c_uint32(_PROGRAM.size)
+        if self._library.describe(self.program_fd(name), info, ctypes.byref(octets)) != 0:
+            raise _fail(f"asking for the BPF program {name}", ctypes.get_errno())
+        return int(_PROGRAM.unpack(info.raw)[1])
+
     def update(self, fd: int, key: bytes, value: bytes) -> int:
         """Put *value* into the map *fd*; return an errno, 0 for success."""
         return 0 if self._library.update(fd, key, value, 0) == 0 else ctypes.get_errno()
@@ -174,7 +202,7 @@ class BpfObject:
     def test_run(
         self, program: str, frame: bytes, *, mark: int = 0, came_in_at: int = 0, times: int = 1
     ) -> Ran:
-        """Run *program* on an Ethernet frame that nobody sends (BPF_PROG_TEST_RUN).
+        """Run a program of tc's on an Ethernet frame that nobody sends (BPF_PROG_TEST_RUN).
 
         Args:
             program: its name.
@@ -186,25 +214,34 @@ class BpfObject:
         Raises:
             AdapterError: the kernel refuses the frame.
         """
-        room = len(frame) + _ROOM
-        data_in = ctypes.create_string_buffer(frame, len(frame))
-        data_out = ctypes.create_string_buffer(room)
         context = _CONTEXT.pack(mark, came_in_at)
         ctx_in = ctypes.create_string_buffer(context, len(context))
         ctx_out = ctypes.create_string_buffer(len(context))
-        asked = _TestRun(
-            size=ctypes.sizeof(_TestRun), data_in=ctypes.addressof(data_in),
-            data_out=ctypes.addressof(data_out), data_size_in=len(frame), data_size_out=room,
+        ran = self._test_run(program, frame, times, _TestRun(
             ctx_in=ctypes.addressof(ctx_in), ctx_out=ctypes.addressof(ctx_out),
-            ctx_size_in=len(context), ctx_size_out=len(context), repeat=times,
-        )  # fmt: skip
+            ctx_size_in=len(context), ctx_size_out=len(context),
+        ))  # fmt: skip
+        return ran._replace(mark=_CONTEXT.unpack(ctx_out.raw)[0])
+
+    def test_run_early(self, program: str, frame: bytes, *, times: int = 1) -> Ran:
+        """Run an XDP program on a frame that nobody sends, as from the loopback device.
+
+        Raises:
+            AdapterError: the kernel refuses the frame.
+        """
+        return self._test_run(program, frame, times, _TestRun())
+
+    def _test_run(self, program: str, frame: bytes, times: int, asked: _TestRun) -> Ran:
+        room = len(frame) + _ROOM
+        data_in = ctypes.create_string_buffer(frame, len(frame))
+        data_out = ctypes.create_string_buffer(room)
+        asked.size, asked.repeat = ctypes.sizeof(_TestRun), times
+        asked.data_in, asked.data_size_in = ctypes.addressof(data_in), len(frame)
+        asked.data_out, asked.data_size_out = ctypes.addressof(data_out), room
         if self._library.run(self.program_fd(program), ctypes.addressof(asked)) != 0:
             raise _fail(f"running the BPF program {program}", ctypes.get_errno())
         verdict = struct.unpack("=i", struct.pack("=I", asked.retval))[0]
-        return Ran(
-            verdict, data_out.raw[: asked.data_size_out],
-            _CONTEXT.unpack(ctx_out.raw)[0], asked.duration,
-        )  # fmt: skip
+        return Ran(verdict, data_out.raw[: asked.data_size_out], 0, asked.duration)
 
 
 def kernel_release() -> tuple[int, int]:

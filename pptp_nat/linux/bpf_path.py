@@ -16,11 +16,12 @@ import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from pptp_nat.core.tuples import Leg
 from pptp_nat.errors import AdapterError
-from pptp_nat.linux import bpf_maps, bpf_probe
+from pptp_nat.linux import bpf_early, bpf_maps, bpf_probe
+from pptp_nat.linux.bpf_early import BeforeTheStack
 from pptp_nat.linux.bpf_object import BpfObject
 from pptp_nat.linux.datapath import Carrying, Installed, LegOrder, Match, Tally
 from pptp_nat.linux.shares import Shares
@@ -29,9 +30,12 @@ from pptp_nat.linux.traffic_control import (
     ETHERNET,
     Changes,
     Device,
+    Early,
     Programs,
     TrafficControl,
 )
+
+Forwarding = Literal["stack", "redirect", "xdp"]
 
 OBJECT: Final = Path(__file__).parents[1] / "bpf" / "gre.o"
 _PIECE: Final = 512  #: legs whose counts are read in one go
@@ -57,7 +61,8 @@ class BpfPath:
         calls: how many there may be; of a small router's memory, fewer (`room`).
         repeat_mark: the bit of the packet mark that lets packets pass the rules.
         stays: whether what is attached stays there when this is closed.
-        redirect: whether packets that are easy go past routing and the firewall.
+        forwarding: "stack"; or packets that are easy go past routing and the firewall,
+            "redirect" behind the device, "xdp" before there is a stack where devices can.
 
     Raises:
         AdapterError: libbpf is missing, or the kernel refuses the programs.
@@ -67,7 +72,7 @@ class BpfPath:
     outlives_us = False  #: what an earlier run has left carries on, but does not tell us of what
 
     def __init__(
-        self, calls: int, repeat_mark: int, *, stays: bool = True, redirect: bool = False
+        self, calls: int, repeat_mark: int, *, stays: bool = True, forwarding: Forwarding = "stack"
     ) -> None:
         legs = max(64, 2 * min(calls, room()))
         self._stays = stays
@@ -77,10 +82,14 @@ class BpfPath:
         self._unsettled: dict[Match, LegOrder] = {}  # what must carry, and the kernel had no memory
         #: devices that cannot run our programs, and why: what arrives there is no call's
         self.unserved: dict[str, str] = {}
+        #: devices that were to carry before the stack and do not, and why; "" is all of them
+        self.late: dict[str, str] = {}
+        self.early_at: list[str] = []  #: the devices that carry before the stack
         with contextlib.ExitStack() as stack:
-            self._object = stack.enter_context(opened(legs, repeat_mark, redirect=redirect))
+            self._object, self._early = self._opened(stack, legs, repeat_mark, forwarding)
             self._tc = stack.enter_context(TrafficControl())
-            self._changes = stack.enter_context(Changes())
+            group = self._early.group if self._early else 0
+            self._changes = stack.enter_context(Changes(group))
             self._counts = bpf_maps.Counts(self._object.map_fd("counts"), legs)
             stack.callback(self._counts.close)
             self._told = bpf_maps.mapped(self._object.map_fd("tellings"), mmap.PAGESIZE)
@@ -88,6 +97,23 @@ class BpfPath:
             self._closing = stack.pop_all()
         self._legs_fd = self._object.map_fd("legs")
         self._origins_fd = self._object.map_fd("origins")
+
+    def _opened(
+        self, stack: contextlib.ExitStack, legs: int, repeat_mark: int, forwarding: Forwarding
+    ) -> tuple[BpfObject, BeforeTheStack | None]:
+        """Return the programs, with what goes before the stack if that is wanted and possible."""
+        if forwarding == "xdp":
+            with contextlib.ExitStack() as trying:
+                try:
+                    programs = trying.enter_context(opened(legs, repeat_mark, forwarding))
+                    early = trying.enter_context(BeforeTheStack(programs))
+                except AdapterError as error:
+                    self.late = {"": str(error)}
+                else:
+                    stack.push(trying.pop_all())
+                    return programs, early
+            forwarding = "redirect"
+        return stack.enter_context(opened(legs, repeat_mark, forwarding)), None
 
     @staticmethod
     def probe() -> str | None:
@@ -298,14 +324,23 @@ class BpfPath:
     def _attach(self) -> None:
         """Have all devices that route run our programs; what cannot is in `unserved`."""
         self.unserved = {}
-        for device in self._tc.devices():
+        devices = self._tc.devices()
+        early: dict[int, Early] = {}
+        if self._early is not None:
+            early = self._early.choose(devices)
+            self.late = self._early.without
+        for device in devices:
             try:
-                self._serve(device)
+                self._serve(device, early.get(device.number))
             except AdapterError as error:
                 if error.errno != errno.ENODEV:  # it has gone meanwhile
                     self.unserved[device.name] = str(error)
+        self.early_at = [
+            d.name for d in devices
+            if d.number in early and d.name not in self.late and d.name not in self.unserved
+        ]  # fmt: skip
 
-    def _serve(self, device: Device) -> None:
+    def _serve(self, device: Device, early: Early | None) -> None:
         if device.hardware in ETHERNET:
             kind = "ether"
         elif device.hardware in BARE:
@@ -313,11 +348,17 @@ class BpfPath:
         else:
             self.unserved[device.name] = f"its link header (type {device.hardware}) is not known"
             return
-        if not self._tc.attached(device):
+        if not self._tc.attached(device, early):
             self._tc.attach(device, Programs(
                 self._object.program_fd(f"{kind}_arriving"),
                 self._object.program_fd(f"{kind}_leaving"),
+                early,
             ))  # fmt: skip
+        if early is not None:
+            try:
+                self._tc.attach_early(device, early)
+            except AdapterError as error:
+                self.late[device.name] = str(error)
 
     def close(self) -> None:
         """Let go of the maps; what is attached goes on carrying, unless it was not to stay."""
@@ -335,7 +376,7 @@ def room() -> int:
     return memory // _SHARE // _OCTETS_PER_CALL
 
 
-def opened(legs: int, repeat_mark: int, *, redirect: bool = False) -> BpfObject:
+def opened(legs: int, repeat_mark: int, forwarding: Forwarding = "stack") -> BpfObject:
     """Return the programs in the kernel, with room for so many *legs*.
 
     Raises:
@@ -344,7 +385,8 @@ def opened(legs: int, repeat_mark: int, *, redirect: bool = False) -> BpfObject:
     # A hairpin has two rows, and of those there are few.
     return BpfObject(
         OBJECT, {"legs": legs + legs // 16, "origins": legs, "counts": legs},
-        struct.pack("=2I", repeat_mark, redirect),
+        struct.pack("=2I", repeat_mark, forwarding != "stack"),
+        without=() if forwarding == "xdp" else bpf_early.NEEDS,
     )  # fmt: skip
 
 
@@ -358,13 +400,25 @@ def detach_all() -> list[str]:
         return tc.detach_all()
 
 
-def programmed() -> tuple[list[str], list[str]]:
-    """Return the devices where IPv4 is routed: with programs of ours, and without.
+class Programmed(NamedTuple):
+    """The devices where IPv4 is routed, by name."""
+
+    served: list[str]  #: with programs of ours
+    unserved: list[str]  #: without
+    early: list[str]  #: of those that are served: with one before the stack besides
+
+
+def programmed() -> Programmed:
+    """Return where programs of ours run, whoever has attached them.
 
     Raises:
-        AdapterError: they cannot be listed.
+        AdapterError: the devices cannot be listed.
     """
     with TrafficControl() as tc:
         devices = tc.devices()
-        served = [each.name for each in devices if tc.programmed(each)]
-    return served, [each.name for each in devices if each.name not in served]
+        served = {each.name for each in devices if tc.programmed(each)}
+        early = [each.name for each in devices if each.name in served and tc.early(each)]
+    names = [each.name for each in devices]
+    return Programmed(
+        [n for n in names if n in served], [n for n in names if n not in served], early
+    )

@@ -4,7 +4,8 @@ Two filters of ours at a device, where packets arrive and where they leave, both
 `PREFERENCE` and named by `NAME` and the run that attached them.  They hang on the
 queueing discipline ``clsact``, which others may need too: the handle of a filter says
 whether we made that, so that whoever detaches, be it a later run, knows whether to take
-it away.
+it away.  Where an XDP program of ours runs besides, their names say its ID: nothing
+else tells whose it is.
 
 Layouts are those of linux/rtnetlink.h, linux/pkt_sched.h and linux/pkt_cls.h.
 """
@@ -13,30 +14,27 @@ from __future__ import annotations
 
 import errno
 import secrets
+import select
 import socket
 import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple, Self
 
 from pptp_nat.errors import AdapterError
+from pptp_nat.linux import xdp
 from pptp_nat.linux.netlink import (
-    ERROR_CODE,
-    F_ACK,
     F_CREATE,
-    F_DUMP,
     F_EXCL,
-    F_REQUEST,
-    HEADER,
-    NLMSG_DONE,
-    NLMSG_ERROR,
     RECEIVE_OCTETS,
+    SOL_NETLINK,
     attribute,
     attributes,
     nested,
-    walk,
 )
+from pptp_nat.linux.rtnetlink import GENERIC, ROUTE, Asking, opened
 
 NAME: Final = "pptp-nat"
+_EARLY: Final = "xdp="  # in the name of a filter, before the ID of an XDP program
 PREFERENCE: Final = 1723  #: of our filters; those with a lower one are asked before
 
 _NEW_QDISC, _DELETE_QDISC, _GET_QDISC = 36, 37, 38  # RTM_NEWQDISC, ...
@@ -47,13 +45,16 @@ _TC: Final = struct.Struct("=B3xiIII")  # struct tcmsg: family, index, handle, p
 _LINK: Final = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 _ADDRESS: Final = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix, flags, scope, index
 _NUMBER: Final = struct.Struct("=I")
-_LINK_NAME, _LINK_MASTER = 3, 10  # IFLA_IFNAME, IFLA_MASTER
+_LINK_ADDRESS, _LINK_NAME, _LINK_LOWER, _LINK_MASTER = 1, 3, 5, 10  # IFLA_ADDRESS, ...
+_LINK_INFO, _LINK_ELSEWHERE = 18, 37  # IFLA_LINKINFO, IFLA_LINK_NETNSID
+_LINK_KIND: Final = 1  # IFLA_INFO_KIND
 _KIND, _OPTIONS = 1, 2  # TCA_KIND, TCA_OPTIONS
 _BPF_FD, _BPF_NAME, _BPF_FLAGS, _BPF_ID = 6, 7, 8, 11  # TCA_BPF_FD, ...
 _DIRECT_ACTION: Final = 1  # TCA_BPF_FLAG_ACT_DIRECT
 _CLSACT_HANDLE, _CLSACT = 0xFFFF0000, 0xFFFFFFF1  # TC_H_CLSACT
 _LOOPBACK: Final = 0x8  # IFF_LOOPBACK
 _GROUPS: Final = 0x1 | 0x10  # RTMGRP_LINK, RTMGRP_IPV4_IFADDR
+_JOIN: Final = 1  # NETLINK_ADD_MEMBERSHIP
 _IPV4: Final = socket.htons(0x0800)
 #: linux/if_arp.h: what has an Ethernet header, and what has none: ppp, raw IP, tunnels, tun.
 ETHERNET: Final = frozenset({1})
@@ -75,6 +76,16 @@ class Device(NamedTuple):
     name: str
     hardware: int  #: its type (linux/if_arp.h)
     master: int  #: number of the bridge or the like that it is a port of; 0: none
+    address: bytes = b""  #: its MAC address
+    early: int = 0  #: ID of the XDP program that it runs; 0: none
+    carries: str = ""  #: one device that is a part of it, such as a VLAN
+
+
+class Early(NamedTuple):
+    """A program that runs before the stack."""
+
+    descriptor: int
+    id: int  #: of this kernel, given once
 
 
 class Programs(NamedTuple):
@@ -82,33 +93,63 @@ class Programs(NamedTuple):
 
     arriving: int
     leaving: int
+    early: Early | None = None
 
 
 class Changes:
-    """A socket that is told when devices or their IPv4 addresses come, go or change.
+    """Hears when devices or their IPv4 addresses come, go or change.
+
+    Args:
+        generic: a group of generic netlink that is to be heard too; 0: none.
 
     Raises:
         AdapterError: the kernel refuses it.
     """
 
-    def __init__(self) -> None:
-        self._socket = _socket(_GROUPS)
+    def __init__(self, generic: int = 0) -> None:
+        self._all = select.epoll()
+        self._sockets: list[socket.socket] = []
+        try:
+            self._listen(opened(ROUTE, _GROUPS))
+            if generic:
+                self._listen(opened(GENERIC)).setsockopt(SOL_NETLINK, _JOIN, generic)
+        except OSError as error:
+            self.close()
+            raise AdapterError("listening for devices", error.errno or 0) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _listen(self, listening: socket.socket) -> socket.socket:
+        self._sockets.append(listening)
+        self._all.register(listening, select.EPOLLIN)
+        return listening
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.close()
+        self.close()
+
+    def close(self) -> None:
+        """Hear of nothing any more."""
+        self._all.close()
+        for each in self._sockets:
+            each.close()
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when something has changed."""
-        return self._socket.fileno()
+        return self._all.fileno()
 
     def drain(self) -> None:
         """Read what is waiting; what it says is for the devices themselves to show."""
+        for each in self._sockets:
+            self._drain(each)
+
+    def _drain(self, listening: socket.socket) -> None:
         while True:
             try:
-                self._socket.recv(RECEIVE_OCTETS)
+                listening.recv(RECEIVE_OCTETS)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -124,8 +165,7 @@ class TrafficControl:
     """
 
     def __init__(self) -> None:
-        self._socket = _socket(0)
-        self._sequence = 0
+        self._asking = Asking()
         self._name = f"{NAME} {secrets.token_hex(4)}"  # a container's first process is 1 each time
 
     def __enter__(self) -> Self:
@@ -136,7 +176,7 @@ class TrafficControl:
 
     def close(self) -> None:
         """Let go of the socket; what is attached stays."""
-        self._socket.close()
+        self._asking.close()
 
     def devices(self) -> list[Device]:
         """Return the devices where IPv4 is routed, less the loopback.
@@ -149,7 +189,7 @@ class TrafficControl:
         """
         addressed = {
             _ADDRESS.unpack_from(body)[4]
-            for body in self._dump(_GET_ADDRESS, _ADDRESS.pack(socket.AF_INET, 0, 0, 0, 0))
+            for body in self._asking.dump(_GET_ADDRESS, _ADDRESS.pack(socket.AF_INET, 0, 0, 0, 0))
             if body[0] == socket.AF_INET
         }
         return [each for each in self._links() if {each.number, each.master} & addressed]
@@ -164,54 +204,94 @@ class TrafficControl:
         return next((each for each in self._links(loopback=True) if each not in served), None)
 
     def _links(self, *, loopback: bool = False) -> Iterator[Device]:
-        for body in self._dump(_GET_LINK, _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-            _, hardware, index, flags, _ = _LINK.unpack_from(body)
+        bodies = self._asking.dump(_GET_LINK, _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
+        links = [(*_LINK.unpack_from(body), attributes(body[_LINK.size :])) for body in bodies]
+        parts = {_lower(found): _text(found.get(_LINK_NAME, b"")) for *_, found in links}
+        for _, hardware, index, flags, _, found in links:
             if loopback or not flags & _LOOPBACK:
-                found = attributes(body[_LINK.size :])
-                name = found.get(_LINK_NAME, b"")
-                master = found.get(_LINK_MASTER, b"")
                 yield Device(
-                    index, _text(name), hardware,
-                    _NUMBER.unpack(master)[0] if len(master) == _NUMBER.size else 0,
+                    index, _text(found.get(_LINK_NAME, b"")), hardware,
+                    _number(found.get(_LINK_MASTER)), found.get(_LINK_ADDRESS, b""),
+                    xdp.running(found), parts.get(index, ""),
                 )  # fmt: skip
 
     def attach(self, device: Device, programs: Programs) -> None:
         """Have *device* run *programs*, in place of those of ours that it may run.
 
+        What it runs of ours before the stack stays, if one is to: `attach_early` replaces it.
+
         Raises:
             AdapterError: the kernel refuses.
         """
+        earlier = self._early(device)
+        if earlier and not programs.early:
+            xdp.detach(self._asking, device.number)
+        ids = {programs.early.id, earlier} - {0} if programs.early else ()
+        name = " ".join([self._name, *(f"{_EARLY}{each}" for each in ids)])
         doing = f"attaching BPF programs to {device.name}"
         handle = self._handle(device)
         if handle is None:
-            code = self._ask(_NEW_QDISC, F_CREATE | F_EXCL, _TC.pack(
+            code = self._asking.ask(_NEW_QDISC, F_CREATE | F_EXCL, _TC.pack(
                 0, device.number, _CLSACT_HANDLE, _CLSACT, 0) + attribute(_KIND, b"clsact\0"))
             if code not in (0, errno.EEXIST):
                 raise AdapterError(doing, code, mend=_MENDS.get(code, ""))
             handle = _THEIRS if code else _OURS
         for parent, program in ((ARRIVING, programs.arriving), (LEAVING, programs.leaving)):
-            code = self._ask(_NEW_FILTER, F_CREATE | _REPLACE, _filter(device, parent, handle)
-                + attribute(_KIND, b"bpf\0")
+            code = self._asking.ask(
+                _NEW_FILTER, F_CREATE | _REPLACE,
+                _filter(device, parent, handle) + attribute(_KIND, b"bpf\0")
                 + nested(
                     _OPTIONS,
                     attribute(_BPF_FD, _NUMBER.pack(program)),
-                    attribute(_BPF_NAME, self._name.encode() + b"\0"),
+                    attribute(_BPF_NAME, name.encode() + b"\0"),
                     attribute(_BPF_FLAGS, _NUMBER.pack(_DIRECT_ACTION)),
-                ))
+                ),
+            )  # fmt: skip
             if code:
                 self.detach(device)
                 raise AdapterError(doing, code, mend=_MENDS.get(code, ""))
 
-    def attached(self, device: Device) -> bool:
+    def attached(self, device: Device, early: Early | None = None) -> bool:
         """Whether *device* runs both programs that this object has attached.
+
+        Their names must tell of *early*, if they are to, and of no other.
 
         Raises:
             AdapterError: refused.
         """
+        name = f"{self._name} {_EARLY}{early.id}" if early else self._name
         return all(
-            any(name == self._name for _, name in self._filters(device, parent))
+            any(found == name for _, found in self._filters(device, parent))
             for parent in (ARRIVING, LEAVING)
         )
+
+    def attach_early(self, device: Device, early: Early) -> None:
+        """Have *device* run a program before the stack too; `attach` has made it known.
+
+        Raises:
+            AdapterError: the kernel or the driver refuses, or it runs somebody else's.
+        """
+        if device.early != early.id:
+            replacing = self._early(device) != 0
+            xdp.attach(self._asking, device.number, early.descriptor, replacing=replacing)
+
+    def early(self, device: Device) -> bool:
+        """Whether *device* runs a program of ours before the stack, whoever has attached it.
+
+        Raises:
+            AdapterError: refused.
+        """
+        return self._early(device) != 0
+
+    def _early(self, device: Device) -> int:
+        """Return the ID of the XDP program of ours that *device* runs; 0: none."""
+        if not device.early:
+            return 0
+        ours = f"{_EARLY}{device.early}"
+        return device.early if any(
+            ours in name.split() for parent in (ARRIVING, LEAVING)
+            for _, name in self._filters(device, parent)
+        ) else 0  # fmt: skip
 
     def programmed(self, device: Device) -> bool:
         """Whether *device* runs both programs, whoever has attached them.
@@ -228,7 +308,9 @@ class TrafficControl:
             AdapterError: refused.
         """
         ours = False
-        found = False
+        found = self._early(device) != 0
+        if found:
+            xdp.detach(self._asking, device.number)
         for parent in (ARRIVING, LEAVING):
             for handle in self._ours(device, parent):
                 found = True
@@ -262,7 +344,7 @@ class TrafficControl:
     def _filters(self, device: Device, parent: int) -> Iterator[tuple[int, str]]:
         """Yield the handles of the filters at *device*, and their names if they are BPF's."""
         asked = _TC.pack(0, device.number, 0, parent, 0)
-        for body in self._dump(_GET_FILTER, asked, may_fail=True):
+        for body in self._asking.dump(_GET_FILTER, asked, may_fail=True):
             _, _, handle, _, _ = _TC.unpack_from(body)
             found = attributes(body[_TC.size :])
             options = attributes(found.get(_OPTIONS, b""))
@@ -271,64 +353,22 @@ class TrafficControl:
                 yield handle, _text(options.get(_BPF_NAME, b""))
 
     def _must(self, device: Device, kind: int, body: bytes) -> None:
-        code = self._ask(kind, 0, body)
+        code = self._asking.ask(kind, 0, body)
         if code not in (0, errno.ENOENT, errno.ENODEV):
             raise AdapterError(
                 f"detaching BPF programs from {device.name}", code, mend=_MENDS.get(code, "")
             )
 
-    def _ask(self, kind: int, flags: int, body: bytes) -> int:
-        """Send one request; return its errno, 0 for success."""
-        for answer, _, content in self._exchange(kind, flags | F_ACK, body):
-            if answer == NLMSG_ERROR:
-                return _code(content)
-        return errno.ENOBUFS
 
-    def _dump(self, kind: int, body: bytes, *, may_fail: bool = False) -> list[bytes]:
-        """Return the bodies of all that there is of a kind."""
-        bodies: list[bytes] = []
-        for answer, _, content in self._exchange(kind, F_DUMP, body):
-            if answer == NLMSG_DONE:
-                return bodies
-            if answer == NLMSG_ERROR:
-                if may_fail:  # no such queueing discipline: no filters
-                    return bodies
-                raise AdapterError("listing devices", _code(content))
-            bodies.append(content)
-        return bodies
-
-    def _exchange(self, kind: int, flags: int, body: bytes) -> Iterator[tuple[int, int, bytes]]:
-        """Send one request and yield kind, flags and body of what comes back."""
-        self._sequence += 1
-        header = HEADER.pack(
-            HEADER.size + len(body), kind, F_REQUEST | flags, self._sequence, 0
-        )
-        try:
-            self._socket.send(header + body)
-        except OSError as error:
-            raise AdapterError("asking rtnetlink", error.errno or 0) from error
-        while True:
-            try:
-                datagram = self._socket.recv(RECEIVE_OCTETS)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                raise AdapterError("asking rtnetlink", error.errno or 0) from error
-            for answer, marks, sequence, _, content in walk(datagram):
-                if sequence == self._sequence:
-                    yield answer, marks, content
+def _lower(link: dict[int, bytes]) -> int:
+    """Return the device that a link is a part of, of this namespace; 0: none."""
+    kind = _text(attributes(link.get(_LINK_INFO, b"")).get(_LINK_KIND, b""))
+    # Of a veth it is the other end.
+    return 0 if _LINK_ELSEWHERE in link or kind == "veth" else _number(link.get(_LINK_LOWER))
 
 
-def _socket(groups: int) -> socket.socket:
-    try:
-        made = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-        )
-        made.setblocking(False)  # the kernel answers before send() returns
-        made.bind((0, groups))
-    except OSError as error:
-        raise AdapterError("opening a routing netlink socket", error.errno or 0) from error
-    return made
+def _number(octets: bytes | None) -> int:
+    return int(_NUMBER.unpack(octets)[0]) if octets and len(octets) == _NUMBER.size else 0
 
 
 def _text(octets: bytes) -> str:
@@ -337,8 +377,3 @@ def _text(octets: bytes) -> str:
 
 def _filter(device: Device, parent: int, handle: int) -> bytes:
     return _TC.pack(0, device.number, handle, parent, PREFERENCE << 16 | _IPV4)
-
-
-def _code(body: bytes) -> int:
-    code: int = -ERROR_CODE.unpack_from(body)[0]
-    return code

@@ -82,7 +82,7 @@ def choose_path(config: Config, conntrack: Conntrack) -> Chosen:
     if name == "bpf":
         path = BpfPath(
             config.limits.calls, config.control.repeat_mark,
-            stays=config.rules.manage != "apply", redirect=config.gre.forwarding == "redirect",
+            stays=config.rules.manage != "apply", forwarding=config.gre.forwarding,
         )  # fmt: skip
         return Chosen(Carrier(path), None, reason)
     let_go_of_programs()

@@ -14,6 +14,15 @@ from pptp_nat.router.clockwork import Clockwork, HasFileno
 _log: Final = logging.getLogger(__name__)
 
 
+def where_early(path: DataPath) -> str:
+    """Say where *path* carries before the stack, or why nowhere, if that is configured."""
+    if not isinstance(path, BpfPath):
+        return ""
+    if path.early_at:
+        return f"; before the stack at {', '.join(path.early_at)}"
+    return "; nowhere before the stack" if path.late else ""
+
+
 def follow_devices(
     path: DataPath,
     watch: Callable[[HasFileno, Callable[[int], None]], None],
@@ -32,6 +41,7 @@ class Devices:
     def __init__(self, path: BpfPath) -> None:
         self._path = path
         self._told: dict[str, str] = {}
+        self._told_late: dict[str, str] = {}
         self._due = 0.0
 
     def fileno(self) -> int:
@@ -52,10 +62,19 @@ class Devices:
                     effect="GRE of calls that arrives there is dropped",
                 )  # fmt: skip
         self._told = unserved
+        late = dict(self._path.late)
+        for device, reason in late.items():
+            if self._told_late.get(device) != reason:
+                log.event(
+                    _log, logging.WARNING, "device-late", device=device or "all", reason=reason,
+                    effect="GRE of calls goes past the stack by tc's redirect there",
+                )  # fmt: skip
+        self._told_late = late
 
     def next_timer(self) -> float | None:
         """Return when `tick` has something to do, in monotonic seconds."""
-        return None if self._path.unserved.keys() == self._told.keys() else self._due
+        found = self._path.unserved.keys(), self._path.late.keys()
+        return None if found == (self._told.keys(), self._told_late.keys()) else self._due
 
     def tick(self, _now: float) -> None:
         """Tell of devices that the path has met by itself."""

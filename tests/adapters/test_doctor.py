@@ -106,7 +106,7 @@ def test_bpf_programs_that_are_missing_somewhere(made) -> None:
     assert [("bpf", "fail")] == told(programs.bpf(made(settings=used, bpf_complaint=fails)))
     for unserved, outcome in ((["wlan0"], "fail"), ([], "pass")):
         router = made(
-            settings=used, bpf_complaint=works, programmed=lambda u=unserved: (["wan"], u)
+            settings=used, bpf_complaint=works, programmed=lambda u=unserved: (["wan"], u, [])
         )
         assert [("bpf", outcome)] == told(programs.bpf(router))
 

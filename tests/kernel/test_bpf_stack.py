@@ -26,7 +26,7 @@ from scapy.packet import Raw
 from pptp_nat.core.tuples import Leg
 from pptp_nat.lab import namespaces
 from pptp_nat.linux import bpf_path, ruleset
-from pptp_nat.linux.bpf_path import BpfPath
+from pptp_nat.linux.bpf_path import BpfPath, Forwarding
 from pptp_nat.linux.datapath import LegOrder, Match, Tally
 from pptp_nat.linux.ruleset import Backend, RuleSettings
 from tests.paths import NO_BPF
@@ -126,7 +126,7 @@ def command(*words: str, text: str | None = None) -> str:
 class Router:
     """The namespace that this thread is in."""
 
-    def __init__(self, kind: str, redirect: bool) -> None:  # noqa: FBT001 - of one caller
+    def __init__(self, kind: str, forwarding: Forwarding) -> None:
         self.lan = Side("lan", kind, LAN)
         self.wan = Side("wan", kind, ROUTER)
         command("ip", "route", "add", "default", "via", HOP)
@@ -139,7 +139,7 @@ class Router:
         Path("/proc/sys/net/ipv4/icmp_ratelimit").write_text("0")
         command("iptables-restore", text=FIREWALL)
         ruleset.apply(RuleSettings(datapath="bpf"), Backend.IPTABLES)
-        self.path = BpfPath(1000, BIT, stays=False, redirect=redirect)
+        self.path = BpfPath(1000, BIT, stays=False, forwarding=forwarding)
         self.path.take_over([])
         self.path.install([LegOrder(INWARD, 0), LegOrder(OUTWARD, 0)])
 
@@ -165,11 +165,11 @@ class Router:
 
 
 @contextlib.contextmanager
-def router_in_a_namespace(kind: str, *, redirect: bool = False) -> Iterator[Router]:
+def router_in_a_namespace(kind: str, forwarding: Forwarding = "stack") -> Iterator[Router]:
     name = f"bpf-{os.getpid()}"
     namespaces.create(name)
     try:
-        with namespaces.entered(name), contextlib.closing(Router(kind, redirect)) as made:
+        with namespaces.entered(name), contextlib.closing(Router(kind, forwarding)) as made:
             yield made
     finally:
         namespaces.remove(name)
@@ -181,10 +181,11 @@ def router(request: pytest.FixtureRequest) -> Iterator[Router]:
         yield made
 
 
-@pytest.fixture
-def past_the_stack() -> Iterator[Router]:
+@pytest.fixture(params=["redirect", "xdp"])
+def past_the_stack(request: pytest.FixtureRequest) -> Iterator[Router]:
     """Give a router that redirects, whose firewall would let no call through."""
-    with router_in_a_namespace("tap", redirect=True) as made:
+    with router_in_a_namespace("tap", request.param) as made:
+        assert not made.path.late, made.path.late
         command("iptables", "-I", "FORWARD", "-p", "gre", "-j", "DROP")
         yield made
 
