@@ -159,6 +159,9 @@ def _gre(samples: Samples, ways: Sequence[str]) -> Iterator[Target]:
     if samples.pick(measure="gre", way="redirect"):
         subject, pair = "bpf past the stack: packets/s to helper's", ("helper", "redirect")
         yield from compare(subject, AT_LEAST, (REDIRECT_AGAINST_HELPER, None), pair, 1)
+    if samples.pick(measure="gre", way="xdp"):
+        subject, pair = "bpf before the stack: packets/s to helper's", ("helper", "xdp")
+        yield from compare(subject, AT_LEAST, (REDIRECT_AGAINST_HELPER, None), pair, 1)
     for way, title in (("queue", "queue"), ("queue-c", "queue in C")):
         if way in ways or samples.pick(measure="gre", way=way):
             yield from _queue(figure, way, title)

@@ -7,10 +7,24 @@ from typing import Final
 
 import pytest
 
+from pptp_nat.errors import AdapterError
 from pptp_nat.linux.bpf_path import BpfPath
+from pptp_nat.linux.xdp import Abilities
+
+
+def no_early() -> str | None:
+    """Say why this kernel does not tell what devices can do before the stack; None: it does."""
+    try:
+        with Abilities():
+            return None
+    except AdapterError as error:
+        return str(error)
+
 
 #: Why BPF programs cannot carry GRE here, if they cannot.
 NO_BPF: Final = BpfPath.probe()
+#: Why nothing goes before the stack here, if nothing does.
+NO_EARLY: Final = NO_BPF or no_early()
 BPF: Final = pytest.param(
     "bpf", marks=pytest.mark.skipif(NO_BPF is not None, reason=f"bpf: {NO_BPF}")
 )

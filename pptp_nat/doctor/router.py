@@ -14,7 +14,8 @@ from typing import Any, Final, NamedTuple
 
 from pptp_nat.linux import ruleset, ruleset_nftables
 from pptp_nat.linux import ruleset_iptables_kernel as iptables
-from pptp_nat.linux.bpf_path import BpfPath, Programmed, programmed
+from pptp_nat.linux.bpf_early import Programmed, programmed
+from pptp_nat.linux.bpf_path import BpfPath
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.conntrack_table import TableRow, table
 from pptp_nat.linux.nfqueue import QueueCounters, queue_counters

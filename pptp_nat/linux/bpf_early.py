@@ -10,12 +10,12 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Sequence
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux import xdp
 from pptp_nat.linux.bpf_object import BpfObject
-from pptp_nat.linux.traffic_control import ETHERNET, Device, Early
+from pptp_nat.linux.traffic_control import ETHERNET, Device, Early, TrafficControl
 
 PROGRAM: Final = "before_the_stack"
 NEEDS: Final = (PROGRAM, "ports", "exits")  #: of the object, beside what tc's programs need
@@ -104,3 +104,27 @@ def _flaw(device: Device, can: xdp.Ability, takers: set[int]) -> str | None:
     if not takers - {device.number}:
         return "no other device takes frames"
     return None
+
+
+class Programmed(NamedTuple):
+    """The devices where IPv4 is routed, by name."""
+
+    served: list[str]  #: with programs of ours
+    unserved: list[str]  #: without
+    early: list[str]  #: of those that are served: with one before the stack besides
+
+
+def programmed() -> Programmed:
+    """Return where programs of ours run, whoever has attached them.
+
+    Raises:
+        AdapterError: the devices cannot be listed.
+    """
+    with TrafficControl() as tc:
+        devices = tc.devices()
+        served = {each.name for each in devices if tc.programmed(each)}
+        early = [each.name for each in devices if each.name in served and tc.early(each)]
+    names = [each.name for each in devices]
+    return Programmed(
+        [n for n in names if n in served], [n for n in names if n not in served], early
+    )

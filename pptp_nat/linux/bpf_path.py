@@ -398,27 +398,3 @@ def detach_all() -> list[str]:
     """
     with TrafficControl() as tc:
         return tc.detach_all()
-
-
-class Programmed(NamedTuple):
-    """The devices where IPv4 is routed, by name."""
-
-    served: list[str]  #: with programs of ours
-    unserved: list[str]  #: without
-    early: list[str]  #: of those that are served: with one before the stack besides
-
-
-def programmed() -> Programmed:
-    """Return where programs of ours run, whoever has attached them.
-
-    Raises:
-        AdapterError: the devices cannot be listed.
-    """
-    with TrafficControl() as tc:
-        devices = tc.devices()
-        served = {each.name for each in devices if tc.programmed(each)}
-        early = [each.name for each in devices if each.name in served and tc.early(each)]
-    names = [each.name for each in devices]
-    return Programmed(
-        [n for n in names if n in served], [n for n in names if n not in served], early
-    )

@@ -166,6 +166,7 @@ class TrafficControl:
 
     def __init__(self) -> None:
         self._asking = Asking()
+        self._ids: set[int] = set()  # of XDP programs that this object has attached
         self._name = f"{NAME} {secrets.token_hex(4)}"  # a container's first process is 1 each time
 
     def __enter__(self) -> Self:
@@ -274,6 +275,7 @@ class TrafficControl:
         if device.early != early.id:
             replacing = self._early(device) != 0
             xdp.attach(self._asking, device.number, early.descriptor, replacing=replacing)
+            self._ids.add(early.id)
 
     def early(self, device: Device) -> bool:
         """Whether *device* runs a program of ours before the stack, whoever has attached it.
@@ -285,8 +287,8 @@ class TrafficControl:
 
     def _early(self, device: Device) -> int:
         """Return the ID of the XDP program of ours that *device* runs; 0: none."""
-        if not device.early:
-            return 0
+        if not device.early or device.early in self._ids:
+            return device.early
         ours = f"{_EARLY}{device.early}"
         return device.early if any(
             ours in name.split() for parent in (ARRIVING, LEAVING)

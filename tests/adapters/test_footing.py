@@ -76,6 +76,7 @@ class _Path:
 
     def __init__(self) -> None:
         self.unserved: dict[str, str] = {}
+        self.late: dict[str, str] = {}
 
     def fileno(self) -> int:
         return 0
@@ -106,3 +107,9 @@ def test_a_device_that_cannot_run_the_programs_is_told_once(
     path.unserved = {"ib0": "its link header is not known"}
     devices.look(0)
     assert ["device-unserved ib0"] * 2 == told
+    path.late = {"wan": "its driver runs no XDP programs"}
+    assert devices.next_timer() is not None
+    devices.tick(0.0)
+    devices.look(0)
+    assert ["device-unserved ib0", "device-late wan"] == told[1:]
+    assert devices.next_timer() is None

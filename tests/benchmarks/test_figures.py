@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,11 +106,12 @@ def test_two_workers_are_compared_with_one() -> None:
     assert "the peers take 100 us" in found.note
 
 
-def test_the_way_past_the_stack_is_compared_with_the_helpers_best_case() -> None:
-    samples = [
-        *packets("wire", 1, 1000), *packets("helper", 1, 3000), *packets("redirect", 1, 1800),
-    ]  # fmt: skip
-    found = judged(samples, "bpf past the stack: packets/s to helper's, 1 call, outbound")
+@pytest.mark.parametrize(("way", "where"), [("redirect", "past"), ("xdp", "before")])
+def test_a_way_without_the_stack_is_compared_with_the_helpers_best_case(
+    way: str, where: str
+) -> None:
+    samples = [*packets("wire", 1, 1000), *packets("helper", 1, 3000), *packets(way, 1, 1800)]
+    found = judged(samples, f"bpf {where} the stack: packets/s to helper's, 1 call, outbound")
 
     assert found.measured is not None
     assert (2.5, True) == (found.measured.median, found.met)

@@ -17,14 +17,12 @@ from hypothesis import strategies as st
 from scapy.layers.inet import IP
 
 from pptp_nat.core.tuples import Leg
-from pptp_nat.errors import AdapterError
 from pptp_nat.lab import namespaces
 from pptp_nat.linux.bpf_early import PROGRAM
 from pptp_nat.linux.bpf_object import Ran
 from pptp_nat.linux.datapath import LegOrder, Tally
 from pptp_nat.linux.queue_path import QueuePath
-from pptp_nat.linux.xdp import Abilities
-from tests.paths import NO_BPF
+from tests.paths import NO_EARLY
 
 from .bpf_frames import (
     CLIENT,
@@ -40,20 +38,9 @@ from .bpf_frames import (
     with_fresh_sum,
 )
 
-
-def _reason() -> str | None:
-    """Say why nothing goes before the stack here."""
-    try:
-        with Abilities():
-            return NO_BPF
-    except AdapterError as error:
-        return str(error)
-
-
-NOT_HERE = _reason()
 pytestmark = [
     pytest.mark.kernel,
-    pytest.mark.skipif(NOT_HERE is not None, reason=f"XDP: {NOT_HERE}"),
+    pytest.mark.skipif(NO_EARLY is not None, reason=f"XDP: {NO_EARLY}"),
 ]
 
 PASS, REDIRECT = 2, 4  # linux/bpf.h, enum xdp_action

@@ -31,6 +31,12 @@ return view.extend({
 		option.value('conntrack', _('the kernel'));
 		option.value('bpf', _('BPF programs in the kernel'));
 		option.value('queue', _('the daemon'));
+		option = section.option(form.ListValue, 'forwarding', _('Way of the data'),
+			_('What goes past the stack meets no firewall rule.'));
+		option.value('stack', _('through routing and firewall'));
+		option.value('redirect', _('past them, where that is easy'));
+		option.value('xdp', _('before them, where devices can; not shaped'));
+		option.depends('datapath', 'bpf');
 		option = section.option(form.DynamicList, 'external_addresses', _('External addresses'),
 			_('That clients are translated to and that this router does not have itself.'));
 		option.datatype = 'ip4addr("nomask")';
