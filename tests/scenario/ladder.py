@@ -8,10 +8,15 @@ on paper.  It reads like the ladder diagrams of RFC 2637 section 3.2::
 
 A host's words travel as whole messages in segments of their own, unless told
 otherwise; what a method returns is what the other host has heard.
+
+Every packet that leaves the router is looked at: nothing but its payload and its
+checksum may differ from what came in, both checksums are right, and no octet of a
+stream is ever two things to its receiver.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from pptp_nat.core.book import Settings
@@ -89,6 +94,7 @@ class Tcp:
         self.ports = (source_port, port)
         self.starts = starts
         self.sent: tuple[bytearray, bytearray] = (bytearray(), bytearray())
+        self._heard: tuple[dict[int, int], dict[int, int]] = ({}, {})  #: octets by place and sender
 
     @property
     def flow(self) -> Flow:
@@ -101,9 +107,13 @@ class Tcp:
 
     def segment(
         self, host: Host, offset: int, octets: bytes, *, flags: int = PSH | ACK,
-        acknowledged: int | None = None, is_local: bool | None = None, **options: bytes | int,
+        acknowledged: int | None = None, is_local: bool | None = None, arrives: bool = True,
+        **options: bytes | int,
     ) -> Heard:  # fmt: skip
-        """Send *octets*, of which the first is *host*'s octet number *offset*."""
+        """Send *octets*, of which the first is *host*'s octet number *offset*.
+
+        *arrives*: False for what is lost behind the router, or means nothing to the receiver.
+        """
         me = self.party(host)
         got = len(self.sent[me.other]) if acknowledged is None else acknowledged
         packet = tcp_packet(
@@ -113,7 +123,13 @@ class Tcp:
         )  # fmt: skip
         if is_local is None:
             is_local = ROUTER in self.hosts
-        return self.nat.carry(packet, is_local=is_local)
+
+        def hear(payload: bytes) -> None:
+            for place, octet in enumerate(payload if arrives else b"", offset):
+                before = self._heard[me].setdefault(place, octet)
+                assert octet == before, f"octet {place} has changed"
+
+        return self.nat.carry(packet, is_local=is_local, hear=hear)
 
     def send(self, host: Host, octets: bytes, *cuts: int, flags: int = PSH | ACK) -> bytes:
         """Send the next *octets*, cut where *cuts* say; return what arrives."""
@@ -222,6 +238,7 @@ class Ladder:
         self.legs = Legs()
         self.events: list[Event] = []
         self.held: dict[int, bytes] = {}  #: payloads that were let go later, by packet id
+        self._holding: dict[int, tuple[bytes, Callable[[bytes], None]]] = {}
         self.dialled: dict[Host, Dialled] = {}
         self._ids = 0
         self._port = 40000
@@ -241,25 +258,32 @@ class Ladder:
             opener, seat(opener.source), seat(opener.destination), self.mark, self.helper
         )
 
-    def carry(self, packet: bytes, *, is_local: bool = False) -> Heard:
-        """Put a packet through the router."""
+    def carry(
+        self, packet: bytes, *, is_local: bool = False,
+        hear: Callable[[bytes], None] = lambda _: None,
+    ) -> Heard:  # fmt: skip
+        """Put a packet through the router; *hear* takes the payload when it arrives."""
         self._ids += 1
-        outcome = self.translator.handle(
-            packet, self.now, packet_id=self._ids, is_local=is_local
-        )
+        number = self._ids
+        outcome = self.translator.handle(packet, self.now, packet_id=number, is_local=is_local)
+        if outcome.verdict is Verdict.HOLD:
+            self._holding[number] = packet, hear
         self._take(outcome)
         payload = b""
         if outcome.verdict is Verdict.ACCEPT:
-            payload = read(outcome.packet or packet).payload
+            payload = _payload(packet, outcome.packet or packet)
+            hear(payload)
         if outcome.echoed:
             self._take(self.translator.look_at_mark(outcome.connection))
-        return Heard(outcome.verdict, payload, self._ids)
+        return Heard(outcome.verdict, payload, number)
 
     def _take(self, outcome: Outcome) -> None:
         self.events += outcome.events
         self.legs.carry_out(outcome)
         for packet_id, packet in outcome.released:
-            self.held[packet_id] = read(packet).payload
+            before, hear = self._holding.pop(packet_id)
+            self.held[packet_id] = _payload(before, packet)
+            hear(self.held[packet_id])
 
     def wait(self, seconds: float) -> None:
         """Let time go by."""
@@ -342,6 +366,17 @@ class Ladder:
     def messages(self) -> list[tuple[Party, MessageType | None]]:
         """Return who said what."""
         return [(e.sender, e.kind) for e in self.events if isinstance(e, MessageSeen)]
+
+
+def _payload(before: bytes, after: bytes) -> bytes:
+    """Return the payload of a packet that left as *after*: all else is as it came."""
+    first, second = read(before), read(after)
+    assert first[:-1] == second[:-1]
+    size, at = len(before) - len(first.payload), (before[0] & 15) * 4
+    assert before[: at + 16] == after[: at + 16]
+    assert before[at + 18 : size] == after[at + 18 : size]
+    assert len(before) == len(after)
+    return second.payload
 
 
 def assert_nothing_left(nat: Ladder) -> None:

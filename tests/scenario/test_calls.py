@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pptp_nat.core.bindings import LIMIT, Pair
 from pptp_nat.core.book import Settings
 from pptp_nat.core.messages import MessageType
 from pptp_nat.core.states import CallState
@@ -291,10 +292,75 @@ def test_several_clients_of_one_server_at_the_same_time(nat: Ladder) -> None:
 def test_a_block_of_numbers_that_is_full_leads_to_another(nat: Ladder) -> None:
     """The first octet no longer decides then; a cut field waits a moment instead."""
     first = nat.call(ALICE, call_id=0x1234).to(PAC, answers=100)
-    for low in range(256):
-        nat.translator.claim(nat.external, PAC.address, first.heard & 0xFF00 | low)
+    block = range(first.heard & 0xFF00, (first.heard & 0xFF00) + 256)
+    taken = [n for n in block if nat.translator.claim(nat.external, PAC.address, n)]
     second = nat.call(ALICE, call_id=0x1235, over=first.tcp).to(PAC, answers=101)
 
     assert first.heard >> 8 != second.heard >> 8
     assert nat.gre(PAC, key=second.heard).reaches(ALICE, key=0x1235)
     assert first.tcp.say(ALICE, M.CALL_CLEAR_REQUEST, call_id=0x1234)["call_id"] == first.heard
+    assert 255 == len(taken)
+    for number in taken:
+        nat.translator.unclaim(nat.external, PAC.address, number, nat.now)
+
+
+def test_all_numbers_of_a_pair_are_taken(nat: Ladder) -> None:
+    """Case 23.  A new call is refused where people see it, and nothing that lives is touched."""
+    alices = nat.call(ALICE, call_id=1).to(PAC, answers=100)
+    pair, bindings = Pair(nat.external, PAC.address), nat.translator.book.bindings
+    taken = [number for number in range(1, LIMIT + 1) if bindings.claim(pair, number)]
+    assert LIMIT - 1 == len(taken)
+    before = dict(nat.legs.carried)
+    bob = nat.connect(BOB, PAC)
+
+    assert nat.call(BOB, call_id=1, over=bob).to(PAC).heard == 0  # which no call is ever given
+    assert ["call_ids_exhausted"] == nat.refusals
+    assert before == nat.legs.carried
+    assert CallState.UP is alices.state
+    assert CallState.UP is nat.call(BOB, call_id=1).to(OTHER_PAC, answers=1).state
+    for number in taken:
+        bindings.drop(pair, number)
+    again = nat.call(BOB, call_id=2, over=bob).to(PAC, answers=2)  # by now there is room
+    assert nat.gre(PAC, key=again.heard).reaches(BOB, key=2)
+
+
+def test_the_last_free_number_is_found(nat: Ladder) -> None:
+    """Case 23.  Chance must not refuse what there is room for."""
+    pair, bindings = Pair(nat.external, PAC.address), nat.translator.book.bindings
+    others = [number for number in range(1, LIMIT + 1) if number != 0xA7B3]
+    for number in others:
+        bindings.claim(pair, number)
+    assert nat.call(ALICE, call_id=1).to(PAC, answers=100).heard == 0xA7B3
+    for number in others:
+        bindings.drop(pair, number)
+
+
+def test_both_parties_open_a_control_connection_at_once(nat: Ladder) -> None:
+    """Case 72.  Until one gives way (section 3.1.3), both are followed and no number is twice."""
+    mine, yours = nat.connect(ALICE, PAC), nat.connect(PAC, ALICE)
+    first = nat.call(ALICE, call_id=1, over=mine).to(PAC, answers=100)
+    second = nat.call(ALICE, call_id=2, over=yours).to(PAC, answers=101)
+    third = nat.call(BOB, call_id=1).to(PAC, answers=102)
+    numbers = [dialled.heard for dialled in (first, second, third)]
+    assert 3 == len(set(numbers))
+
+    yours.finish(PAC)
+    nat.wait(10)
+    carried = [(ALICE, 1), (ALICE, 2), (BOB, 1)]
+    assert [True, False, True] == [
+        nat.gre(PAC, key=number).reaches(host, key=own)
+        for number, (host, own) in zip(numbers, carried, strict=True)
+    ]
+
+
+def test_a_rebooted_client_dials_while_its_old_call_is_up(nat: Ladder) -> None:
+    """Case 48.  The server may give the new call the number of the old one."""
+    old = nat.call(ALICE, call_id=1).to(PAC, answers=100)
+    new = nat.call(ALICE, call_id=1).to(PAC, answers=100)
+    assert nat.gre(PAC, key=new.heard).reaches(ALICE, key=1)
+
+    old.tcp.reset(PAC)
+    nat.wait(10)
+    assert CallState.GONE is old.state
+    assert nat.gre(PAC, key=new.heard).reaches(ALICE, key=1)
+    assert nat.gre(ALICE, key=100, to=PAC).reaches(PAC, key=100)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pptp_nat.core.book import Settings
-from pptp_nat.core.messages import MessageType, unpack
+from pptp_nat.core.messages import MessageType, pack, unpack
 from pptp_nat.core.states import CallState, ControlState, End
 
 from .ladder import ALICE, BOB, PAC, Ladder, assert_nothing_left
@@ -98,6 +98,55 @@ def test_a_lone_syn_ends_nothing(nat: Ladder, forger: object, sequence: int) -> 
     assert [End.DISCONNECTED] == nat.ends
     assert {} == nat.counts
     assert unpack(dialled.tcp.again(ALICE, 156, 324))[1]["call_id"] == dialled.heard
+
+
+def test_a_late_syn_of_the_connection_itself_ends_nothing(nat: Ladder) -> None:
+    """Case 46.  The network may deliver it twice; what was sent is sent again as it was."""
+    dialled = nat.call(ALICE, call_id=1).to(PAC, answers=100)
+    dialled.tcp.segment(ALICE, -1, b"", flags=0x02)
+    dialled.tcp.again(ALICE, 0)
+
+    assert CallState.UP is dialled.state
+    assert nat.gre(PAC, key=dialled.heard).reaches(ALICE, key=1)
+
+
+def test_a_hundred_calls_on_one_connection_leave_nothing(nat: Ladder) -> None:
+    """Case 47.  A client that cannot log in tries for ever, and may keep its connection."""
+    tcp = nat.connect(ALICE, PAC)
+    for _ in range(100):
+        nat.call(ALICE, call_id=1, over=tcp).to(PAC, answers=100)
+        tcp.say(ALICE, M.CALL_CLEAR_REQUEST, call_id=1)
+        tcp.say(PAC, M.CALL_DISCONNECT_NOTIFY, call_id=100)
+    nat.wait(61)
+
+    assert ControlState.OPEN is tcp.state
+    assert [] == list(tcp.followed.calls)
+    assert_nothing_left(nat)
+
+
+def test_an_unfinished_request_leaves_nothing(nat: Ladder) -> None:
+    """Case 44.  A number was chosen for it, and the connection ends before its last octet."""
+    other = nat.call(BOB, call_id=1).to(PAC, answers=100)
+    tcp = nat.connect(ALICE, PAC)
+    tcp.send(ALICE, pack(M.OUTGOING_CALL_REQUEST, call_id=1)[:100])
+    tcp.reset(ALICE)
+    nat.wait(70)
+
+    assert [other.known] == nat.calls
+    assert [1] == list(nat.translator.book.bindings.used().values())
+
+
+@pytest.mark.parametrize("result", [2, 3, 4, 5])
+def test_a_control_connection_is_refused(nat: Ladder, result: int) -> None:
+    """No call can follow; the connection is forgotten when it closes."""
+    tcp = nat.open(ALICE, PAC)
+    tcp.say(ALICE, M.START_CONTROL_CONNECTION_REQUEST)
+    tcp.say(PAC, M.START_CONTROL_CONNECTION_REPLY, result=result)
+    assert ControlState.OPENING is tcp.state
+
+    tcp.finish(PAC)
+    nat.wait(6)
+    assert tcp.state is None
 
 
 def test_a_hundred_reconnects_leave_nothing(nat: Ladder) -> None:

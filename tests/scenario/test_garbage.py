@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pptp_nat.core.events import Verdict
-from pptp_nat.core.messages import HEADER, LONGEST, MAGIC, MAGIC_OCTETS, MessageType, pack
+from pptp_nat.core.messages import HEADER, LAYOUTS, LONGEST, MAGIC, MAGIC_OCTETS, MessageType, pack
 from pptp_nat.core.states import CallState
 from tests.core.wire import ip_packet, tcp_packet
 
@@ -104,6 +104,32 @@ def test_a_reserved_field_that_is_not_zero(nat: Ladder, up: Dialled) -> None:
 
     assert clear[:12] + up.heard.to_bytes(2, "big") + clear[14:] == arrived
     assert {"reserved_not_zero": 1} == nat.counts
+
+
+@pytest.mark.parametrize("kind", M, ids=lambda kind: kind.title)
+def test_reserved_fields_of_every_message_pass(nat: Ladder, up: Dialled, kind: MessageType) -> None:
+    """Case 60.  A public capture has 0xA196 in several."""
+    names = LAYOUTS[kind].names
+    fields = {name: 77 for name in ("call_id", "peer_call_id") if name in names}
+    for count, place in enumerate(LAYOUTS[kind].reserved, 1):
+        octets = bytearray(pack(kind, **fields))
+        octets[place] = b"\xa1\x96"[: place.stop - place.start]
+        heard = up.tcp.send(ALICE, bytes(octets))
+        assert octets[place] == heard[place]
+        assert count == nat.counts["reserved_not_zero"]
+
+
+def test_a_boundary_that_is_not_certain_is_not_believed(nat: Ladder, up: Dialled) -> None:
+    """Case 59.  The magic number alone may be anything's; type and length must agree."""
+    almost = b"".join(
+        HEADER.pack(length, kind, magic, control, 0) + bytes(length - 12)
+        for length, kind, magic, control in
+        ((168, 1, 0, 7), (100, 1, MAGIC, 7), (168, 1, MAGIC, 16), (16, 2, MAGIC, 7))
+    )  # fmt: skip
+    assert almost == up.tcp.send(ALICE, almost)
+
+    assert {"bad_magic": 1} == nat.counts
+    assert still_followed(up)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pptp_nat.core.events import CallChanged
-from pptp_nat.core.messages import MessageType
+from pptp_nat.core.messages import LAYOUTS, MessageType
 from pptp_nat.core.states import CallState, End
 
 from .ladder import ALICE, BOB, PAC, TRAVELLER, Dialled, Ladder, assert_nothing_left
@@ -155,6 +155,37 @@ def test_a_host_that_answers_its_own_request_is_not_believed(nat: Ladder) -> Non
 
     assert CallState.REQUESTED is dialled.state
     assert {"unknown_peer_call_id": 1} == nat.counts
+
+
+@pytest.mark.parametrize("kind", [
+    M.OUTGOING_CALL_REPLY, M.INCOMING_CALL_REPLY, M.INCOMING_CALL_CONNECTED, M.WAN_ERROR_NOTIFY,
+    M.SET_LINK_INFO,
+])  # fmt: skip
+@pytest.mark.parametrize("sender", [ALICE, PAC])
+def test_a_message_about_a_call_that_nobody_has_passes(
+    nat: Ladder, kind: MessageType, sender: object
+) -> None:
+    """Cases 28 and 34.  An unknown number is somebody's mistake, and no call's."""
+    dialled = nat.call(ALICE, call_id=1).to(PAC, answers=100)
+    more = {"call_id": 0x7777, "result": 1}
+    fields = {name: more[name] for name in more if name in LAYOUTS[kind].names}
+
+    heard = dialled.tcp.say(sender, kind, peer_call_id=0x7777, **fields)
+
+    assert heard["peer_call_id"] == 0x7777
+    assert [dialled.known] == nat.calls
+    assert CallState.UP is dialled.state
+    assert 1 == nat.counts["unknown_peer_call_id"]
+
+
+def test_a_pac_at_home_that_answers_nobodys_request_takes_no_number(nat: Ladder) -> None:
+    """Case 28.  A number was chosen for the reply before it was known to answer nothing."""
+    dialled = nat.call(TRAVELLER, call_id=1).to(ALICE, answers=7)
+    used = nat.translator.book.bindings.used()
+    dialled.tcp.say(ALICE, M.OUTGOING_CALL_REPLY, call_id=9, peer_call_id=77, result=1)
+
+    assert used == nat.translator.book.bindings.used()
+    assert nat.gre(TRAVELLER, key=dialled.heard_back).reaches(ALICE, key=7)
 
 
 @pytest.mark.parametrize("kind", [M.CALL_CLEAR_REQUEST, M.CALL_DISCONNECT_NOTIFY])

@@ -10,7 +10,7 @@ import pytest
 from pptp_nat.core.messages import HEADER, MAGIC, MessageType, pack, unpack
 from pptp_nat.core.states import CallState
 
-from .ladder import ALICE, PAC, Ladder
+from .ladder import ALICE, DRAWN, PAC, Ladder
 
 M = MessageType
 
@@ -84,19 +84,6 @@ def test_retransmission_is_rewritten_identically(nat: Ladder) -> None:
     assert [dialled.known] == nat.calls
 
 
-def test_full_table_refuses_instead_of_leaking(nat: Ladder) -> None:
-    """Case 23.  NPF passes a client's fifth call untranslated."""
-    for number in range(1, 0x10000):
-        nat.translator.claim(nat.external, PAC.address, number)
-
-    refused = nat.call(ALICE, call_id=1).to(PAC)
-
-    assert refused.heard == 0  # which no call is ever given
-    assert ["call_ids_exhausted"] == nat.refusals
-    assert [] == nat.calls
-    assert {} == nat.legs.carried
-
-
 @pytest.mark.parametrize("length", [0, 1, 11])
 def test_length_below_header(nat: Ladder, length: int) -> None:
     """Case 57.  accel-ppp took such lengths; a reader that trusts 0 goes round in circles."""
@@ -131,3 +118,25 @@ def test_quirk_disconnect_notify_with_swapped_pns_number(nat: Ladder) -> None:
     assert heard["call_id"] == 0x0201
     assert dialled.state is CallState.GONE
     assert {"disconnect_notify_with_swapped_pns_number": 1} == nat.counts
+
+
+def test_a_pacs_number_that_looks_like_a_quirk_is_the_pacs(nat: Ladder) -> None:
+    """Cases 29 and 30.  Where the PAC has a call of that number itself, the RFC's reading wins."""
+    first = nat.call(ALICE, call_id=1).to(PAC, answers=100)
+    second = nat.call(ALICE, call_id=2, over=first.tcp).to(PAC, answers=first.heard)
+
+    heard = first.tcp.say(PAC, M.CALL_DISCONNECT_NOTIFY, call_id=first.heard)
+
+    assert heard["call_id"] == first.heard
+    assert (CallState.UP, CallState.GONE) == (first.state, second.state)
+
+
+def test_a_quirk_about_a_live_call_goes_before_a_call_that_is_gone(nat: Ladder) -> None:
+    """Case 30.  What was the PAC's own number may be what a live call of the PNS is known by."""
+    gone = nat.call(ALICE, call_id=1).to(PAC, answers=DRAWN + 1)
+    gone.tcp.say(PAC, M.CALL_DISCONNECT_NOTIFY, call_id=DRAWN + 1)
+    live = nat.call(ALICE, call_id=2, over=gone.tcp).to(PAC, answers=100)
+    assert live.heard == DRAWN + 1
+
+    assert live.tcp.say(PAC, M.CALL_DISCONNECT_NOTIFY, call_id=live.heard)["call_id"] == 2
+    assert CallState.GONE is live.state

@@ -95,8 +95,9 @@ def test_an_untracked_connection_whose_responder_is_heard_first(
     """The SYN says who the opener is; without it, the first to be heard is taken for it."""
     nat.translator._locate = lambda _: None
     tcp = nat.open(ALICE, PAC, syn=syn)
-    tcp.say(PAC, M.ECHO_REQUEST)
 
+    assert tcp.say(PAC, M.ECHO_REQUEST, identifier=3)["identifier"] == 3
+    assert nat.messages() == [(Party(syn), M.ECHO_REQUEST)]
     assert tcp.followed.flow == (tcp.flow if syn else tcp.flow.reversed())
 
 
@@ -147,6 +148,32 @@ def test_the_second_half_of_a_message_met_in_the_middle(nat: Ladder) -> None:
 
     assert request[13:] == tcp.send(ALICE, request[13:])
     assert nat.call(ALICE, call_id=2, over=tcp).to(PAC, answers=100).heard != 2
+
+
+def test_octets_that_went_another_way_are_passed_over(nat: Ladder) -> None:
+    """The receiver says that it has them, so nobody will send them again."""
+    dialled = nat.call(ALICE, call_id=1).to(PAC, answers=100)
+    dialled.tcp.sent[0].extend(pack(M.ECHO_REQUEST, identifier=1))
+    dialled.tcp.say(PAC, M.ECHO_REPLY, identifier=1, result=1)  # and acknowledges them
+
+    assert dialled.tcp.say(ALICE, M.CALL_CLEAR_REQUEST, call_id=1)["call_id"] == dialled.heard
+    assert CallState.CLEARING is dialled.state
+    assert {} == nat.counts
+
+
+def test_the_end_of_a_message_went_another_way(nat: Ladder) -> None:
+    """What was chosen for its beginning is kept back, and reading goes on behind it."""
+    tcp = nat.connect(ALICE, PAC)
+    request = pack(M.OUTGOING_CALL_REQUEST, call_id=1)
+    first = tcp.send(ALICE, request[:100])
+    tcp.sent[0].extend(request[100:])
+    tcp.say(PAC, M.ECHO_REQUEST, identifier=1)  # and acknowledges it
+    dialled = nat.call(ALICE, call_id=2, over=tcp).to(PAC, answers=100)
+
+    assert int.from_bytes(first[12:14]) != dialled.heard
+    assert [dialled.known] == nat.calls
+    assert {} == nat.counts
+    assert 1 == len(nat.translator.book.bindings.quarantined())
 
 
 def test_numbers_of_an_earlier_run_are_not_given_again(nat: Ladder) -> None:

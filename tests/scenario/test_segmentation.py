@@ -254,7 +254,7 @@ def test_a_keep_alive(nat: Ladder, garbage: bytes) -> None:
     """Case 13.  One octet before the next, with or without one of garbage: not data."""
     dialled = nat.call(ALICE, call_id=7).to(PAC, answers=100)
 
-    probe = dialled.tcp.segment(ALICE, 323, garbage, flags=ACK)
+    probe = dialled.tcp.segment(ALICE, 323, garbage, flags=ACK, arrives=False)
     heard = dialled.tcp.say(ALICE, M.CALL_CLEAR_REQUEST, call_id=7)
 
     assert Verdict.ACCEPT is probe.verdict
@@ -273,6 +273,7 @@ def test_only_the_number_and_the_checksum_change(nat: Ladder) -> None:
     )  # fmt: skip
 
     outcome = nat.translator.handle(packet, nat.now, packet_id=1)
+    nat._take(outcome)
 
     assert outcome.packet is not None
     read(outcome.packet)
@@ -350,6 +351,29 @@ def test_every_field_of_every_message_cut_in_two(
         if name in meant:
             assert meant[name] == value
     assert "cut_call_id" not in nat.counts
+
+
+def test_a_half_message_at_the_end_disturbs_nobody(nat: Ladder) -> None:
+    """A connection that ends inside a message is that connection's matter alone."""
+    dialled = nat.call(BOB, call_id=1).to(PAC, answers=100)
+    tcp = nat.connect(ALICE, PAC)
+    tcp.send(ALICE, REQUEST[:50])
+    tcp.reset(ALICE)
+    nat.wait(6)
+
+    assert [dialled.known] == nat.calls
+    assert CallState.UP is dialled.state
+
+
+def test_octets_beyond_the_history_are_dropped_if_they_come_again(nat: Ladder) -> None:
+    """Nothing is sent on that might carry a number that is not the one sent before."""
+    tcp = nat.call(ALICE, call_id=1).to(PAC, answers=100).tcp
+    clears = pack(M.CALL_CLEAR_REQUEST, call_id=1) * 1024
+    for _ in range(5):
+        tcp.send(ALICE, clears)
+
+    assert Verdict.DROP is tcp.segment(ALICE, 324, clears[:16]).verdict
+    assert {"retransmission_too_old": 1} == nat.counts
 
 
 def test_a_fin_in_the_packet_that_is_held(nat: Ladder) -> None:
