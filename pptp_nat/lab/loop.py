@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 PATIENCE: Final = 10.0  # seconds; how long to wait for what should take milliseconds
+LOOK: Final = 0.1  # seconds between two looks at what no socket tells of
 
 
 class Loop:
@@ -38,7 +39,7 @@ class Loop:
             self._selector.unregister(sock)
 
     def run_until(
-        self, done: Callable[[], bool], seconds: float = PATIENCE, *, every: float = PATIENCE
+        self, done: Callable[[], bool], seconds: float = PATIENCE, *, every: float = LOOK
     ) -> bool:
         """Serve the sockets until *done* says so; False if that took too long.
 

@@ -228,7 +228,7 @@ def test_the_program_in_python_hears_of_calls(lab: Lab, running: Daemon) -> None
     with contextlib.closing(Loop()) as loop, printing(program) as printed:
         clients = Clients(lab, loop)
         clients.dial()
-        assert loop.run_until(lambda: printed() is not None)
+        assert loop.run_until(lambda: printed() is not None, 60)
 
     assert (printed() or "").startswith(("new ", "update ", "{"))
 

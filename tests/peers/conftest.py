@@ -15,6 +15,8 @@ from pptp_nat.lab.network import Host, Lab, missing
 from pptp_nat.lab.peers import Call, Connection, Loop, Station, converse
 from pptp_nat.lab.router import Daemon, daemon, kernel_helper
 
+#: Seconds for what takes milliseconds, on a machine that has much else to do.
+PATIENCE = 60.0
 #: Our daemon with one of its data paths, the kernel's own helper, or nothing at all.
 By = Literal["conntrack", "bpf", "queue", "kernel helper", "nothing"]
 
@@ -38,7 +40,7 @@ class World:
 
     def until(self, done: Callable[[], bool], what: str) -> None:
         """Serve everybody until *done*, which must come."""
-        assert self.loop.run_until(done), f"waited in vain until {what}"
+        assert self.loop.run_until(done, PATIENCE), f"waited in vain until {what}"
 
     def dial(self, station: Station, address: str, **how: Any) -> Connection:
         """Return a control connection from *station* that is established."""
@@ -62,7 +64,7 @@ class World:
         """Let each of *calls* send *count* packets; each must hear its own, and only those."""
         calls = list(calls)
         before = [call.right for call in calls]
-        converse(self.loop, calls, count=count, padding=padding)
+        converse(self.loop, calls, count=count, padding=padding, seconds=PATIENCE)
         heard = [call.right - then for call, then in zip(calls, before, strict=True)]
         assert [count] * len(calls) == heard
         assert [] == [b for call in calls for b in call.wrong]
@@ -75,7 +77,7 @@ class World:
         """
         calls = list(calls)
         before = [call.right for call in calls]
-        converse(self.loop, calls, count=count)
+        converse(self.loop, calls, count=count, seconds=PATIENCE)
         heard = [call.right - then for call, then in zip(calls, before, strict=True)]
         assert [count] * len(calls) == heard
         assert [] == [b for call in calls for b in call.wrong]
@@ -88,10 +90,10 @@ class World:
 
     def until_no_entry_is_left(self) -> None:
         """Wait until the kernel carries nothing any more."""
-        found = self.loop.run_until(lambda: not self.entries(), 20, every=0.1)
+        found = self.loop.run_until(lambda: not self.entries(), PATIENCE)
         assert found, self.entries()
 
-    def listed(self, count: int, *argv: str, seconds: float = 10) -> list[dict[str, Any]]:
+    def listed(self, count: int, *argv: str, seconds: float = PATIENCE) -> list[dict[str, Any]]:
         """Return what the daemon lists once that is *count* calls."""
         assert self.daemon is not None
         seen: list[dict[str, Any]] = []
