@@ -22,6 +22,10 @@ NEEDS: Final = (PROGRAM, "ports", "exits")  #: of the object, beside what tc's p
 _INDEX: Final = struct.Struct("=I")
 _PORT: Final = struct.Struct("=6s2x")  # struct port of gre.c
 _MAC_OCTETS: Final = 6
+_TAKES_NOTHING: Final = (
+    "its driver takes no frames from other devices (of a veth: as long as its other end"
+    " has neither GRO nor an XDP program)"
+)
 
 
 class BeforeTheStack:
@@ -64,7 +68,10 @@ class BeforeTheStack:
             flaw = _flaw(device, can.get(device.number, xdp.NONE), takers)
             if flaw is None:
                 runners.append(device)
-            else:
+            # What arrives at a device may go early though nothing leaves there so.
+            if flaw is None and device.number not in takers:
+                flaw = _TAKES_NOTHING
+            if flaw is not None:
                 self.without[device.name] = flaw
         self._write(
             {(self._exits, number): _INDEX.pack(number) for number in takers}
@@ -92,11 +99,6 @@ def _flaw(device: Device, can: xdp.Ability, takers: set[int]) -> str | None:
         return "its frames have no Ethernet header"
     if xdp.RUN not in can:
         return "its driver runs no XDP programs"
-    if device.number not in takers:
-        return (
-            "its driver takes no frames from other devices (of a veth: as long as its other end"
-            " has neither GRO nor an XDP program)"
-        )
     if device.master:
         return "it is a port of another device"
     if device.carries:

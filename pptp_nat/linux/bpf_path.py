@@ -324,6 +324,7 @@ class BpfPath:
     def _attach(self) -> None:
         """Have all devices that route run our programs; what cannot is in `unserved`."""
         self.unserved = {}
+        self.early_at = []
         devices = self._tc.devices()
         early: dict[int, Early] = {}
         if self._early is not None:
@@ -335,10 +336,6 @@ class BpfPath:
             except AdapterError as error:
                 if error.errno != errno.ENODEV:  # it has gone meanwhile
                     self.unserved[device.name] = str(error)
-        self.early_at = [
-            d.name for d in devices
-            if d.number in early and d.name not in self.late and d.name not in self.unserved
-        ]  # fmt: skip
 
     def _serve(self, device: Device, early: Early | None) -> None:
         if device.hardware in ETHERNET:
@@ -359,6 +356,8 @@ class BpfPath:
                 self._tc.attach_early(device, early)
             except AdapterError as error:
                 self.late[device.name] = str(error)
+            else:
+                self.early_at.append(device.name)
 
     def close(self) -> None:
         """Let go of the maps; what is attached goes on carrying, unless it was not to stay."""
