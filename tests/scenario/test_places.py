@@ -187,6 +187,19 @@ def test_numbers_of_an_earlier_run_are_not_given_again(nat: Ladder) -> None:
     assert nat.call(ALICE, call_id=2).to(PAC, answers=101).heard == 0x0707
 
 
+def test_a_number_rests_also_where_nothing_else_has_a_time(nat: Ladder) -> None:
+    """The router is asked to look when its rest is over, and at nothing before."""
+    nat.drawn = [0x0707]
+    assert nat.translator.claim(nat.external, PAC.address, 0x0707)
+    assert nat.translator.next_timer() is None
+    nat.translator.unclaim(nat.external, PAC.address, 0x0707, nat.now)
+    assert nat.translator.next_timer() == nat.now + nat.translator.settings.quarantine
+    nat.wait(61)
+
+    assert {} == nat.translator.book.bindings.used()
+    assert nat.call(ALICE, call_id=1).to(PAC, answers=100).heard == 0x0707
+
+
 def test_gre_follows_the_connmark(nat: Ladder) -> None:
     """Policy routing marks the control connection; its GRE must take the same way."""
     nat.mark = 5
