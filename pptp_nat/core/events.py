@@ -7,6 +7,7 @@ Events carry the call or connection itself, not a copy: read them at once, keep
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -31,6 +32,14 @@ class LegUp(NamedTuple):
     party: Party  #: whom the leg leads to
     leg: Leg
     mark: int  #: connmark of the control connection
+
+
+def legs_up(calls: Iterable[Call]) -> Iterator[LegUp]:
+    """Yield what has the legs of *calls* carried, as far as there are any."""
+    for call in calls:
+        for party in Party:
+            if (leg := call.leg(party)) is not None:
+                yield LegUp(call, party, leg, call.connection.mark)
 
 
 class LegDown(NamedTuple):

@@ -37,8 +37,9 @@ class Carrier:
         self.totals = Totals()
         self.failures = 0
         self._carried = Carried()
-        self._wanted: dict[Match, LegUp] = {}  # what could not be installed yet
-        self._unsure: dict[Match, LegOrder] = {}  # what may be there or not
+        # Calls may have a match in common, so a leg is known by its call as well.
+        self._wanted: dict[tuple[Match, int], LegUp] = {}  # what could not be installed yet
+        self._unsure: dict[tuple[Match, int], LegUp] = {}  # what may be there or not
         self._is_behind = False  # some legs could not be removed yet
         self._complaints = Complaints()
         self._retry_at: float | None = None
@@ -103,7 +104,7 @@ class Carrier:
             done = self.path.install([LegOrder(up.leg, up.mark) for up in ups])
         except AdapterError as error:
             self._complain(error, now)
-            self._unsure.update((Match(*up.leg[:3]), LegOrder(up.leg, up.mark)) for up in ups)
+            self._unsure.update((_name(up), up) for up in ups)
             self._retry_at = now + _RETRY_SECONDS
             return
         if done.shared:
@@ -114,15 +115,15 @@ class Carrier:
         if done.error is not None:
             self._complain(done.error, now)
             refused = {order.leg for order in done.refused}
-            self._wanted.update((Match(*up.leg[:3]), up) for up in ups if up.leg in refused)
+            self._wanted.update((_name(up), up) for up in ups if up.leg in refused)
             self._retry_at = now + _RETRY_SECONDS
 
     def _remove(self, downs: Sequence[LegDown], now: float) -> Mapping[int, Counts | None]:
         legs = []
         for down in downs:
-            match = Match(*down.leg[:3])
-            self._unsure.pop(match, None)
-            if self._wanted.pop(match, None) is None:
+            name = _name(down)
+            self._unsure.pop(name, None)
+            if self._wanted.pop(name, None) is None:
                 legs.append(down.leg)
         tallies: Mapping[Match, Tally] | None = None
         try:
@@ -162,36 +163,50 @@ class Carrier:
         for up in wanted:
             self._install([up], now)
         if unsure:
-            self.restore(unsure, now)
+            self._make_sure(unsure, now)
         if self._is_behind:
             self._is_behind = False
             self._remove([], now)
         if self._retry_at is None:
             self._complaints.over(now)
 
-    def restore(self, legs: Iterable[LegOrder], now: float) -> int:
+    def _make_sure(self, ups: Sequence[LegUp], now: float) -> None:
+        """Have legs there that may be there or not; of a common match each call is an owner."""
+        first: dict[Match, LegUp] = {}
+        further = [up for up in ups if first.setdefault(Match(*up.leg[:3]), up) is not up]
+        self.restore(first.values(), now)
+        for up in further:
+            if self._unsure:
+                self._unsure[_name(up)] = up
+            else:
+                self._install([up], now)
+
+    def restore(self, ups: Iterable[LegUp], now: float) -> int:
         """Install what is wanted and no longer there; return how many legs that were."""
         try:
             present = set(self.path.matches())
         except AdapterError as error:
             self._complain(error, now)
-            self._unsure.update((Match(*order.leg[:3]), order) for order in legs)
+            self._unsure.update((_name(up), up) for up in ups)
             self._retry_at = now + _RETRY_SECONDS
             return 0
-        missing = list({
-            match: order for order in legs if (match := Match(*order.leg[:3])) not in present
-        }.values())  # fmt: skip
+        missing = {
+            match: up for up in ups
+            if (match := Match(*up.leg[:3])) not in present and _name(up) not in self._wanted
+        }  # fmt: skip
         if not missing:
             return 0
+        orders = [LegOrder(up.leg, up.mark) for up in missing.values()]
         try:
-            done = self.path.restore(missing)
+            done = self.path.restore(orders)
         except AdapterError as error:
-            done = Installed({}, missing, error)
+            done = Installed({}, orders, error)
         if done.error is not None:
             self._complain(done.error, now)
-            self._unsure.update((Match(*order.leg[:3]), order) for order in done.refused)
+            unsure = (missing[Match(*order.leg[:3])] for order in done.refused)
+            self._unsure.update((_name(up), up) for up in unsure)
             self._retry_at = now + _RETRY_SECONDS
-        return len(missing) - len(done.refused)
+        return len(orders) - len(done.refused)
 
     def kept(self) -> Iterator[LegCount]:
         """Yield the counts that would be lost with this process."""
@@ -252,3 +267,7 @@ class Carrier:
             return NO_GRE
         match = Match(*leg[:3])
         return self._carried.part(call.id, match, tallies.get(match, NO_GRE))
+
+
+def _name(each: LegUp | LegDown) -> tuple[Match, int]:
+    return Match(*each.leg[:3]), each.call.id

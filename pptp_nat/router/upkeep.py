@@ -13,14 +13,13 @@ from typing import Final
 
 from pptp_nat import log
 from pptp_nat.core.calls import flow_key
-from pptp_nat.core.events import Outcome
+from pptp_nat.core.events import Outcome, legs_up
 from pptp_nat.core.states import ControlState
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Flow, Party
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.conntrack import Conntrack
 from pptp_nat.linux.conntrack_events import Change
-from pptp_nat.linux.datapath import LegOrder
 from pptp_nat.router.carrier import Carrier
 
 _log: Final = logging.getLogger(__name__)
@@ -131,13 +130,8 @@ class Upkeep:
 
     def _reconcile(self, now: float) -> None:
         """Put back the legs of live calls that others have deleted."""
-        orders = (
-            LegOrder(leg, call.connection.mark)
-            for call in list(self._translator.book.calls.values())
-            for party in Party
-            if (leg := call.leg(party)) is not None
-        )
-        restored = self._carrier.restore(orders, now)
+        calls = list(self._translator.book.calls.values())
+        restored = self._carrier.restore(legs_up(calls), now)
         self.restored += restored
         if restored:
             log.event(_log, logging.WARNING, "entries-restored", count=restored)

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from pptp_nat import log
 from pptp_nat.core.bindings import Pair
 from pptp_nat.core.book import Settings
 from pptp_nat.core.calls import NOBODY, Call, Connection, flow_key
-from pptp_nat.core.events import LegUp, Outcome
+from pptp_nat.core.events import LegUp, Outcome, legs_up
 from pptp_nat.core.snapshot import (
     CallRecord,
     ConnectionRecord,
@@ -90,7 +90,7 @@ class Adoption:
             elif any(placement.seat(party) != connection.seat(party) for party in Party):
                 moved.append(connection)
         outcomes = [translator.moved(moved, now), translator.ended(self._ended(found), now)]
-        ups = list(_ups(book.calls.values()))
+        ups = list(legs_up(book.calls.values()))
         missing = self._carrier.adopt(ups, now)
         self._credit(found, ups)
         again, orphans = 0, self._carrier.path.left_over()
@@ -126,7 +126,7 @@ class Adoption:
     def inherit(self, found: Found, now: float) -> None:
         """Go on with what another process hands over: there is nothing to reconcile."""
         self._translator.restore(_as_of_now(found, self._translator.book.settings, now), now)
-        ups = list(_ups(self._translator.book.calls.values()))
+        ups = list(legs_up(self._translator.book.calls.values()))
         self._carrier.adopt(ups, now, trusted=True)
         self._credit(found, ups)
 
@@ -152,7 +152,7 @@ class Adoption:
             before = set(book.calls)
             self._translator.restore(taken, now)
             calls = [call for number, call in book.calls.items() if number not in before]
-            self._carrier.before(_ups(calls), now)
+            self._carrier.before(legs_up(calls), now)
         return len(taken.calls), self._carrier.path.left_over()
 
     def _remove(self, orphans: Sequence[Leg], now: float) -> None:
@@ -166,13 +166,6 @@ class Adoption:
             if leg.destination != leg.new_destination:
                 pair = Pair(leg.destination, leg.source)
                 bindings.keep_back(pair, leg.key, now + bindings.quarantine)
-
-
-def _ups(calls: Iterable[Call]) -> Iterator[LegUp]:
-    for call in calls:
-        for party in Party:
-            if (leg := call.leg(party)) is not None:
-                yield LegUp(call, party, leg, call.connection.mark)
 
 
 # Records that are not of this very moment.

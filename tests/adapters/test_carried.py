@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -13,7 +14,7 @@ from pptp_nat.core.events import LegDown, LegUp
 from pptp_nat.core.states import CallState
 from pptp_nat.core.tuples import Flow, Party, Placement, Seat
 from pptp_nat.errors import AdapterError
-from pptp_nat.linux.datapath import LegOrder, Match, Tally
+from pptp_nat.linux.datapath import Installed, LegOrder, Match, Tally
 from pptp_nat.linux.queue_path import QueuePath
 from pptp_nat.router.carried import Counts
 from pptp_nat.router.carrier import Carrier
@@ -144,6 +145,85 @@ class Owners(RuleBasedStateMachine):
 
 TestOwners = Owners.TestCase
 TestOwners.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+
+
+class Full(QueuePath):
+    """A data path that has no room as long as it is told so."""
+
+    is_full = True
+
+    def install(self, orders):
+        if self.is_full:
+            return Installed({}, list(orders), AdapterError("installing", 7))
+        return super().install(orders)
+
+
+def two_of_one_match() -> tuple[Call, Call]:
+    """Return two calls of one client to one server, who gave both the same number."""
+    first, second = call(1, EXTERNALS[0], 100), call(2, EXTERNALS[1], 100)
+    assert name(first, Party.RESPONDER) == name(second, Party.RESPONDER)
+    return first, second
+
+
+@pytest.mark.parametrize("ends", [1, 2])
+def test_of_two_calls_that_wait_for_room_the_one_that_lives_is_carried(ends: int) -> None:
+    """Their outward legs match the same packets; the end of one is no word about the other."""
+    path = Full()
+    carrier = Carrier(path)
+    calls = two_of_one_match()
+    for made in calls:
+        carrier.before(up(made, *Party), 0.0)
+    gone = calls[ends - 1]
+    gone.state = CallState.GONE
+    carrier.after(down(gone, *Party), 0.1)
+    path.is_full = False
+    carrier.tick(1.0)
+    (lives,) = (made for made in calls if made is not gone)
+
+    assert {name(lives, party) for party in Party} == set(path.matches())
+    lives.state = CallState.GONE
+    carrier.after(down(lives, *Party), 2.0)
+    assert [] == list(path.matches())
+
+
+@pytest.mark.parametrize("ends", [1, 2])
+@pytest.mark.parametrize("is_there", [False, True])
+def test_of_two_calls_whose_legs_may_be_there_both_are_owners(ends: int, *, is_there: bool) -> None:
+    """The kernel's answers were lost; whichever ends, the other's legs stay."""
+    path = Refusing()
+    carrier = Carrier(path)
+    calls = two_of_one_match()
+    for made in calls:
+        carrier.before(up(made, *Party), 0.0)
+    if is_there:
+        QueuePath.install(path, [LegOrder(leg, 0) for p in Party if (leg := calls[0].leg(p))])
+    path.refuses = False
+    carrier.tick(1.0)
+    gone = calls[ends - 1]
+    gone.state = CallState.GONE
+    carrier.after(down(gone, *Party), 1.1)
+    (lives,) = (made for made in calls if made is not gone)
+
+    assert {name(lives, party) for party in Party} == set(path.matches())
+    lives.state = CallState.GONE
+    carrier.after(down(lives, *Party), 2.0)
+    assert [] == list(path.matches())
+
+
+def test_what_waits_for_room_gets_no_second_owner_by_a_look_around() -> None:
+    """Entries of others were deleted meanwhile, so all that is missing is put back."""
+    path = Full()
+    carrier = Carrier(path)
+    made = call(1, EXTERNALS[0], 100)
+    carrier.before(up(made, *Party), 0.0)
+    carrier.restore(up(made, *Party), 0.1)
+    path.is_full = False
+    carrier.tick(1.0)
+    assert {name(made, party) for party in Party} == set(path.matches())
+    made.state = CallState.GONE
+    carrier.after(down(made, *Party), 1.0)
+
+    assert [] == list(path.matches())
 
 
 class Refusing(QueuePath):

@@ -229,10 +229,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def deletions_are_told_and_mended(self):
         self.deletions_are_told()
-        orders = [
-            LegOrder(each.leg(party), 0) for each in self.live.values() for party in Party
-        ]
-        self.carrier.restore(orders, 0.0)
+        self.carrier.restore([up for each in self.live.values() for up in ups(each)], 0.0)
 
     def is_whole(self):
         matches = {
