@@ -102,6 +102,16 @@ class Listening:
         if self._failure is not None:
             raise self._failure
 
+    def hear_all(self) -> None:
+        """Have all counts read at once, none of them before now; a refusal is in the log."""
+        self._finish()  # what it has read by now is older
+        self._step(time.monotonic())
+        self._finish()
+
+    def _finish(self) -> None:
+        while self._look is not None:
+            self._step(time.monotonic())
+
     def note(self, tallies: Mapping[Match, Tally], now: float) -> None:
         """Take in counts that somebody has looked up, just now: at *now*.
 

@@ -11,14 +11,12 @@ time has passed for anybody here; only CLOCK_BOOTTIME tells (clock_gettime(2)).
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection
 from typing import Final
 
 from pptp_nat import log
-from pptp_nat.errors import AdapterError
 from pptp_nat.linux.nfqueue import Queue
 from pptp_nat.router.listening import Listening
 
@@ -71,6 +69,4 @@ class Pauses:
         for queue in self._queues:
             if queue is not None:
                 queue.serve(ALL)
-        with contextlib.suppress(AdapterError):  # told already; the next look is ten seconds off
-            for _ in self._listening.freshen():
-                pass
+        self._listening.hear_all()

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pptp_nat.core.states import CallState, End
-from pptp_nat.router import listening
+from pptp_nat.errors import AdapterError
+from pptp_nat.router import carrier, listening
 from pptp_nat.router.pauses import SECONDS, Pauses
 
 from .test_listening import Clock, World
@@ -90,3 +91,30 @@ def test_a_busy_turn_is_no_pause(sleeper: Sleeper, caplog: pytest.LogCaptureFixt
 
     assert [] == lines(caplog)
     assert [] == sleeper.served
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_look_that_began_before_the_pause_does_not_speak_for_it(
+    sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch, *, refuses: bool
+) -> None:
+    """What was read before it says nothing of the hours since; what is left may not come."""
+    used, unused = sleeper.world.calls
+    monkeypatch.setattr(carrier, "_AT_ONCE", 1)
+    sleeper.clock.now = due = sleeper.world.listening.next_timer()
+    sleeper.world.listening.tick(due)
+    assert 0.0 == sleeper.world.listening.next_timer(), "it is under way"
+    sleeper.clock.now += 7 * HOURS
+    sleeper.world.carry(used)
+    if refuses:
+        path, tallies_of = sleeper.world.path, sleeper.world.path.tallies_of
+        answers = iter([AdapterError("counting", 105)])
+
+        def once(legs: Any) -> Any:
+            for error in answers:
+                raise error
+            return tallies_of(legs)
+
+        monkeypatch.setattr(path, "tallies_of", once)
+    sleeper.turn(due)
+
+    assert (CallState.UP, CallState.GONE) == (used.state, unused.state)
