@@ -164,6 +164,9 @@ class Listening:
         except AdapterError as error:
             over, self._failure = True, error
             log.event(_log, logging.ERROR, "data-path-refused", reason=str(error))
+        except Exception:  # told by whoever had it done; what is left of the look is not whole
+            self._look, self._due = None, now + SECONDS
+            raise
         took = time.thread_time() - began
         self._spent += took
         self.cpu_seconds += took

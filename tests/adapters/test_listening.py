@@ -154,6 +154,29 @@ def test_a_data_path_that_refuses_is_asked_again(world, monkeypatch, caplog) -> 
     assert world.heard() == [world.clock.now, None]
 
 
+def test_a_mistake_in_a_look_ends_it_and_the_next_one_is_whole(world, monkeypatch) -> None:
+    """What is left of it would say that all was read, and in the same turn again."""
+
+    def mistaken(_calls):
+        raise ValueError("a mistake of ours")
+        yield
+
+    read_at = world.listening.read_at
+    with monkeypatch.context() as patched:
+        patched.setattr(world.carrier, "tally_pieces", mistaken)
+        with pytest.raises(ValueError, match="of ours"):
+            world.look()
+    assert world.listening.next_timer() == world.clock.now + SECONDS
+    assert read_at == world.listening.read_at
+
+    world.carry(world.calls[0])
+    world.look()
+    world.clock.now += SECONDS
+    world.carry(world.calls[0])
+    world.look()
+    assert world.heard() == [world.clock.now, None]
+
+
 def test_without_calls_there_is_nothing_to_look_at(monkeypatch) -> None:
     """An idle router sleeps."""
     carrier = Carrier(QueuePath())
