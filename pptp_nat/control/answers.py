@@ -18,6 +18,7 @@ from pptp_nat.errors import UsageError
 from pptp_nat.linux.nfqueue import QUEUES, queue_counters
 from pptp_nat.linux.ruleset import paced_drops
 from pptp_nat.router.carried import Counts
+from pptp_nat.router.carrier import FEW_CALLS
 from pptp_nat.router.programs import where_early
 from pptp_nat.state import takeover
 from pptp_nat.tables import views
@@ -43,7 +44,6 @@ _T = TypeVar("_T")
 # Calls in one piece of work, each about a millisecond.
 _CHOSEN: Final = 512  #: looked at
 _SHOWN: Final = 64  #: whose counts are asked for one by one
-_MANY: Final = 512  #: from here on the whole table of counts is read
 
 
 @dataclass(slots=True)
@@ -189,7 +189,7 @@ class Answers:
         for some in _slices(list(book.calls), _CHOSEN):
             chosen += (n for n in some if n in book.calls and views.fits(book.calls[n], wanted))
             yield ()
-        are_many = len(chosen) > _MANY
+        are_many = len(chosen) > FEW_CALLS
         counted.at = time.monotonic()
         if are_many:
             for _ in listening.freshen(0.0 if fresh else listening.lasting):

@@ -90,7 +90,8 @@ class _Pool:
             self.blocks[block] = bits
         else:
             del self.blocks[block]
-        self.full &= ~(1 << block)
+        if not self.closed >> (number & 0xFF) & 1:  # another worker's number made no room
+            self.full &= ~(1 << block)
         self.count -= 1
 
 

@@ -146,7 +146,8 @@ class Recorder:
             began = time.thread_time()
             self.note_carried()
             rest = max(_SOON_SECONDS, _LOOK_SHARE * (time.thread_time() - began))
-            self._look_at = now + (min(rest, _LOOK_SECONDS) if self._written else _LOOK_SECONDS)
+            some = self._written or self._book.calls
+            self._look_at = now + (min(rest, _LOOK_SECONDS) if some else _LOOK_SECONDS)
         if self._due is None or self._due > now:
             return
         assert self._rest is not None

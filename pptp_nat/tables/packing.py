@@ -21,8 +21,7 @@ def pack(call: Call, carried: Counts, wall: float, gaps: Gaps | None = None) -> 
     """Return *call* as a JSON array; *wall* is added to monotonic seconds to give Unix seconds."""
     connection = call.connection
     key, seen_as = connection.key, connection.seen_as
-    hides_one = (seen_as[0] is None) is not (seen_as[1] is None)
-    inside = (seen_as[0] is None) if hides_one else inside_party(call)
+    inside = inside_party(call)
     hosts = inet_ntoa(key[:4]), inet_ntoa(key[4:8])
     own, seen = call.own, call.seen
     here, there = (hosts[1], hosts[0]) if inside else hosts
