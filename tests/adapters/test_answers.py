@@ -80,7 +80,7 @@ def daemon():
 @pytest.mark.parametrize("many", [0, 10_000])
 def test_every_call_is_listed_once_with_its_own_counts(daemon, monkeypatch, many) -> None:
     """Whether each is counted by itself or the whole table is read."""
-    monkeypatch.setattr(answers, "_MANY", many)
+    monkeypatch.setattr(answers, "FEW_CALLS", many)
     calls = daemon.up(ALICE, PAC, 150) + daemon.up(BOB, PAC, 150)
     items, turns = daemon.ask("list")
 
@@ -121,7 +121,7 @@ def motley(daemon):
 @pytest.mark.parametrize("many", [0, 10_000])
 def test_packed_calls_are_the_same_calls(motley, monkeypatch, many) -> None:
     """Two ways of writing one table, and two of writing what a reader sees of it."""
-    monkeypatch.setattr(answers, "_MANY", many)
+    monkeypatch.setattr(answers, "FEW_CALLS", many)
     plain, _ = motley.ask("list")
     (head, *lines), _ = motley.ask("list", packed=True)
     values = [each for line in lines for each in json.loads(line)["rows"]]
@@ -156,7 +156,7 @@ def test_an_end_with_words_is_packed_too(motley) -> None:
 def test_many_calls_are_counted_once_and_shown_from_what_is_known(daemon, monkeypatch) -> None:
     """A second list is not worth a second look; who asks for a fresh one gets it."""
     for module in (answers, carrier_module, listening_module):
-        monkeypatch.setattr(module, "_MANY" if module is answers else "FEW_CALLS", 1)
+        monkeypatch.setattr(module, "FEW_CALLS" if module is answers else "FEW_CALLS", 1)
     [call, *_] = daemon.up(ALICE, PAC, 3)
     daemon.ask("list", packed=True)
     listening = daemon.listening
