@@ -1,7 +1,7 @@
 """The daemon: where the core, the kernel's interfaces and people meet.
 
-One thread, one selector.  A turn of the loop serves the control queue first,
-then a bounded number of GRE packets, then conntrack's events and people: so a
+One thread, one loop.  A turn of it (`pptp_nat.router.turns`) serves the control queue
+first, then a bounded number of GRE packets, then conntrack's events and people: so a
 flood of data never starves a control message, and a reader never delays one.
 """
 
@@ -43,6 +43,7 @@ from pptp_nat.router.pauses import Pauses
 from pptp_nat.router.process import Process
 from pptp_nat.router.programs import follow_devices
 from pptp_nat.router.settings import draws, open_store, settings_of
+from pptp_nat.router.turns import Turns
 from pptp_nat.router.upkeep import Upkeep
 from pptp_nat.standing import Alone
 from pptp_nat.state.adoption import Adopted, Adoption
@@ -148,6 +149,7 @@ class Daemon(Process):
             self._on_fault,
         )  # fmt: skip
         self.control_queue.attend(self._effects.before, self._effects.after)
+        self._clockwork.append(self._effects)
         self._standing.settled(self)
         self._closers.append(self.recorder.note_carried)
         self._clockwork.append(self.recorder)
@@ -187,7 +189,7 @@ class Daemon(Process):
             inherited=None if heritage is None else heritage.control,
         )  # fmt: skip
         self._closers.append(self.control_queue.close)
-        self.watch(self.control_queue, self._serve_control)
+        self._queues = {self.control_queue.fileno(): self._serve_control}
         self.gre_queue: Queue | None = None
         if self.queue_path is not None:
             self.gre_queue = GreQueue(
@@ -197,7 +199,7 @@ class Daemon(Process):
                 ahead=lambda: self.control_queue.serve(_CONTROL_BUDGET),
             )  # fmt: skip
             self._closers.append(self.gre_queue.close)
-            self.watch(self.gre_queue, self._serve_gre)
+            self._queues[self.gre_queue.fileno()] = self._serve_gre
         queues = [each for each in (self.control_queue, self.gre_queue) if each is not None]
         self._clockwork.append(Overflow(queues, self.rule_settings.pace))
 
@@ -232,15 +234,10 @@ class Daemon(Process):
 
     def run(self) -> None:
         """Serve until `stop`."""
+        turns = Turns(self._queues, self.selector, self._next_due, self._tick, self._guarded)
+        self._closers.append(turns.close)
         while not self._stopping:
-            due = self._next_due()
-            patience = None if due is None else max(0.0, due - time.monotonic())
-            ready = self.selector.select(patience)
-            began = time.monotonic()
-            for key, mask in ready:
-                self._guarded(key.data, mask)
-            if due is not None and due <= time.monotonic():
-                self._guarded(self._tick, due)
+            began = turns.turn()
             if self._meter is not None:
                 self._meter.turn_seconds.add(time.monotonic() - began)
 

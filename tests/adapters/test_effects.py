@@ -190,8 +190,27 @@ def test_nobody_waits_for_the_look_at_a_mark() -> None:
     router.seen_at_a_look = [LegMarked(made, made.leg(Party.RESPONDER), 9)]
     router.judge(echo=made.connection)
     router.send()
+    assert ["record", "verdicts"] == router.order, "nor does whoever answers the echo"
 
+    assert router.effects.next_timer() is not None
+    router.effects.tick(1.5)
     assert ["record", "verdicts", "look", "record", "mark 9"] == router.order
+    assert router.effects.next_timer() is None
+
+
+def test_echoes_that_follow_each_other_are_one_look() -> None:
+    router = Router()
+    made = [call(number, EXTERNALS[0], 100 + number) for number in range(40)]
+    for each in (*made, *made):
+        router.judge(echo=each.connection)
+        router.send()
+    router.order.clear()
+    router.effects.tick(1.5)
+    assert 0 < router.order.count("look") < len(made), "packets get their turn in between"
+    while (due := router.effects.next_timer()) is not None:
+        router.effects.tick(due)
+
+    assert ["look"] * len(made) == router.order
 
 
 def test_a_turn_without_news_asks_nobody_anything() -> None:
