@@ -42,7 +42,7 @@ class Station:
         name: at most 63 ASCII characters, unique in the laboratory.
         loop: shared by all stations of one thread.
         open_socket: opens an IPv4 socket of a kind and protocol on this host.
-        call_ids: the numbers of its calls; counts from 1 by itself.
+        call_ids: the numbers of its calls; counts from 1 by itself, and begins anew after 65,535.
         refuses: answer every call with "no".
         quirk: whose number its Call-Disconnect-Notify carries.
         cut: octets in a segment of what it sends as the listener; see `dial`.
@@ -68,7 +68,7 @@ class Station:
         self.connections: list[Connection] = []
         self.strays: list[tuple[str, bytes]] = []  #: GRE for no call: source address, octets
         self._open_socket = open_socket
-        self._ids: Iterator[int] = iter(itertools.count(1) if call_ids is None else call_ids)
+        self._ids: Iterator[int] = iter(self._numbers() if call_ids is None else call_ids)
         self._labels = itertools.count()
         self._calls: dict[tuple[str, int], Call] = {}  # by remote address and own call ID
         self._gre = open_socket(socket.SOCK_RAW, socket.IPPROTO_GRE)
@@ -124,6 +124,11 @@ class Station:
         self.connections.append(connection)
         connection.connect(port)
         return connection
+
+    def _numbers(self) -> Iterator[int]:
+        for number in itertools.cycle(range(1, 1 << 16)):
+            if all(number != taken for _, taken in self._calls):
+                yield number
 
     def next_id(self) -> int:
         """Return the number of the next call."""

@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -311,3 +312,15 @@ GOOD = Outcome("a", sent=5, right=5, wrong=0, foreign=0, partner="1.aa", dialled
 )
 def test_a_report_is_good_only_if_everybody_got_their_own(other: Outcome, *, good: bool) -> None:
     assert good is Report(((GOOD, 5), (other, 5))).good
+
+
+def test_numbers_begin_anew_and_leave_out_those_that_calls_have(loop: Loop) -> None:
+    """An hour of calls has more of them than there are numbers."""
+    server = Station("server", loop, _without_gre)
+    connection = SimpleNamespace(remote=HOME)
+    first = [server.next_id() for _ in range(0xFFFF)]
+    server.remember(cast("Call", SimpleNamespace(connection=connection, own_id=2)))
+
+    assert list(range(1, 1 << 16)) == first
+    assert [1, 3, 4] == [server.next_id() for _ in range(3)]
+    server.close()

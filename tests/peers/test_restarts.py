@@ -43,11 +43,10 @@ class Churn:
         self.server.listen()
         # All clients count alike, so the same numbers come from each of them.
         self.stations: list[Station] = [
-            here.station(host, call_ids=itertools.count(100)) for host in here.lab.inside
+            here.station(host, call_ids=itertools.cycle(range(100, 1 << 16)))
+            for host in here.lab.inside
         ]
-        self.lasting = here.up(
-            self.dial(station).call(7) for station in self.stations[:count]
-        )
+        self.lasting = here.up(self.dial(station).call(7) for station in self.stations[:count])
         self.coming: list[Connection] = []
         self.lots = random.Random(4)
 
@@ -240,9 +239,7 @@ def test_entries_that_somebody_deletes_are_back_at_once(world: Callable[..., Wor
 
 
 @pytest.mark.parametrize("left", ["an old copy", "nothing"])
-def test_calls_outlive_the_loss_of_the_journal(
-    world: Callable[..., World], left: str
-) -> None:
+def test_calls_outlive_the_loss_of_the_journal(world: Callable[..., World], left: str) -> None:
     """What no record tells the kernel's entries and the control connections do."""
     here = world("conntrack", inside=3, **KEPT)
     daemon = here.daemon
