@@ -231,8 +231,12 @@ class Listener:
 
     def wait(self, count: int) -> None:
         """Return once *count* packets are judged."""
+        self.wait_for(lambda: self._count >= count)
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Return once *condition* holds after a packet."""
         with self._judged:
-            assert self._judged.wait_for(lambda: self._count >= count, PATIENCE)
+            assert self._judged.wait_for(condition, PATIENCE)
 
     def _serve(self) -> None:
         while True:
