@@ -12,7 +12,7 @@ Some 150 octets per leg.  What is read is let go piece by piece: the counts of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from pptp_nat.core.calls import Call
@@ -79,13 +79,18 @@ class Totals:
             client = self._client[name] = up.call.connection.seat(inside).own
             self.clients.setdefault(client, ClientTotals()).legs += 1
 
-    def adopt(self, ups: Iterable[LegUp]) -> None:
-        """Count what legs of an earlier run carry from the first look at them on.
-
-        What they had carried by then is not ours to count.
-        """
+    def adopt(self, ups: Sequence[LegUp]) -> None:
+        """Count what legs of an earlier run carry from the first look at them on."""
         for up in ups:
             self.begin(up)
+        self.unread(ups)
+
+    def unread(self, ups: Iterable[LegUp]) -> None:
+        """Take legs that have begun for those of an earlier run, which had carried something.
+
+        What they had carried by the first look at them is not ours to count.
+        """
+        for up in ups:
             name = _name(up.leg)
             if self._known[name] >= 0:
                 self._known[name] = ~self._known[name]

@@ -152,7 +152,9 @@ class Adoption:
             before = set(book.calls)
             self._translator.restore(taken, now)
             calls = [call for number, call in book.calls.items() if number not in before]
-            self._carrier.before(legs_up(calls), now)
+            ups = list(legs_up(calls))
+            self._carrier.before(ups, now)
+            self._carrier.totals.unread(ups)
         return len(taken.calls), self._carrier.path.left_over()
 
     def _remove(self, orphans: Sequence[Leg], now: float) -> None:

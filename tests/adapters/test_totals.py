@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pptp_nat.core.calls import Call, Connection
 from pptp_nat.core.events import LegDown, LegUp
 from pptp_nat.core.states import CallState
+from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Flow, Party, Placement, Seat
 from pptp_nat.linux.conntrack import Inserted, Met
 from pptp_nat.linux.conntrack_path import ConntrackPath
@@ -26,6 +27,7 @@ from pptp_nat.router.carried import Counts
 from pptp_nat.router.carrier import Carrier
 from pptp_nat.router.listening import Listening
 from pptp_nat.router.totals import Totals
+from pptp_nat.state.adoption import Adoption
 
 SERVER, EXTERNAL = bytes((198, 18, 7, 2)), bytes((198, 18, 7, 1))
 SIZE = 100  #: octets of each packet
@@ -59,6 +61,7 @@ class Kernel:
     """Conntrack's table as `ConntrackPath` uses it, with the kernel's way of writing ahead."""
 
     lifetime = 100
+    entry_mark = 0
 
     def __init__(self):
         self.table = {}  # match -> [leg, packets]
@@ -120,6 +123,7 @@ class Entry:
     """As much of a conntrack entry as `ConntrackPath` looks at."""
 
     seconds_left = 1  # old: to be renewed
+    mark = 0
 
     def __init__(self, leg, packets):
         self.leg = leg
@@ -332,6 +336,25 @@ def test_what_an_earlier_run_has_counted_is_not_counted_again() -> None:
     totals.read({inward: Tally(1003, 100_300), outward: Tally(2, 200)})
 
     assert ([2, 3], [200, 300]) == (totals.packets, totals.octets)
+
+
+def test_what_calls_without_records_had_carried_is_not_counted_again() -> None:
+    """A journal that is lost must not look like a burst of all that calls have ever carried."""
+    kernel = Kernel()
+    up = call(3)
+    inward, outward = (up.leg(party) for party in Party)
+    for leg, packets in ((inward, 1000), (outward, 2000)):
+        kernel.table[Match(*leg[:3])] = [leg, packets]
+    translator, carrier = Translator(lambda _: None, lambda: 7), Carrier(ConntrackPath(kernel))
+    placement = Placement(up.connection.flow, *map(up.connection.seat, Party), 0)
+    Adoption(translator, carrier).begin(None, [placement], 0.0)
+    assert 1 == len(translator.book.calls)
+    listening = Listening(translator, carrier)
+    for more in (0, 3):
+        kernel.table[Match(*inward[:3])][1] += more
+        for _ in listening.freshen():
+            pass
+        assert [0, more] == carrier.totals.packets
 
 
 def test_a_client_is_known_as_long_as_it_has_legs() -> None:
