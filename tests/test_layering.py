@@ -24,6 +24,7 @@ HOMES = {
     "pyroute2": {"lab"},
     "prometheus_client": {"scrape/metrics.py"},
     "scapy": {"lab", "analysis"},
+    "numpy": {"analysis/arrays.py", "analysis/bulk.py", "analysis/gre_arrays.py"},
 }
 
 #: What the core's files may import of the core, each at most those before it.

@@ -10,6 +10,7 @@ from pptp_nat.analysis import parallel
 from pptp_nat.analysis.capture import CaptureReader
 from pptp_nat.analysis.diagnosis import diagnose
 from pptp_nat.analysis.follower import Follower
+from pptp_nat.analysis.gre_quality import GreQuality
 from pptp_nat.analysis.model import Analysis, CaptureFile
 from pptp_nat.analysis.translations import translations
 from pptp_nat.core.messages import PORT
@@ -39,11 +40,14 @@ def analyze(
     readers = [CaptureReader(path, ports) for path in paths]
     total, done = sum(reader.size for reader in readers), 0
     vantages: list[_Vantage] = []
+    measure = _measure(readers)
     try:
         for reader, first, rest in _in_time(readers):
             file = CaptureFile(reader.name, reader.kind)
             analysis.files.append(file)
-            vantage = _vantage_of(file, first, vantages, analysis, ports)
+            vantage = _vantage_of(
+                file, first, vantages, lambda: Follower(analysis, ports, measure)
+            )
             file.vantage = vantages.index(vantage)
             vantage.follower.begin(len(analysis.files) - 1)
             vantage.latest = file
@@ -66,6 +70,15 @@ def conclude(analysis: Analysis) -> None:
     """Say what follows from all that was read; may be done again when there is more."""
     analysis.translations = translations(analysis)
     analysis.diagnoses = diagnose(analysis)
+
+
+def _measure(readers: list[CaptureReader]) -> type[GreQuality]:
+    """Return what measures GRE: by the column if it is read so."""
+    if all(reader.bulk is None for reader in readers):
+        return GreQuality
+    from pptp_nat.analysis.gre_arrays import ArrayQuality  # noqa: PLC0415  numpy is here
+
+    return ArrayQuality
 
 
 class _Vantage:
@@ -92,9 +105,8 @@ def _in_time(
 
 
 def _vantage_of(
-    file: CaptureFile, first: Window, vantages: list[_Vantage], analysis: Analysis,
-    ports: frozenset[int],
-) -> _Vantage:  # fmt: skip
+    file: CaptureFile, first: Window, vantages: list[_Vantage], begun: Callable[[], Follower]
+) -> _Vantage:
     """Return the vantage point of a file: that of the file which it continues, or a new one.
 
     A file continues another whose name differs only in numbers, as those of a ring buffer
@@ -105,5 +117,5 @@ def _vantage_of(
         ended = vantage.latest.last
         if vantage.name == name and (ended or 0.0) <= (first.first or 0.0):
             return vantage
-    vantages.append(_Vantage(name, Follower(analysis, ports)))
+    vantages.append(_Vantage(name, begun()))
     return vantages[-1]

@@ -2,376 +2,244 @@
 
 Theory of operation
 -------------------
-Most of a large capture is GRE of a few flows in frames of one shape.  A walk over the
-records costs one `struct` call each: it takes the record's length and the octets by which
-a flow is known, and keeps the record's head with its flow, while it is in the processor's
-cache.  Then, flow by flow, the heads are joined to one string with a fixed distance from
-packet to packet, so that a slice with that step is a column, and a column is compared,
-counted or turned into integers by the interpreter's own loops.  A flow of which any packet
-is not as expected is sorted one packet at a time (`pptp_nat.analysis.sorting`), so nothing
-rests on luck.
+Most of a large capture is GRE in frames of one shape.  The head of each record of GRE, up
+to the first octets of its payload, is kept while it is in the processor's cache.  The heads
+of a stretch are one table with a fixed distance from packet to packet, so that a field is a
+column, and numpy compares, sorts and counts columns.  Packets that are not ordinary in the
+sense of `pptp_nat.analysis.packets.Columns` are sorted one at a time
+(`pptp_nat.analysis.sorting`), which can do it all: without numpy it does.
 """
 
 from __future__ import annotations
 
-import struct
-import sys
-from array import array
-from itertools import compress, islice, repeat
-from operator import add, lt, rshift, truediv
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from pptp_nat.analysis import links
-from pptp_nat.analysis.formats import ENHANCED, LONGEST, Form
-from pptp_nat.analysis.packets import OCTETS_OF_U32, U32, Columns, column, concatenated
-from pptp_nat.analysis.sorting import (
-    CONTROL,
-    DATA,
-    ENCRYPTED,
-    PLAIN_KEPT,
-    FlowKey,
-    Sorter,
-    kind_of_payload,
-)  # fmt: skip
-from pptp_nat.core.packet import GRE
+from pptp_nat.analysis.arrays import ArrayColumns
+from pptp_nat.analysis.sorting import FLAGS, PLAIN_KEPT, kind_of_payload
+from pptp_nat.analysis.walk import head_of
+from pptp_nat.core.packet import ENHANCED_GRE_PROTOCOL, GRE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
 
-FEWEST: Final = 16  #: packets of a flow that make columns worth their while
+    from pptp_nat.analysis.formats import Form
+    from pptp_nat.analysis.sorting import FlowKey, Sorter
+    from pptp_nat.analysis.walk import Main
 
-_IP_AND_GRE: Final = 40  #: octets: IP, GRE with both numbers, 4 of payload
-#: Octets of IP and GRE header by how many of S and A are set; none is not ordinary.
-_SIZES: Final = bytes((0, 32, 36)) + bytes(253)
-_BIT_4: Final = bytes(octet >> 4 & 1 for octet in range(256))
-_BIT_7: Final = bytes(octet >> 7 for octet in range(256))
-_NOT_ZERO: Final = b"\0" + b"\1" * 255
-_BELOW_4: Final = b"\0\1\1\1" + bytes(252)  #: zero is no payload at all
-_FULL: Final = b"\0\xff" + bytes(254)
-_IS_ZERO: Final = b"\1" + bytes(255)
-_IS_PROTOCOL: Final = bytes(octet not in (0x00, 0xFD) for octet in range(256))
-_MASKS: Final = (0, 0xFF000000, 0xFFFF0000, 0xFFFFFF00)  #: of a head, by octets of payload
-_ADDRESS_CONTROL: Final = 0xFF03
-_LITTLE: Final = sys.byteorder == "little"
-
-
-class Frames(NamedTuple):
-    """The shape of the frames that are read by the column."""
-
-    ip_at: int  #: octets of the frame before IP
-    same: tuple[tuple[int, int], ...]  #: octets before it: where they stand, what they are
-
-
-_BARE: Final = (Frames(0, ()),)
-#: By link type; where there are several, a capture's first packets show which is meant.
-SHAPES: Final = {
-    links.ETHERNET: (
-        Frames(14, ((12, 0x08), (13, 0x00))),
-        Frames(18, ((12, 0x81), (13, 0x00), (16, 0x08), (17, 0x00))),
-        Frames(22, ((12, 0x88), (13, 0xA8), (16, 0x81), (17, 0x00), (20, 0x08), (21, 0x00))),
-        Frames(22, ((12, 0x88), (13, 0x64), (14, 0x11), (15, 0x00), (20, 0x00), (21, 0x21))),
-    ),
-    0: (Frames(4, ()),), 108: (Frames(4, ()),),
-    9: (Frames(4, ((0, 0xFF), (1, 0x03), (2, 0x00), (3, 0x21))), Frames(2, ((0, 0), (1, 0x21)))),
-    12: _BARE, 14: _BARE, links.RAW: _BARE, 228: _BARE,
-    113: (Frames(16, ((14, 0x08), (15, 0x00))),),
-    links.LINUX_SLL2: (Frames(20, ((0, 0x08), (1, 0x00))),),
-}  # fmt: skip
-
-
-class Main(NamedTuple):
-    """What most packets of interest in a capture have in common."""
-
-    interface: int
-    frames: Frames
-
-
-def shape_of(link: int, frame: bytes) -> Frames | None:
-    """Return the shape of a frame that holds GRE; None if it has none of `SHAPES`."""
-    for each in SHAPES.get(link, ()):
-        if (
-            len(frame) > each.ip_at + 20
-            and frame[each.ip_at] == 0x45
-            and frame[each.ip_at + 9] == GRE
-            and all(frame[at] == octet for at, octet in each.same)
-        ):
-            return each
-    return None
-
-
-#: Addresses: key: number and head of each packet in turn.
-Groups = dict[bytes, dict[bytes, list[Any]]]
-
-
-class Walk(NamedTuple):
-    """Records of a piece."""
-
-    starts: list[int]  #: where each begins in the piece, in order
-    rest: list[int]  #: numbers of the packets that are no GRE in frames of the shape
-    stop: int  #: offset of the first octet that was not walked over
-    stuck: bool  #: what stands at `stop` is no record that can be walked over
-    short: bool  #: what stands at `stop` is a record that the piece does not have all of
-
-
-def head_of(form: Form, ip_at: int) -> int:
-    """Return how many octets of each record are read by the column."""
-    return form.header + ip_at + _IP_AND_GRE
-
-
-def walk(
-    piece: bytes, stop: int, end: int, form: Form, ip_at: int, number: int, groups: Groups
-) -> Walk:
-    """Go from record to record, to the first that begins at or behind *stop*.
-
-    The first has this *number*.  Behind *stop* lie at least `head_of` octets; a record that
-    ends behind *end* is short.  Of GRE the numbers and heads go into *groups*.
-    """
-    octets, order, inner = head_of(form, ip_at), form.order, form.header + ip_at + 9
-    if form.kind == "pcap":  # a record has no kind, and any length
-        layout, wanted, header = f"{order}0s8xI{inner - 12}xB2x8s6x2s", b"", form.header
-        least = odd = 0
-    else:
-        layout, wanted = f"{order}4sI{inner - 8}xB2x8s6x2s", struct.pack(order + "I", ENHANCED)
-        header, least, odd = 0, 32, 3
-    read, at, length, protocol = struct.Struct(layout).unpack_from, 0, 0, 0
-    stuck = short = False
-    starts: list[int] = []
-    rest: list[int] = []
-    while at < stop:
-        kind, length, protocol, pair, key = read(piece, at)
-        if kind != wanted or length & odd or length < least:
-            stuck = True
-            break
-        starts.append(at)
-        if protocol == GRE:
-            try:
-                flow = groups[pair][key]
-            except KeyError:
-                flow = groups.setdefault(pair, {}).setdefault(key, [])
-            flow.append(number)
-            flow.append(piece[at : at + octets])
-        else:
-            rest.append(number)
-        number += 1
-        at += header + length
-    # A record of such a length leads out of the piece, so it is the last.
-    if starts and not stuck:
-        stuck = length > LONGEST
-        short = not stuck and at > end
-        if stuck or short:
-            at = starts.pop()
-            if protocol == GRE:
-                del groups[pair][key][-2:]
-            else:
-                rest.pop()
-    return Walk(starts, rest, at, stuck, short)
+_DO_NOT_FRAGMENT: Final = 0x4000
+_MIX: Final = 0x9E3779B97F4A7C15  #: odd, so that it spreads what it is multiplied with
+_MASKS: Final = np.array((0, 0xFF000000, 0xFFFF0000, 0xFFFFFF00, 0xFFFFFFFF), np.uint32)
 
 
 class Bulk:
-    """Turns the groups of a `Walk` into columns."""
+    """The heads of a stretch, and what becomes of them."""
 
     def __init__(
         self, form: Form, main: Main, sorter: Sorter, frame_of: Callable[[int], bytes]
     ) -> None:
         """*frame_of* returns the whole frame of a packet by its number; none if it is bad."""
-        frames = main.frames
-        self._form, self._sorter, self._frame_of = form, sorter, frame_of
+        self._form, self._main, self._sorter, self._frame_of = form, main, sorter, frame_of
         self._interface = form.interfaces[main.interface]
-        self._prefix = main.interface.to_bytes(4, "big") if main.interface else b""
-        self._ip = form.header + frames.ip_at  # offset of IP in a record
-        self._step = head_of(form, frames.ip_at)
-        self._before = frames.ip_at
-        self._spots = [
-            slice(form.header + each.start, form.header + each.stop)
-            for each in links.SPOTS.get(self._interface.link, ())
-        ]
-        self._same = [
-            *((form.header + at, octet) for at, octet in frames.same),
-            (self._ip, 0x45), (self._ip + 7, 0), (self._ip + 22, 0x88), (self._ip + 23, 0x0B),
-        ]  # fmt: skip
-        if form.kind == "pcapng":
-            number = struct.pack(form.order + "I", main.interface)
-            self._same += [(8 + at, octet) for at, octet in enumerate(number)]
-        self._lengths_at = (8, 12) if form.kind == "pcap" else (20, 24)  # captured, on the wire
+        self._before = main.frames.ip_at
+        self._octets = head_of(form, self._before)
+        self._layout = _layout(form, main, self._octets)
+        self._heads: list[Any] = []
+        self._numbers: list[Any] = []
 
-    def take(
-        self, numbers: Sequence[int], records: Sequence[bytes], pair: bytes, key: bytes
-    ) -> bool:
-        """Sort the packets of one flow by the column.
+    def take(self, piece: bytes, starts: list[int], first: int) -> list[int]:
+        """Keep the heads of GRE among the records that begin at *starts*.
 
-        Return False, with nothing done, if they are not alike.
+        The first has the number *first*.  Return the numbers of the others.
         """
-        step, ip = self._step, self._ip
-        joined = b"".join(records)
-        if not self._alike(joined):
-            return False
-        sequenced = joined[ip + 20 :: step].translate(_BIT_4)
-        acknowledged = joined[ip + 21 :: step].translate(_BIT_7)
-        sizes = _sum(sequenced, acknowledged).translate(_SIZES)
-        lengths = self._packed(joined, ip + 24, 2)
-        captured = self._packed(joined, self._lengths_at[0], 4, self._form.order)
-        times = self._times(joined)
-        if times is None or b"\0" in sizes or not self._are_whole(joined, sizes, lengths, captured):
-            return False
-        upper, lower = joined[ip + 24 :: step], joined[ip + 25 :: step]
-        has_payload = column(upper, _NOT_ZERO) | column(lower, _NOT_ZERO)
-        if has_payload & ~column(sequenced):
-            return False  # payload without a sequence number
-        third, fourth = self._packed(joined, ip + 28, 4), self._packed(joined, ip + 32, 4)
-        heads: Sequence[int] = array(U32, _chosen(
-            sequenced, _chosen(acknowledged, self._packed(joined, ip + 36, 4), fourth),
-            bytes(len(third)),
-        ))  # fmt: skip
-        if ~column(upper, _NOT_ZERO) & column(lower, _BELOW_4) & column(sequenced):
-            heads = [
-                head if length > 3 else head & _MASKS[length]
-                for head, length in zip(heads, array("H", lengths), strict=True)
-            ]
-        columns = Columns(
-            times, numbers, array("H", lengths),
-            sequenced, array(U32, third),
-            acknowledged, array(U32, _chosen(sequenced, fourth, third)), heads,
-        )  # fmt: skip
-        flow: FlowKey = (self._spot(joined), pair, int.from_bytes(key, "big"))
-        window = self._sorter.window
-        known = window.flows.get(flow)
-        window.flows[flow] = columns if known is None else concatenated(known, columns)
-        self._count(joined, captured, columns)
-        self._show(columns, flow)
-        return True
+        octets = self._octets
+        places = np.ndarray(len(piece) - octets + 1, f"V{octets}", piece, strides=(1,))
+        # as octets: what has fields is copied field by field
+        heads = places[np.array(starts, np.intp)]
+        is_gre = heads.view(self._layout)["protocol"] == GRE
+        at = np.flatnonzero(is_gre)
+        if len(at) == len(starts):
+            self._heads.append(heads)
+            self._numbers.append(np.arange(first, first + len(starts), dtype=np.uint32))
+            return []
+        self._heads.append(heads[at])
+        self._numbers.append((at + first).astype(np.uint32))
+        return (np.flatnonzero(~is_gre) + first).tolist()
 
-    def _are_whole(self, joined: bytes, sizes: bytes, lengths: bytes, captured: bytes) -> bool:
-        """Whether IP's length is headers and payload, and enough of both was captured."""
-        step, ip, before = self._step, self._ip, self._before
-        totals = self._packed(joined, ip + 2, 2)
-        if b"\xff" in joined[ip + 2 :: step] or b"\xff" in joined[ip + 24 :: step]:
-            return False  # sums below would run over; packets of 64 KiB are looked at singly
-        length = int.from_bytes(totals, sys.byteorder)
-        if length != int.from_bytes(lengths, sys.byteorder) + _wide(sizes):
-            return False
-        # As a rule a frame is what stands before IP, and IP.
-        frames = (length + _wide(bytes((before,)) * len(sizes))).to_bytes(
-            len(totals), sys.byteorder
+    def finish(self) -> list[int]:
+        """Sort what was kept; return the numbers of the packets that are no ordinary ones."""
+        if not self._heads:
+            return []
+        octets, numbers = np.concatenate(self._heads), np.concatenate(self._numbers)
+        heads = octets.view(self._layout)
+        self._heads, self._numbers = [], []
+        total, length, flags = (
+            heads[name].astype(np.int32) for name in ("total", "length", "flags")
         )
-        whole = bytearray(len(captured))
-        at = 0 if _LITTLE else 2
-        whole[at::4], whole[at + 1 :: 4] = frames[::2], frames[1::2]
-        if whole == captured:
-            return True
-        return all(
-            there >= before + size + min(length, 4)
-            for there, size, length in zip(
-                array(U32, captured), sizes, array("H", lengths), strict=True
-            )
+        sequenced, acknowledged = flags >> 12 & 1, flags >> 7 & 1
+        size = 28 + 4 * (sequenced + acknowledged)
+        captured = heads["captured"].astype(np.int64)
+        good = (
+            np.isin(flags, np.array(list(FLAGS), np.int32))
+            & (total == size + length)
+            & (captured >= self._before + size + np.minimum(length, 4))
+            & ((length == 0) | (sequenced != 0))
+            & (heads["first"] == 0x45)
+            & ((heads["fragment"] & ~np.uint16(_DO_NOT_FRAGMENT)) == 0)
+            & (heads["carried"] == ENHANCED_GRE_PROTOCOL)
+            & self._is_sound(heads, captured)
         )
+        for at, octet in self._main.frames.same:
+            good &= heads[f"octet {at}"] == octet
+        alone: list[int] = []
+        if not good.all():
+            alone = numbers[~good].tolist()
+            chosen = np.flatnonzero(good)
+            octets, numbers, captured = octets[chosen], numbers[chosen], captured[chosen]
+        if len(octets):
+            self._columns(octets, numbers, captured)
+        return alone
 
-    def _count(self, joined: bytes, captured: bytes, columns: Columns) -> None:
-        window = self._sorter.window
-        wire = self._packed(joined, self._lengths_at[1], 4, self._form.order)
-        window.counts["gre"] += len(columns)
-        window.packets += len(columns)
-        window.octets += sum(array(U32, wire))
-        if captured != wire:
-            window.cut += sum(map(lt, array(U32, captured), array(U32, wire)))
-        self._sorter.seen(columns.times[0], columns.times[-1])
-
-    def _spot(self, joined: bytes) -> bytes:
-        return b"".join([joined[each] for each in self._spots]) + self._prefix
-
-    def _alike(self, joined: bytes) -> bool:
-        """Whether all that must be the same in ordinary packets of one flow is so."""
-        step, ip = self._step, self._ip
-        # strip() leaves nothing where every octet is one of its argument's
-        for at, octet in self._same:
-            if joined[at::step].strip(bytes((octet,))):
-                return False
-        for each in self._spots:
-            for at in range(each.start, each.stop):
-                if joined[at::step].strip(joined[at : at + 1]):
-                    return False
-        return not (
-            joined[ip + 6 :: step].strip(b"\0\x40")
-            or joined[ip + 20 :: step].strip(b"\x20\x30")
-            or joined[ip + 21 :: step].strip(b"\x01\x81")
-        )
-
-    def _packed(self, joined: bytes, at: int, size: int, order: str = ">") -> bytes:
-        """Return the column at *at* of integers of *size* octets, in this machine's order."""
-        step = self._step
-        octets = bytearray(len(joined) // step * size)
-        flip = size - 1 if (order == ">") is _LITTLE else 0
-        for octet in range(size):
-            octets[octet ^ flip :: size] = joined[at + octet :: step]
-        return bytes(octets)
-
-    def _times(self, joined: bytes) -> Sequence[float] | None:
-        """Return the column of times; None if there are some that cannot be."""
-        rate, offset, order = self._interface.rate, self._interface.offset, self._form.order
-        first, second = (0, 4) if self._form.kind == "pcap" else (12, 16)
-        upper = array(U32, self._packed(joined, first, 4, order))
-        lower = array(U32, self._packed(joined, second, 4, order))
+    def _is_sound(self, heads: Any, captured: Any) -> Any:  # noqa: ANN401  of numpy
+        """Whether the header of a record contradicts nothing."""
         if self._form.kind == "pcap":
-            if max(lower) >= rate and not self._form.loose:
-                return None
-            return list(map(add, upper, map(truediv, lower, repeat(rate))))
-        return [(high << 32 | low) / rate + offset for high, low in zip(upper, lower, strict=True)]
+            if self._form.loose:
+                return True
+            return heads["lower"] < self._interface.rate
+        return (heads["interface"] == self._main.interface) & (captured <= heads["block"] - 32)
 
-    def _show(self, columns: Columns, flow: FlowKey) -> None:
+    def _columns(
+        self, octets: Any, numbers: Any, captured: Any  # noqa: ANN401  of numpy
+    ) -> None:
+        """Make columns of ordinary packets."""
+        window, heads = self._sorter.window, octets.view(self._layout)
+        wire = heads["wire"]
+        window.packets += len(heads)
+        window.counts["gre"] += len(heads)
+        window.octets += int(wire.sum(dtype=np.int64))
+        window.cut += int(np.count_nonzero(wire > captured))
+        window.links.add(self._interface.link)
+        times = self._times(heads)
+        self._sorter.seen(times.min().item(), times.max().item())
+
+        spots = [name for name in self._layout.names if name.startswith("spot")]
+        order, begins = _grouped(
+            [heads[name] for name in (*spots, "source", "destination", "key")]
+        )
+        octets, times = octets[order], times[order]
+        heads = octets.view(self._layout)
+        length, flags = heads["length"].astype(np.uint32), heads["flags"]
+        sequenced, acknowledged = flags & 0x1000 != 0, flags & 0x80 != 0
+        one, two, three = (heads[name].astype(np.uint32) for name in ("one", "two", "three"))
+        payload = np.where(sequenced, np.where(acknowledged, three, two), 0).astype(np.uint32)
+        columns = ArrayColumns(
+            times, numbers[order], length, sequenced.astype(np.uint8), one,
+            acknowledged.astype(np.uint8), np.where(sequenced, two, one),
+            payload & _MASKS[np.minimum(length, 4)],
+        )  # fmt: skip
+        data, control = _kinds(columns.heads)
+        shown = data | control
+        shown_before = np.cumsum(shown)
+        ends = [*begins[1:], len(heads)]
+        for begin, end in zip(begins, ends, strict=True):
+            flow = self._flow(octets[begin].tobytes())
+            window.flows[flow] = part = columns.part(begin, end)
+            if shown[begin] or shown_before[begin] != shown_before[end - 1]:
+                plain = np.flatnonzero(data[begin:end])[:PLAIN_KEPT]
+                chosen = np.union1d(plain, np.flatnonzero(control[begin:end]))
+                self._show(part, flow, chosen.tolist())
+
+    def _times(self, heads: Any) -> Any:  # noqa: ANN401  of numpy
+        upper, lower, rate = heads["upper"], heads["lower"], self._interface.rate
+        if self._form.kind == "pcap":
+            return upper + lower / rate
+        whole = upper.astype(np.uint64) << np.uint64(32) | lower
+        return whole / rate + self._interface.offset
+
+    def _flow(self, head: bytes) -> FlowKey:
+        ip = self._form.header + self._before
+        spot = links.spot_of(self._interface.link, head[self._form.header :])
+        if self._main.interface:
+            spot += self._main.interface.to_bytes(4, "big")
+        return spot, head[ip + 12 : ip + 20], int.from_bytes(head[ip + 26 : ip + 28], "big")
+
+    def _show(self, columns: ArrayColumns, flow: FlowKey, chosen: list[int]) -> None:
         """Keep what may be PPP control, and the first data in the clear, for a closer look."""
-        heads, sorter = columns.heads, self._sorter
-        if isinstance(heads, array):
-            octets = heads.tobytes()
-            first, second = (octets[at::4] for at in OCTETS_OF_U32[:2])
-            if not first.strip(b"\0\xfd") and not (
-                column(first, _IS_ZERO) & column(second, _IS_PROTOCOL)
-            ):
-                return  # as a rule there is no payload, or it is encrypted
-        tops = list(map(rshift, heads, repeat(16)))
-        kinds = {top: _kind(top) for top in set(tops)}
-        shown = {top for top, kind in kinds.items() if kind != ENCRYPTED}
-        if not shown:
-            return
-        chosen: Iterator[int] = compress(range(len(tops)), map(shown.__contains__, tops))
-        if all(kinds[top] == DATA for top in shown):
-            chosen = islice(chosen, PLAIN_KEPT)
         for index in chosen:
-            kind = kind_of_payload(heads[index].to_bytes(4, "big"))
-            if kind != ENCRYPTED and sorter.is_wanted(flow, kind):
-                number, at = columns.numbers[index], self._before
+            kind = kind_of_payload(columns.heads.item(index).to_bytes(4, "big"))
+            if self._sorter.is_wanted(flow, kind):
+                number, at = columns.numbers.item(index), self._before
                 frame = self._frame_of(number)
                 if not frame:
                     return  # its record is bad, and reading ends there
                 packet = frame[at : at + int.from_bytes(frame[at + 2 : at + 4], "big")]
-                sorter.show(flow, number, columns.times[index], packet)
+                self._sorter.show(flow, number, columns.times.item(index), packet)
 
 
-def _kind(top: int) -> int:
-    """Tell what a payload is by its first two octets; address and control alone say nothing."""
-    return CONTROL if top == _ADDRESS_CONTROL else kind_of_payload(top.to_bytes(2, "big"))
+def _layout(form: Form, main: Main, octets: int) -> Any:  # noqa: ANN401  a dtype
+    """Return where the fields stand in the head of a record."""
+    order, ip = form.order, form.header + main.frames.ip_at
+    fields = {
+        "first": ("u1", ip), "total": (">u2", ip + 2), "fragment": (">u2", ip + 6),
+        "protocol": ("u1", ip + 9), "source": (">u4", ip + 12), "destination": (">u4", ip + 16),
+        "flags": (">u2", ip + 20), "carried": (">u2", ip + 22), "length": (">u2", ip + 24),
+        "key": (">u2", ip + 26),
+        "one": (">u4", ip + 28), "two": (">u4", ip + 32), "three": (">u4", ip + 36),
+    }  # fmt: skip
+    names = ("upper", "lower", "captured", "wire")
+    at = 0 if form.kind == "pcap" else 12
+    fields |= {name: (order + "u4", at + 4 * index) for index, name in enumerate(names)}
+    if form.kind == "pcapng":
+        fields |= {"block": (order + "u4", 4), "interface": (order + "u4", 8)}
+    fields |= {f"octet {at}": ("u1", form.header + at) for at, _ in main.frames.same}
+    for each in links.SPOTS.get(form.interfaces[main.interface].link, ()):
+        fields[f"spot {each.start}"] = f"u{each.stop - each.start}", form.header + each.start
+    return np.dtype({
+        "names": list(fields), "formats": [kind for kind, _ in fields.values()],
+        "offsets": [at for _, at in fields.values()], "itemsize": octets,
+    })  # fmt: skip
 
 
-def _sum(one: bytes, other: bytes) -> bytes:
-    """Add two columns of octets, whose sums are octets too."""
-    return (column(one) + column(other)).to_bytes(len(one), sys.byteorder)
+def _grouped(fields: list[Any]) -> tuple[Any, list[int]]:
+    """Return an order in which what agrees in all *fields* stands together, and where it begins.
+
+    Among what agrees the order stays.
+    """
+    mixed = np.zeros(len(fields[0]), np.uint64)
+    for field in fields:
+        mixed = (mixed ^ field) * np.uint64(_MIX)
+        mixed ^= mixed >> np.uint64(29)
+    print_ = (mixed >> np.uint64(32)).astype(np.uint32)
+    # numpy sorts 16 bits by counting
+    order = np.argsort(print_.astype(np.uint16), kind="stable")
+    order = order[np.argsort((print_[order] >> 16).astype(np.uint16), kind="stable")]
+    differs = _changes(fields, order)
+    if (differs & ~_changes([print_], order)).any():  # two flows have the same print
+        order = np.lexsort(fields)
+        differs = _changes(fields, order)
+    return order, [0, *(np.flatnonzero(differs) + 1).tolist()]
 
 
-def _wide(octets: bytes) -> int:
-    """Return a column of octets as one number, 16 bits each."""
-    wide = bytearray(2 * len(octets))
-    wide[0 if _LITTLE else 1 :: 2] = octets
-    return int.from_bytes(wide, sys.byteorder)
+def _changes(fields: list[Any], order: Any) -> Any:  # noqa: ANN401  of numpy
+    """Return where any field is not as it is one place before."""
+    found = np.zeros(len(order) - 1, bool)
+    for field in fields:
+        column = field[order]
+        found |= column[1:] != column[:-1]
+    return found
 
 
-def _chosen(which: bytes, one: bytes, other: bytes) -> bytes:
-    """Return of each pair the 32 bits from *one* where *which* is 1, else those from *other*."""
-    if 0 not in which:
-        return one
-    if 1 not in which:
-        return other
-    lanes = bytearray(len(one))
-    whole = which.translate(_FULL)
-    for octet in range(4):
-        lanes[octet::4] = whole
-    mask = int.from_bytes(lanes, sys.byteorder)
-    first, second = column(one), column(other)
-    return (second ^ ((first ^ second) & mask)).to_bytes(len(one), sys.byteorder)
+def _kinds(heads: Any) -> tuple[Any, Any]:  # noqa: ANN401  of numpy
+    """Tell which payloads are data in the clear and which may be PPP control.
+
+    See `pptp_nat.analysis.sorting.kind_of_payload`.
+    """
+    bare = np.where(heads >> 16 == 0xFF03, heads << np.uint32(16), heads)
+    first, second = bare >> 24, bare >> 16 & 0xFF
+    escaped = (first == 0x7D) | (first == 0xFF)
+    lead = np.where(first == 0, second, first)
+    nothing = (lead == 0) | (lead == 0xFD)
+    data = (lead & 1).astype(bool) & ~nothing & ~escaped
+    return data, ~nothing & ~data

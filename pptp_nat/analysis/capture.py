@@ -16,21 +16,11 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pptp_nat.analysis import formats
-from pptp_nat.analysis.bulk import (
-    FEWEST,
-    SHAPES,
-    Bulk,
-    Frames,
-    Groups,
-    Main,
-    head_of,
-    shape_of,
-    walk,
-)
 from pptp_nat.analysis.formats import LONGEST, SHORTEST_BLOCK, BadRecord
 from pptp_nat.analysis.model import Damage
 from pptp_nat.analysis.sorting import Sorter
 from pptp_nat.analysis.stored import PIECE, opened
+from pptp_nat.analysis.walk import SHAPES, Frames, Main, head_of, shape_of, walk
 from pptp_nat.core.messages import PORT
 from pptp_nat.errors import UsageError
 
@@ -38,11 +28,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from pptp_nat.analysis.bulk import Bulk
     from pptp_nat.analysis.formats import Form, Record
     from pptp_nat.analysis.sorting import Window
     from pptp_nat.analysis.stored import Stored
 
 WINDOW: Final = 16 << 20  #: octets
+SMALL: Final = 1 << 20  #: octets of a file, below which columns are not worth their while
 FIRST: Final = 1 << 20  #: octets of the first window, which shows what the file is
 _START: Final = 4096  #: octets that say what a file is
 _USUAL: Final = 2048  #: octets that most records are shorter than
@@ -53,8 +45,11 @@ class Stretch:
     """Sorts the records of a stretch of a file one by one and, where it can, by the column."""
 
     def __init__(
-        self, stored: Stored, form: Form, ports: frozenset[int], main: Main | None = None
-    ) -> None:
+        self, stored: Stored, form: Form, ports: frozenset[int], main: Main | None = None,
+        bulk: type[Bulk] | None = None,
+    ) -> None:  # fmt: skip
+        """By the column only with *bulk*."""
+        self._bulk = bulk
         self.form = form
         self.main = main
         self.packets = 0  #: records read so far: packet numbers follow
@@ -94,19 +89,18 @@ class Stretch:
         """Sort packets up to what is none."""
         if self.main is None:
             self.main = self._commonest(at)
-        main, groups, stuck, size = self.main, Groups(), False, PIECE
+        main, stuck, size = self.main, False, PIECE
         octets = head_of(self.form, main.frames.ip_at)
+        bulk = self._bulk(self.form, main, self.sorter, self._frame) if self._bulk else None
         while not stuck and self._goes_on(at, stop):
             piece = self._load(at, size)
             end = len(piece)
             is_last = end < size
             if is_last:
                 piece += bytes(octets)
-            found = walk(
-                piece, min(stop - at, len(piece) - octets), end, self.form, main.frames.ip_at,
-                self.packets + 1, groups,
-            )  # fmt: skip
-            self._walked.append(_Piece(self.packets + 1, at, found.starts))
+            found = walk(piece, min(stop - at, len(piece) - octets), end, self.form)
+            first = self.packets + 1
+            self._walked.append(_Piece(first, at, found.starts))
             stuck, self.ended = found.stuck, is_last and found.stop == end
             size = 2 * LONGEST if found.short and not found.starts else PIECE
             if found.short and is_last:
@@ -114,23 +108,17 @@ class Stretch:
             elif stuck and self.form.kind == "pcap":
                 (length,) = struct.unpack_from(self.form.order + "I", piece, found.stop + 8)
                 self.damage = f"a packet that claims {length} octets"
-            self._singly(found.rest)
+            count = len(found.starts)
+            self._singly(
+                range(first, first + count) if bulk is None
+                else bulk.take(piece, found.starts, first)
+            )  # fmt: skip
             self.packets += len(found.starts)
             at += found.stop
-        self._by_flow(groups, main)
+        if bulk is not None:
+            self._singly(bulk.finish())
         self._walked.clear()
         return at
-
-    def _by_flow(self, groups: Groups, main: Main) -> None:
-        """Sort GRE, by the column where the packets of a flow are alike."""
-        bulk = Bulk(self.form, main, self.sorter, self._frame)
-        alone: list[int] = []
-        for pair, keys in groups.items():
-            for key, flow in keys.items():
-                numbers = flow[::2]
-                if len(numbers) < FEWEST or not bulk.take(numbers, flow[1::2], pair, key):
-                    alone += numbers
-        self._singly(sorted(alone))
 
     def _singly(self, numbers: Iterable[int]) -> None:
         """Sort packets that were walked over, one at a time."""
@@ -216,7 +204,7 @@ class Stretch:
         usual, votes = Main(0, shapes[0]), Counter[Main]()
         piece = self._stored.read(at, PIECE)
         stop = len(piece) - head_of(self.form, usual.frames.ip_at)
-        found = walk(piece, stop, 2 * LONGEST, self.form, usual.frames.ip_at, 1, {})
+        found = walk(piece, stop, 2 * LONGEST, self.form)
         for start in found.starts[:_SAMPLE]:
             with contextlib.suppress(BadRecord):
                 record = self._record(at + start)
@@ -239,6 +227,20 @@ def _first(piece: _Piece) -> int:
     return piece.first
 
 
+def columns_for(size: int) -> type[Bulk] | None:
+    """Return what reads a file of so many octets by the column.
+
+    None for a small one, and where numpy is missing: then it is read packet by packet.
+    """
+    if size < SMALL:
+        return None
+    try:
+        from pptp_nat.analysis.bulk import Bulk  # noqa: PLC0415  numpy takes a tenth of a second
+    except ImportError:
+        return None
+    return Bulk
+
+
 class CaptureReader:
     """One file: its windows, in order.
 
@@ -255,7 +257,8 @@ class CaptureReader:
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror}") from None
         form = formats.recognise(self._stored.read(0, _START), self.name)
-        self._stretch = Stretch(self._stored, form, ports)
+        self.bulk = columns_for(self.size)
+        self._stretch = Stretch(self._stored, form, ports, bulk=self.bulk)
         self._at = formats.PCAP_HEADER if form.kind == "pcap" else 0
         #: how the file is written: ``pcap``, ``pcapng``, with ``.gz`` if compressed
         self.kind = form.kind + (".gz" if compressed else "")

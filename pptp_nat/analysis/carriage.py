@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pptp_nat.analysis.gre_quality import GreQuality
 from pptp_nat.analysis.model import GreFlow
-from pptp_nat.analysis.packets import NO_COLUMNS, Columns, Evidence, GrePacket, columns_of
+from pptp_nat.analysis.packets import NO_COLUMNS, Columns, Evidence, GrePacket, columns_of, in_turn
 from pptp_nat.analysis.ppp import Ppp
 from pptp_nat.analysis.sorting import DATA, PLAIN_KEPT, kind_of_payload
 from pptp_nat.analysis.strays import Strays
@@ -30,6 +30,8 @@ _EARLY: Final = 3.0  #: seconds by which GRE may precede the message that explai
 _MOVED: Final = 2.0  #: seconds of silence after which a flow may count at another interface
 _COPIED_WITHIN: Final = 0.05  #: seconds
 _DOUBLED: Final = 0.9  #: of the packets, for a flow to be one that the capture has twice
+
+_WAITING: Final = 1 << 20  #: packets that wait to be measured at most; 37 octets each
 
 _EVER: Final = Evidence(-1, 0, 0.0)  #: before everything
 
@@ -47,12 +49,16 @@ class Owner(NamedTuple):
 class Carriage:
     """The GRE of one vantage point."""
 
-    def __init__(self, analysis: Analysis, strays: Strays) -> None:
-        self._analysis = analysis
+    def __init__(
+        self, analysis: Analysis, strays: Strays, measure: type[GreQuality] = GreQuality
+    ) -> None:
+        self._analysis, self._measure_of = analysis, measure
         self._strays = strays
         self._owners: dict[Name, list[Owner]] = {}
         self._homes: dict[Name, tuple[bytes, float]] = {}  # spot, last seen there
         self._plain: dict[tuple[int, Role], int] = {}  # by call and sender
+        self._waiting: dict[int, tuple[Call, dict[Role, list[Columns]]]] = {}  # to be measured
+        self._wait = 0  # packets in it
         self._latest: dict[Name, tuple[float, int]] = {}  # time and hash of the last looked at
         self.file = 0  #: index of the file that is being read
 
@@ -128,6 +134,7 @@ class Carriage:
             flow = self._flow(call, sender, name, packet.evidence)
             _count(flow, 1, packet.ip_length, packet.evidence, packet.evidence)
             assert flow.quality is not None
+            self._settle(call)
             flow.quality.feed(packet)
 
     def _is_wanted(self, owner: Owner, payload: bytes) -> bool:
@@ -145,7 +152,7 @@ class Carriage:
         unknown: dict[Name, Columns] = {}
         for (spot, pair, key), columns in sorted(flows.items(), key=_first_number):
             name = pair, key
-            if not self._is_home(name, spot, columns.times[0], columns.times[-1]):
+            if not self._is_home(name, spot, columns.first[1], columns.last[1]):
                 self._repeated(len(columns))
                 continue
             known = self._without_copies(columns)
@@ -173,7 +180,7 @@ class Carriage:
         self, name: Name, owners: list[Owner], columns: Columns, unknown: dict[Name, Columns]
     ) -> list[tuple[Owner, Columns]]:
         """Return whose the packets of one flow are, in order."""
-        if len(owners) == 1 and not self._is_before(columns.numbers[0], owners[0]):
+        if len(owners) == 1 and not self._is_before(columns.first[0], owners[0]):
             return [(owners[0], columns)]
         parts = []
         # each owner but the first has what comes from its packet on
@@ -182,7 +189,7 @@ class Carriage:
             for owner in owners
         ]
         first = owners[0]
-        if first.since.file == self.file and first.since.time - columns.times[0] < _EARLY:
+        if first.since.file == self.file and first.since.time - columns.first[1] < _EARLY:
             starts[0] = 0
         elif starts[0]:
             unknown[name] = columns.part(0, starts[0])
@@ -195,16 +202,42 @@ class Carriage:
         return owner.since.file == self.file and number < owner.since.number
 
     def _counted(self, owner: Owner, name: Name, columns: Columns) -> Columns:
-        first = Evidence(self.file, columns.numbers[0], columns.times[0])
-        last = Evidence(self.file, columns.numbers[-1], columns.times[-1])
+        first, last = Evidence(self.file, *columns.first), Evidence(self.file, *columns.last)
         flow = self._flow(owner.call, owner.sender, name, first)
         _count(flow, len(columns), columns.octets, first, last)
         if last.time > owner.call.last.time:
             owner.call.last = last
         return columns
 
+    def _measure(self, call: Call, columns: dict[Role, Columns]) -> None:
+        """Measure packets of a call; arrays wait, since long ones cost less by the packet."""
+        if not any(each.waits for each in columns.values()):
+            self._settle(call)
+            self._feed(call, columns)
+            return
+        _, waiting = self._waiting.setdefault(call.id, (call, {role: [] for role in Role}))
+        for role, each in columns.items():
+            if len(each):
+                waiting[role].append(each)
+                self._wait += len(each)
+        if self._wait >= _WAITING:
+            self.settle()
+
+    def settle(self) -> None:
+        """Measure all that waits."""
+        for call, _ in list(self._waiting.values()):
+            self._settle(call)
+
+    def _settle(self, call: Call) -> None:
+        """Measure what waits of one call."""
+        if call.id in self._waiting:
+            _, waiting = self._waiting.pop(call.id)
+            columns = {role: in_turn(parts) for role, parts in waiting.items()}
+            self._wait -= sum(map(len, columns.values()))
+            self._feed(call, columns)
+
     @staticmethod
-    def _measure(call: Call, columns: dict[Role, Columns]) -> None:
+    def _feed(call: Call, columns: dict[Role, Columns]) -> None:
         for role in Role:
             flow = call.gre.get(role)
             if flow is not None and flow.quality is not None:
@@ -231,7 +264,7 @@ class Carriage:
         if flow is None:
             flow = call.gre[sender] = GreFlow(
                 call.file, name[0][:4], name[0][4:], name[1], evidence, evidence,
-                call=call, sender=sender, quality=GreQuality(call.file),
+                call=call, sender=sender, quality=self._measure_of(call.file),
             )  # fmt: skip
             if call.ppp is None:
                 call.ppp = Ppp(call.file)
@@ -250,9 +283,7 @@ class Carriage:
 
     def _without_copies(self, columns: Columns) -> Columns:
         """Leave out every second packet of a flow that the capture has twice throughout."""
-        sequences = columns.sequences
-        some = min(len(columns), 6)
-        if not any(map(int.__eq__, sequences[: some - 1], sequences[1:some])):
+        if not columns.repeats:
             return columns
         rows = list(columns.rows())
         kept: list[Row] = []
@@ -311,4 +342,4 @@ def _joined(parts: list[Columns]) -> Columns:
 
 
 def _first_number(item: tuple[FlowKey, Columns]) -> int:
-    return item[1].numbers[0]
+    return item[1].first[0]

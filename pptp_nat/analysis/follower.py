@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from pptp_nat.analysis.carriage import Carriage
 from pptp_nat.analysis.conversation import Conversation
 from pptp_nat.analysis.fragments import Reassembler
+from pptp_nat.analysis.gre_quality import GreQuality
 from pptp_nat.analysis.links import name_of
 from pptp_nat.analysis.model import Call, CallEnd, ControlConnection, IcmpReport, Socket
 from pptp_nat.analysis.packets import Evidence
@@ -46,11 +47,15 @@ _Ends = tuple[tuple[bytes, int], tuple[bytes, int]]
 class Follower:
     """Reads the windows of one vantage point."""
 
-    def __init__(self, analysis: Analysis, ports: frozenset[int] = frozenset((PORT,))) -> None:
+    def __init__(
+        self, analysis: Analysis, ports: frozenset[int] = frozenset((PORT,)),
+        measure: type[GreQuality] = GreQuality,
+    ) -> None:  # fmt: skip
+        """*measure* is what each direction of GRE is measured with."""
         self.analysis = analysis
         self._ports = ports
         self._strays = Strays(analysis, self)
-        self._carriage = Carriage(analysis, self._strays)
+        self._carriage = Carriage(analysis, self._strays, measure)
         self._reassembler = Reassembler()
         self._conversations: dict[_Ends, Conversation] = {}
         self._between: dict[bytes, list[Conversation]] = {}  # by both addresses
@@ -86,6 +91,7 @@ class Follower:
         self._reassembler.finish()
         if self._reassembler.lost:
             self.analysis.counts["fragments_lost"] += self._reassembler.lost
+        self._carriage.settle()
         for call in self.analysis.calls:
             for flow in call.gre.values():
                 if flow.quality is not None:

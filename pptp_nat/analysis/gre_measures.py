@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, repeat
 from operator import mul, sub
 from typing import Final, NamedTuple
 
 from pptp_nat.analysis.packets import Evidence, GrePacket
 
-_GROWTH: Final = 1 / math.log(1.02)  #: buckets per e-fold of delay
-_SILENCE: Final = 1.0  #: seconds; shorter ones are nothing to speak of
-_SHORTEST: Final = 1e-6  #: seconds; shorter delays count as this
+GROWTH: Final = 1 / math.log(1.02)  #: buckets per e-fold of delay
+SILENCE: Final = 1.0  #: seconds; shorter ones are nothing to speak of
+SHORTEST: Final = 1e-6  #: seconds; shorter delays count as this
 
 
 class Stall(NamedTuple):
@@ -55,28 +55,39 @@ class Pauses:
         self, times: Sequence[float], numbers: Sequence[int], heard: Sequence[float]
     ) -> None:
         """Take in packets of this direction, and when those of the other came."""
-        at, last = 0, self.last
-        if not last or times[0] - last.time > _SILENCE:
-            at = bisect_left(heard, times[0])
-            self.heard(heard[:at])
-            self._end(times[0])
-        if last:
-            self.longest_gap = max(self.longest_gap, times[0] - last.time)
         gaps = list(map(sub, times[1:], times))
         longest = max(gaps, default=0.0)
+        ends = [len(times)]
+        if longest > SILENCE:
+            ends[:0] = [index for index, gap in enumerate(gaps, 1) if gap > SILENCE]
+        begin = said = 0
+        for end in ends:
+            resumed = bisect_left(heard, times[begin], said)
+            before = heard[said:resumed]
+            said = bisect_left(heard, times[end - 1], resumed)
+            last = Evidence(self._file, numbers[end - 1], times[end - 1])
+            behind = heard[said:] if end == len(times) else ()
+            self.went_on(times[begin], last, longest, before, behind)
+            begin = end
+
+    def went_on(
+        self, first: float, last: Evidence, longest: float,
+        before: Sequence[float], behind: Sequence[float],
+    ) -> None:  # fmt: skip
+        """Take in packets of this direction without a silence among them.
+
+        They are from the time *first* to *last*, with gaps of *longest* seconds at most;
+        packets of the other direction came *before* them and *behind* them.
+        """
+        if not self.last or first - self.last.time > SILENCE:
+            self.heard(before)
+            self._end(first)
+        if self.last:
+            self.longest_gap = max(self.longest_gap, first - self.last.time)
         self.longest_gap = max(self.longest_gap, longest)
-        if longest > _SILENCE:
-            for index, gap in enumerate(gaps):
-                if gap > _SILENCE:
-                    begin = bisect_left(heard, times[index], at)
-                    at = bisect_left(heard, times[index + 1], begin)
-                    self.unanswered = None
-                    self.last = Evidence(self._file, numbers[index], times[index])
-                    self.heard(heard[begin:at])
-                    self._end(times[index + 1])
         self.unanswered = None
-        self.last = Evidence(self._file, numbers[-1], times[-1])
-        self.heard(heard[bisect_left(heard, times[-1], at) :])
+        self.last = last
+        self.heard(behind)
 
     def heard(self, times: Sequence[float]) -> None:
         """Take in packets of the other direction behind the last of this one."""
@@ -88,7 +99,7 @@ class Pauses:
             silence = Silence(self.last, begin, 0.0, begin, begin, 0)
         pauses = list(map(sub, times, chain((silence.until,), times)))
         longest = max(pauses)
-        if longest > max(silence.rest, _SILENCE):
+        if longest > max(silence.rest, SILENCE):
             at = pauses.index(longest)
             silence = silence._replace(rest=longest, began=times[at], heard=-at)
         self.unanswered = silence._replace(until=times[-1], heard=silence.heard + len(times))
@@ -98,7 +109,7 @@ class Pauses:
         silence = self.unanswered
         if silence is not None and silence.heard > 2:
             silence = silence._replace(until=until)
-            longest = self.silence.seconds if self.silence else _SILENCE
+            longest = self.silence.seconds if self.silence else SILENCE
             if silence.seconds > longest:
                 self.silence = silence
 
@@ -115,11 +126,16 @@ class Delays:
         """Take in *delays*, in seconds; negative ones count as the shortest."""
         kept = delays
         if kept:
-            if min(kept) < _SHORTEST:
-                kept = [max(_SHORTEST, delay) for delay in kept]
-            self.count += len(kept)
-            self.longest = max(self.longest, *kept)
-            self._buckets.update(map(math.floor, map(mul, map(math.log, kept), repeat(_GROWTH))))
+            if min(kept) < SHORTEST:
+                kept = [max(SHORTEST, delay) for delay in kept]
+            buckets = map(math.floor, map(mul, map(math.log, kept), repeat(GROWTH)))
+            self.add_counted(Counter(buckets), max(kept))
+
+    def add_counted(self, buckets: Mapping[int, int], longest: float) -> None:
+        """Take in how often each bucket was met, and the longest delay."""
+        self.count += sum(buckets.values())
+        self.longest = max(self.longest, longest)
+        self._buckets.update(buckets)
 
     def percentile(self, share: float) -> float | None:
         """Return the duration that *share* (0 to 1) of all do not exceed; None without any."""
@@ -130,7 +146,7 @@ class Delays:
             wanted -= self._buckets[bucket]
             if wanted <= 0:
                 break
-        return min(math.exp((bucket + 0.5) / _GROWTH), self.longest)
+        return min(math.exp((bucket + 0.5) / GROWTH), self.longest)
 
 
 #: Bits of the first two octets that RFC 2637 section 4.1 has otherwise: (mask, value, slug).

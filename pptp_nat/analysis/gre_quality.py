@@ -39,18 +39,18 @@ from pptp_nat.analysis.packets import (
 from pptp_nat.analysis.timeline import Timeline
 
 # Specification constants.
-_MASK: Final = 0xFFFFFFFF
-_HALF: Final = 0x80000000  #: numbers as far ahead as this count as behind
+MASK: Final = 0xFFFFFFFF
+HALF: Final = 0x80000000  #: numbers as far ahead as this count as behind
 
 # Implementation constants.
-_TIMES_KEPT: Final = 512  #: sending times that outlive a batch; twice as many at most
+TIMES_KEPT: Final = 512  #: sending times that outlive a batch; twice as many at most
 _LATE_AT_MOST: Final = 4096  #: a number further behind than this will not come any more
 _ANEW: Final = 32  #: a first number this far behind begins a new count
 _JUMP: Final = 65536  #: a step larger than this is a new count, not a loss
-_STALL: Final = 0.3  #: seconds without sending that an acknowledgement has to end
+STALL: Final = 0.3  #: seconds without sending that an acknowledgement has to end
 _PROMPTLY: Final = 0.1  #: seconds from the acknowledgement to what it lets through
-_KEPT: Final = 16  #: losses and stalls that are remembered one by one
-_LENGTHS_KEPT: Final = 2048
+KEPT: Final = 16  #: losses and stalls that are remembered one by one
+LENGTHS_KEPT: Final = 2048
 _NOT_ZERO: Final = b"\0" + b"\1" * 255
 _ODD_KEPT: Final = 1024  #: odd packets that wait for the ordinary ones around them
 
@@ -130,6 +130,7 @@ class GreQuality:
 
     def feed_many(self, sent: Columns, heard: Columns) -> None:
         """Measure ordinary packets: see `pptp_nat.analysis.packets.QualityReader`."""
+        sent, heard = sent.listed(), heard.listed()
         if self._odd:
             sent = columns_of(sorted([*sent.rows(), *self._odd]))
             self._odd = []
@@ -153,8 +154,8 @@ class GreQuality:
         self._acknowledge(times, numbers, sequences, heard, highest)
         if times:
             self._data_time = times[-1]
-        if len(self._sent) > 2 * _TIMES_KEPT:
-            self._sent = dict(islice(self._sent.items(), len(self._sent) - _TIMES_KEPT, None))
+        if len(self._sent) > 2 * TIMES_KEPT:
+            self._sent = dict(islice(self._sent.items(), len(self._sent) - TIMES_KEPT, None))
 
     def _count(self, sent: Columns) -> None:
         """Take in what does not depend on the order, and what each bin of time holds."""
@@ -162,7 +163,7 @@ class GreQuality:
         self.packets += len(sent)
         self.octets += sum(lengths)
         self.acknowledging += sent.acknowledged.count(1)
-        if len(self.lengths) < _LENGTHS_KEPT:
+        if len(self.lengths) < LENGTHS_KEPT:
             self.lengths.update(lengths)
         if self.first is None:
             self.first = Evidence(self.file, sent.numbers[0], times[0])
@@ -171,10 +172,10 @@ class GreQuality:
             backwards = range(len(sent) - 1, -1, -1)
             ats = compress(backwards, map(largest.__eq__, reversed(lengths)))
             found = [
-                Evidence(self.file, sent.numbers[at], times[at]) for at in islice(ats, _KEPT)
+                Evidence(self.file, sent.numbers[at], times[at]) for at in islice(ats, KEPT)
             ][::-1]
             before = self.largest_at if largest == self.largest else []
-            self.largest, self.largest_at = largest, [*before, *found][-_KEPT:]
+            self.largest, self.largest_at = largest, [*before, *found][-KEPT:]
         bins, cuts = self.timeline.shares(times)
         for each, begin, end in zip(bins, cuts, cuts[1:], strict=False):
             if begin < end:
@@ -204,7 +205,7 @@ class GreQuality:
                 self._unexpected(sequences[at], times[at], numbers[at])
                 at += 1
             if at < end:
-                self._expected = (sequences[end - 1] + 1) & _MASK
+                self._expected = (sequences[end - 1] + 1) & MASK
         self._sent.update(zip(sequences, times, strict=True))
 
     def _unexpected(self, sequence: int, time: float, number: int) -> None:
@@ -214,11 +215,11 @@ class GreQuality:
             self.first_sequence = sequence
             self._begin(sequence)
             return
-        ahead = (sequence - expected) & _MASK
-        behind = (expected - sequence) & _MASK
+        ahead = (sequence - expected) & MASK
+        behind = (expected - sequence) & MASK
         if ahead < _JUMP:
             self._pass_over(expected, ahead, Evidence(self.file, number, time))
-            self._expected = (sequence + 1) & _MASK
+            self._expected = (sequence + 1) & MASK
         elif sequence in self._missing:
             del self._missing[sequence]
             self.lost -= 1
@@ -233,8 +234,8 @@ class GreQuality:
 
     def _begin(self, sequence: int) -> None:
         """Count from *sequence* on; a call begins with 0 or 1, and nothing is acknowledged."""
-        self._expected = (sequence + 1) & _MASK
-        self._acked = (sequence - 1) & _MASK if sequence < 2 else -1
+        self._expected = (sequence + 1) & MASK
+        self._acked = (sequence - 1) & MASK if sequence < 2 else -1
         self._missing.clear()
         self._sent.clear()
 
@@ -242,11 +243,11 @@ class GreQuality:
         """Note *count* numbers from *begin* on as lost, until they come late."""
         self.lost += count
         self.timeline.at(evidence.time).lost += count
-        if len(self.losses) < _KEPT:
+        if len(self.losses) < KEPT:
             self.losses.append(evidence)
         end = begin + count
         for sequence in range(max(begin, end - _LATE_AT_MOST), end):
-            self._missing[sequence & _MASK] = None
+            self._missing[sequence & MASK] = None
         while len(self._missing) > _LATE_AT_MOST:
             del self._missing[next(iter(self._missing))]
 
@@ -284,7 +285,7 @@ class GreQuality:
         sent = map(self._sent.get, acks, came)
         self._enter(came, waiting, list(map(sub, came, sent)))
         if self._acked >= 0 and times:
-            self._most((self._expected - 1 - self._acked) & _MASK, times[-1])
+            self._most((self._expected - 1 - self._acked) & MASK, times[-1])
 
     def _in_step(
         self, came: Sequence[float], acks: Sequence[int], ats: Sequence[int],
@@ -300,7 +301,7 @@ class GreQuality:
             not self._acked < acks[0] <= acks[-1] < self._expected
             or self._acked < 0
             or not all(map(lt, acks, acks[1:]))
-            or max(map(sub, came, map(befores.__getitem__, ats))) > _STALL
+            or max(map(sub, came, map(befores.__getitem__, ats))) > STALL
         ):
             return None
         return list(map(sub, map(sequences.__getitem__, ats), (self._acked, *acks)))
@@ -310,19 +311,19 @@ class GreQuality:
 
         Return how many packets it found waiting; None if it says nothing new.
         """
-        if (ack - self._expected) & _MASK < _HALF:
+        if (ack - self._expected) & MASK < HALF:
             self.acks_of_unseen += 1
             return None
         acked, self._acked = self._acked, ack
         if acked < 0:
             return 0
-        if (ack - acked - 1) & _MASK >= _HALF:
+        if (ack - acked - 1) & MASK >= HALF:
             self._acked = acked
             return None
-        waiting = (highest - acked) & _MASK
-        if time - before > _STALL:
+        waiting = (highest - acked) & MASK
+        if time - before > STALL:
             self._ack_after = time, waiting
-        return waiting if waiting < _HALF else 0
+        return waiting if waiting < HALF else 0
 
     def _enter(self, came: list[float], waiting: list[int], delays: list[float]) -> None:
         """Put what acknowledgements tell into the bins of their times; no delay is unknown."""
@@ -343,7 +344,7 @@ class GreQuality:
                 each.longest = max(each.longest, *part)
 
     def _most(self, waiting: int, time: float) -> None:
-        if self.outstanding < waiting < _HALF:
+        if self.outstanding < waiting < HALF:
             self.outstanding, self.outstanding_time = waiting, time
 
     def _end_stall(self, number: int, time: float, previous: float) -> None:
@@ -354,7 +355,7 @@ class GreQuality:
         if time - came <= _PROMPTLY:
             stall = Stall(Evidence(self.file, number, time), time - previous, outstanding)
             self.stalled += stall.seconds
-            self.stalls = sorted([*self.stalls, stall], key=lambda each: -each.seconds)[:_KEPT]
+            self.stalls = sorted([*self.stalls, stall], key=lambda each: -each.seconds)[:KEPT]
 
     def _odd_one(self, slug: str, evidence: Evidence) -> None:
         count, first = self.oddities.get(slug, (0, evidence))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from array import array
+from operator import eq
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 U32: Final = "I" if array("I").itemsize == 4 else "L"  #: of `array`
 #: Where the four octets of a number in an array of `U32` stand, the highest first.
 OCTETS_OF_U32: Final = (3, 2, 1, 0) if sys.byteorder == "little" else (0, 1, 2, 3)
+OPENING: Final = 6  #: packets that `Columns.repeats` looks at
 ABSENT: Final = -1  #: stands in a `Row` where the packet has no such field
 
 
@@ -59,6 +61,8 @@ class Columns:
         "sequences", "times",
     )  # fmt: skip
 
+    waits = False  #: whether it had better be measured together with what follows
+
     def __init__(
         self, times: Sequence[float], numbers: Sequence[int], lengths: Sequence[int],
         sequenced: bytes, sequences: Sequence[int],
@@ -77,6 +81,30 @@ class Columns:
         return len(self.times)
 
     @property
+    def first(self) -> tuple[int, float]:
+        """Number and time of the first packet."""
+        return self.numbers[0], self.times[0]
+
+    @property
+    def last(self) -> tuple[int, float]:
+        """Number and time of the last packet."""
+        return self.numbers[-1], self.times[-1]
+
+    @property
+    def repeats(self) -> bool:
+        """Whether two of the first packets, one behind the other, have the same number."""
+        first = list(self.sequences[:OPENING])
+        return any(map(eq, first, first[1:]))
+
+    def shift(self, base: int) -> None:
+        """Add *base* to all packet numbers."""
+        self.numbers = [base + number for number in self.numbers]
+
+    def listed(self) -> Columns:
+        """Return the same with numbers of Python's, whatever the columns are made of."""
+        return self
+
+    @property
     def octets(self) -> int:
         """Octets of the IP packets: 20 of IP, 8 of GRE, 4 per number, and the payload."""
         numbers = sum(self.sequenced) + sum(self.acknowledged)
@@ -93,26 +121,26 @@ class Columns:
                 sequence if has else ABSENT, acknowledgement if said else ABSENT, head,
             )  # fmt: skip
 
+    def followed_by(self, others: Sequence[Columns]) -> Columns:
+        """Return these packets, and *others* behind them."""
+        return columns_of([row for each in (self, *others) for row in each.rows()])
+
     def part(self, start: int, stop: int) -> Columns:
         """Return the packets from *start* to before *stop*."""
-        return Columns(*(getattr(self, name)[start:stop] for name in _ORDER))
+        return Columns(*(getattr(self, name)[start:stop] for name in COLUMNS))
 
 
-_ORDER: Final = (
+COLUMNS: Final = (
     "times", "numbers", "lengths", "sequenced", "sequences", "acknowledged",
     "acknowledgements", "heads",
 )  # fmt: skip
 
 
-def concatenated(one: Columns, other: Columns) -> Columns:
-    """Return *other* behind *one*."""
-    return Columns(
-        [*one.times, *other.times], [*one.numbers, *other.numbers],
-        [*one.lengths, *other.lengths],
-        one.sequenced + other.sequenced, [*one.sequences, *other.sequences],
-        one.acknowledged + other.acknowledged,
-        [*one.acknowledgements, *other.acknowledgements], [*one.heads, *other.heads],
-    )  # fmt: skip
+def in_turn(parts: Sequence[Columns]) -> Columns:
+    """Return several columns as one, each behind the one before."""
+    if len(parts) < 2:
+        return parts[0] if parts else NO_COLUMNS
+    return parts[0].followed_by(parts[1:])
 
 
 NO_COLUMNS: Final = Columns((), (), (), b"", (), b"", (), ())

@@ -14,7 +14,6 @@ import gc
 import os
 import signal
 import struct
-from array import array
 from collections import deque
 from dataclasses import replace
 from itertools import pairwise
@@ -30,10 +29,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from concurrent.futures import Executor, Future
 
-    from pptp_nat.analysis.bulk import Main
+    from pptp_nat.analysis.arrays import Packed
+    from pptp_nat.analysis.bulk import Bulk
     from pptp_nat.analysis.capture import CaptureReader
     from pptp_nat.analysis.formats import Form
     from pptp_nat.analysis.sorting import Window
+    from pptp_nat.analysis.walk import Main
 
 STRETCH: Final = 64 << 20  #: octets; longer ones make columns longer, which costs less per packet
 SMALLEST: Final = 64 << 20  #: octets of a file that is worth several processes
@@ -51,6 +52,7 @@ class Task(NamedTuple):
     ports: frozenset[int]
     start: int  #: offset in the file of the first record, or near before it
     stop: int  #: a record at or behind this offset belongs to the next stretch
+    bulk: type[Bulk] | None  #: what reads by the column
     is_exact: bool  #: a record begins just at `start`
 
 
@@ -60,6 +62,7 @@ class Done(NamedTuple):
     begin: int  #: offset of its first record; -1: none was found
     end: int  #: offset of the first record behind it
     window: Window
+    packed: Packed | None  #: the flows of the window, if it has arrays
     form: Form  #: how the records behind it are to be read
 
 
@@ -93,7 +96,7 @@ def _begin_worker() -> None:
 
 def _in_order(reader: CaptureReader, pool: Executor) -> Iterator[Window]:
     offset, packets, form, main = reader.state
-    task = Task(reader.name, form, main, reader.ports, 0, 0, is_exact=False)
+    task = Task(reader.name, form, main, reader.ports, 0, 0, reader.bulk, is_exact=False)
     bounds = [*range(offset, reader.size, STRETCH), reader.size]
     todo = deque(pairwise(bounds))
     under_way: deque[tuple[int, Future[Done]]] = deque()
@@ -111,6 +114,10 @@ def _in_order(reader: CaptureReader, pool: Executor) -> Iterator[Window]:
             )
         window, form = done.window, done.form
         window.shift(packets)
+        if done.packed is not None:
+            from pptp_nat.analysis.arrays import unpacked  # noqa: PLC0415  numpy is here
+
+            window.flows = unpacked(done.packed, packets)
         if window.damage is not None:
             window.damage = replace(window.damage, number=window.damage.number + packets)
         packets += window.packets
@@ -123,21 +130,24 @@ def _in_order(reader: CaptureReader, pool: Executor) -> Iterator[Window]:
 def read_stretch(task: Task) -> Done:
     """Read one stretch."""
     stored, _, _ = opened(Path(task.path))
-    stretch = Stretch(stored, copy.deepcopy(task.form), task.ports, task.main)
+    stretch = Stretch(stored, copy.deepcopy(task.form), task.ports, task.main, task.bulk)
     begin: int | None = task.start
     if not task.is_exact:
         begin = find_record(task.form, stored.read(task.start, _SEARCHED), task.start)
     if begin is None:
-        return Done(-1, -1, stretch.sorter.finish(), task.form)
+        return Done(-1, -1, stretch.sorter.finish(), None, task.form)
     at = stretch.read(begin, task.stop)
     stored.close()
     window = stretch.sorter.finish()
     what = stretch.damage or stored.trouble
     if what is not None:
         window.damage = Damage(at, stretch.packets, what)
-    for columns in window.flows.values():  # arrays travel faster between processes
-        columns.times, columns.numbers = array("d", columns.times), array("I", columns.numbers)
-    return Done(begin, at, window, stretch.form)
+    flows = None
+    if task.bulk is not None:
+        from pptp_nat.analysis.arrays import packed  # noqa: PLC0415  numpy is here
+
+        flows, window.flows = packed(window.flows), {}
+    return Done(begin, at, window, flows, stretch.form)
 
 
 def find_record(form: Form, buffer: bytes, base: int = 0) -> int | None:

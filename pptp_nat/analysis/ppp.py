@@ -14,7 +14,8 @@ import enum
 import sys
 from array import array
 from collections import Counter
-from typing import Final, NamedTuple
+from itertools import compress
+from typing import Any, Final, NamedTuple
 
 from pptp_nat.analysis import ppp_wire as wire
 from pptp_nat.analysis.packets import (
@@ -34,6 +35,7 @@ _LOG_KEPT: Final = 256
 _INNER_KEPT: Final = 16  #: destinations of tunnels within the tunnel
 _PROTOCOLS_KEPT: Final = 64
 _COHERENCY: Final = 0x0FFF
+_IS_FF: Final = bytes(octet == 0xFF for octet in range(256))
 _IS_ZERO: Final = b"\1" + bytes(255)
 _IS_FD: Final = bytes(octet == wire.COMPRESSED for octet in range(256))
 #: MPPE's bit A (RFC 3078 section 3.1)
@@ -127,8 +129,8 @@ class Data:
 
     def feed(self, packets: Columns) -> None:
         """Take in the encrypted ones among ordinary packets, by their first four octets."""
-        heads = packets.heads
-        octets = (heads if isinstance(heads, array) else array(U32, heads)).tobytes()
+        heads: Any = packets.heads
+        octets = (array(U32, heads) if isinstance(heads, (list, tuple)) else heads).tobytes()
         first, second, third, fourth = (octets[at::4] for at in OCTETS_OF_U32)
         sealed, upper, lower = column(first, _IS_ZERO) & column(second, _IS_FD), third, fourth
         if not sealed:
@@ -136,7 +138,8 @@ class Data:
             if b"\xff" in first:  # where address and control stand, the header is not here
                 self.sealed += sum(
                     head & 0xFFFF == wire.COMPRESSED or head >> 8 & 0xFF == wire.COMPRESSED
-                    for head in heads if head >> 16 == _ADDRESS_CONTROL
+                    for head in compress(packets.listed().heads, first.translate(_IS_FF))
+                    if head >> 16 == _ADDRESS_CONTROL
                 )  # fmt: skip
         count = sealed.bit_count()
         if not count:
@@ -242,7 +245,7 @@ class Ppp:
         sealed = data.sealed
         data.feed(packets)
         if data.sealed > sealed and not self.under_way:
-            first = Evidence(self.file, packets.numbers[0], packets.times[0])
+            first = Evidence(self.file, *packets.first)
             if not self.phases or first.time < self.phases[0].begin.time:
                 self.phases.insert(0, Phase(PppState.OPENED, first))
                 self.under_way = True

@@ -89,11 +89,12 @@ class Strays:
     def take(self, unknown: dict[Name, Columns], file: int) -> Iterator[tuple[Name, Columns]]:
         """Take in the strays of a window; yield those that are none by now, or too many."""
         for name, columns in unknown.items():
-            flow = self._flow(name, Evidence(file, columns.numbers[0], columns.times[0]))
+            flow = self._flow(name, Evidence(file, *columns.first))
             if flow is not None:
-                self._sent[name] = _span(columns.sequences, columns.sequenced, self._sent[name])
+                rows = columns.listed()
+                self._sent[name] = _span(rows.sequences, rows.sequenced, self._sent[name])
                 self._acknowledged[name] = _span(
-                    columns.acknowledgements, columns.acknowledged, self._acknowledged[name]
+                    rows.acknowledgements, rows.acknowledged, self._acknowledged[name]
                 )
         for name in unknown:
             if name in self._flows:
@@ -105,7 +106,7 @@ class Strays:
             else:
                 flow.packets += len(columns)
                 flow.octets += columns.octets
-                flow.last = Evidence(file, columns.numbers[-1], columns.times[-1])
+                flow.last = Evidence(file, *columns.last)
 
     def _flow(self, name: Name, evidence: Evidence) -> GreFlow | None:
         flow = self._flows.get(name)

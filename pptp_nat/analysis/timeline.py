@@ -63,12 +63,17 @@ class Timeline:
 
         Where *times* do not rise, every one of them is in some bin, if not in its own.
         """
-        for time in (times[0], times[-1]):
-            self._index(time)  # the latest may make all bins wider
-        begin, end = sorted((self._index(times[0]), self._index(times[-1])))
-        edges = [(self.base + at) * self.width for at in range(begin + 1, end + 1)]
+        bins, edges = self.between(times[0], times[-1])
         cuts = accumulate(map(bisect_left, repeat(times), edges), max)
-        return self.bins[begin : end + 1], [0, *cuts, len(times)]
+        return bins, [0, *cuts, len(times)]
+
+    def between(self, first: float, last: float) -> tuple[list[Bin], list[float]]:
+        """Return the bins from one time to another, and the times at which one ends."""
+        for time in (first, last):
+            self._index(time)  # the latest may make all bins wider
+        begin, end = sorted((self._index(first), self._index(last)))
+        edges = [(self.base + at) * self.width for at in range(begin + 1, end + 1)]
+        return self.bins[begin : end + 1], edges
 
     def _index(self, time: float) -> int:
         """Return which bin holds *time*; make it, and all of them wider if there are too many."""

@@ -168,11 +168,11 @@ def test_pieces_of_any_size_tell_the_same(
     assert facts(read(FORMS[form], tmp_path)) == expected
 
 
-@pytest.mark.parametrize("fewest", [1, 10_000], ids=["all by the column", "all one by one"])
+@pytest.mark.parametrize("small", [1, 1 << 40], ids=["by the column", "one by one"])
 def test_columns_and_single_packets_tell_the_same(
-    fewest: int, expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: int, expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pptp_nat.analysis.capture.FEWEST", fewest)
+    monkeypatch.setattr("pptp_nat.analysis.capture.SMALL", small)
 
     assert facts(read(pcap(PACKETS), tmp_path)) == expected
 
@@ -249,13 +249,13 @@ def test_damage_in_the_middle_is_told_with_its_place(tmp_path: Path) -> None:
     assert (found.files[0].damage.number, found.files[0].packets) == (100, 100)
 
 
-@pytest.mark.parametrize("fewest", [1, 10_000], ids=["by the column", "one by one"])
+@pytest.mark.parametrize("small", [1, 1 << 40], ids=["by the column", "one by one"])
 @pytest.mark.parametrize("cut", [0, 7], ids=["whole", "truncated"])
 def test_of_two_damages_the_first_is_told(
-    fewest: int, cut: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: int, cut: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A time that cannot be shows late, when what lies behind it was read already."""
-    monkeypatch.setattr("pptp_nat.analysis.capture.FEWEST", fewest)
+    monkeypatch.setattr("pptp_nat.analysis.capture.SMALL", small)
     begin = len(pcap(PACKETS[:100]))
     octets = bytearray(pcap(PACKETS))
     octets[begin + 4 : begin + 8] = b"\xff" * 4

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.measures.capture import write_capture
-from pptp_nat.analysis import capture, parallel
+from pptp_nat.analysis import capture, carriage, parallel
 from pptp_nat.analysis.analyze import analyze
 from pptp_nat.analysis.capture import CaptureReader
 from tests.core.wire import ip_packet
@@ -124,6 +124,7 @@ def test_memory_does_not_grow_with_the_file(
 ) -> None:
     """What is kept of a call does not depend on how long it lasts."""
     monkeypatch.setattr(capture, "WINDOW", 1 << 20)
+    monkeypatch.setattr(carriage, "_WAITING", 4_000)
     peaks = []
     for packets in (8_000, 24_000):
         path = tmp_path / f"{packets}.pcap"
