@@ -271,28 +271,24 @@ class Daemon(Process):
             packet_id=queue.next_id(), is_local=packet.hook in LOCAL_HOOKS,
         )  # fmt: skip
         self._effects.note(outcome, now)
-        try:
-            for released in outcome.released:
-                queue.release(released.packet_id, released.packet)
-            if outcome.verdict is Verdict.ACCEPT:
-                queue.let_pass(packet, outcome.packet)
-            elif outcome.verdict is Verdict.HOLD:
-                queue.hold(packet)
-            else:
-                queue.drop(packet)
-        finally:  # legs are taken away also if the kernel takes no verdict
-            self._effects.follow(outcome, now)
+        for released in outcome.released:
+            queue.release(released.packet_id, released.packet)
+        if outcome.verdict is Verdict.ACCEPT:
+            queue.let_pass(packet, outcome.packet)
+        elif outcome.verdict is Verdict.HOLD:
+            queue.hold(packet)
+        else:
+            queue.drop(packet)
+        self._effects.follow(outcome, now)
         if self._meter is not None:
             self._meter.judged(outcome, now)
 
     def carry_out(self, outcome: Outcome, now: float) -> None:
         """Carry out what no packet in hand has caused."""
         self._effects.note(outcome, now)
-        try:
-            for released in outcome.released:
-                self.control_queue.release(released.packet_id, released.packet)
-        finally:
-            self._effects.follow(outcome, now)
+        for released in outcome.released:
+            self.control_queue.release(released.packet_id, released.packet)
+        self._effects.follow(outcome, now)
         self.control_queue.flush()
         if self._meter is not None:
             self._meter.tell(outcome.events, now)

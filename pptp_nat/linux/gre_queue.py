@@ -122,16 +122,9 @@ class GreQueue(Queue):
                 self._tell(error)
             first = end
 
-    def _tell(self, error: Exception) -> None:
-        self.faults += 1
-        self._fault(error)
-
     def _by_itself(self, n: int) -> None:
         """Judge message *n*, whatever it is."""
-        try:
-            self._take(self.buffer, self._received.copy(n, self.buffer))
-        except OSError as error:  # verdicts that could not be sent, and are kept
-            self._tell(error)
+        self._take(self.buffer, self._received.copy(n, self.buffer))
 
     def _place(self, start: int, size: int) -> tuple[int, int]:
         """Return where in the message at *start* the packet begins, and its mark; 0: nowhere."""

@@ -163,6 +163,7 @@ class Queue:
         self._verdicts: list[bytes] = []  # piece by piece
         self._given = 0  # how many those are
         self._size = 0  # of those together, octets
+        self._unsent: list[bytes] = []  # in one send each: a longer one might never be taken
         self._held: dict[int, Packet] = {}
         self._last_id = 0
         self._packet = Packet()
@@ -242,8 +243,7 @@ class Queue:
             else:
                 self._judge(self, packet)
         except Exception as error:  # noqa: BLE001 - a packet without a verdict blocks the queue
-            self.faults += 1
-            self._fault(error)
+            self._tell(error)
         if not self._judged:
             self._give(packet, DROP, packet.mark)
 
@@ -267,12 +267,23 @@ class Queue:
                 length, self.between, verdict, packet.id, _MARK_HEADER, mark_octets,
             ),)  # fmt: skip
         if self._size + length > _SEND:
-            self.flush()
+            self._relieve()
         self._verdicts += parts
         self._size += length + 3
         self._given += 1
         if self._given >= self._batch:
+            self._relieve()
+
+    def _relieve(self) -> None:
+        """Send what was given so far.  Whoever judges need not care if the kernel takes none."""
+        try:
             self.flush()
+        except OSError as error:  # they are kept
+            self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        self.faults += 1
+        self._fault(error)
 
     def attend(self, before: Callable[[], None], after: Callable[[], None]) -> None:
         """Have *before* done ahead of every send of verdicts, and *after* behind it.
@@ -287,10 +298,14 @@ class Queue:
         What could not be sent is kept for the next time.
         """
         self._before()
+        unsent = self._unsent
         if self._given:
-            self._socket.send(b"".join(self._verdicts))
+            unsent.append(b"".join(self._verdicts))
             self._verdicts = []
             self._size = self._given = 0
+        while unsent:
+            self._socket.send(unsent[0])
+            del unsent[0]
         self._after()
 
     def keep(self, verdicts: bytes, count: int) -> None:

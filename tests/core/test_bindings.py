@@ -17,6 +17,7 @@ from hypothesis.stateful import (
 )
 
 from pptp_nat.core.bindings import LIMIT, Bindings, Pair
+from pptp_nat.core.parts import Part
 from pptp_nat.errors import ExhaustedError
 
 from .effort import effort
@@ -199,3 +200,18 @@ def test_blocks_of_other_numbers_are_avoided_while_there_are_others() -> None:
 
     assert bindings.choose_block(PAIRS[0], 1, like=None, unlike=unlike) == 0x77
     assert bindings.choose_block(PAIRS[0], 1, like=None, unlike=set(range(256))) in range(256)
+
+
+def test_another_worker_s_number_that_goes_makes_no_room_in_a_full_block() -> None:
+    """A block said to have room, and that has none, refuses calls that other blocks could take."""
+    part = Part(0, 2)
+    bindings, pair = drawn_bindings(part=part), PAIRS[0]
+    ours = [low for low in range(256) if part.has_number(low)]
+    assert bindings.claim(pair, 0x1201, shared=True), "of this router's own client"
+    given = [bindings.reserve(pair, 7, 0x12) for _ in ours]
+    assert sorted(given) == [0x1200 + low for low in ours]
+    bindings.drop(pair, 0x1201)
+
+    assert bindings.choose_block(pair, 0x12, like=0x12, unlike=set()) != 0x12
+    bindings.drop(pair, given[0])
+    assert bindings.choose_block(pair, 0x12, like=0x12, unlike=set()) == 0x12

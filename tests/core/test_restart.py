@@ -103,7 +103,10 @@ class MortalWire(Wire):
         self.deaths += 1
         placement = FLOWS[self.setting.place]
         setting = self.setting
-        self._held.clear()  # the kernel drops what waits in a queue that nobody has
+        # The kernel drops what waits in a queue that nobody has; the octet is decided as if
+        # its time were over.
+        self.expired += len(self._held)
+        self._held.clear()
         contents = self.memory.contents()
         translator = Translator(
             lambda _: placement, lambda: setting.drawn, preserve=setting.preserve
