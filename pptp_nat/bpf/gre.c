@@ -195,6 +195,9 @@ struct {
 const volatile __u32 repeat_mark = 0x40000000;
 const volatile __u32 redirects = 0; /* what is easy goes past the stack */
 
+/* Set at any time: a rule of routing's asks for marks, and what they will be we cannot know. */
+volatile __u32 routed_by_mark = 0;
+
 /* skb->tc_index goes from where a packet arrives to where it leaves, and no further. */
 enum { WHOLE = 0x5050, HALF = 0x5051 };
 
@@ -257,11 +260,14 @@ INLINE int is_easy(const struct ip *ip)
 /*
  * Find the way of a packet that is easy: an Ethernet frame to this host, no IP options, no
  * fragment, TTL to spare, no longer than its way takes, a neighbour that is known.  Routing by
- * policy sees what the stack would see.  All else is the stack's.
+ * policy sees what the stack would see, but for marks: these are set between here and there,
+ * in PREROUTING, so where routing asks for them the way is the stack's to find.  So is all else.
  */
 INLINE int has_way(void *context, __u32 ingress, const struct ip *ip, const struct leg *leg,
 	struct bpf_fib_lookup *route)
 {
+	if (routed_by_mark)
+		return 0;
 	route->family = INET;
 	route->l4_protocol = GRE;
 	route->tos = ip->service;

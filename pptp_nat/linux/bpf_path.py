@@ -42,6 +42,10 @@ _PIECE: Final = 512  #: legs whose counts are read in one go
 #: Of two legs: counts, and buckets of both hash maps; entries take theirs as they come.
 _OCTETS_PER_CALL: Final = 2 * (64 + 2 * 16)
 _SHARE: Final = 32  #: of this router's memory, one part in so many
+_FLAG: Final = struct.Struct("=I")  # the variable of gre.c
+_ROUTED_BY_MARK: Final = (
+    "a rule of routing asks for packet marks (ip rule show: fwmark), which are set in the stack"
+)
 _FULL: Final = AdapterError(
     "making room for a leg in the BPF maps", errno.ENOSPC, mend="raise limits.calls and restart"
 )
@@ -85,6 +89,8 @@ class BpfPath:
         #: devices that were to carry before the stack and do not, and why; "" is all of them
         self.late: dict[str, str] = {}
         self.early_at: list[str] = []  #: the devices that carry before the stack
+        self.by_stack = ""  #: why nothing goes past the stack although that was wanted
+        self._past_the_stack = forwarding != "stack"
         with contextlib.ExitStack() as stack:
             self._object, self._early = self._opened(stack, legs, repeat_mark, forwarding)
             self._tc = stack.enter_context(TrafficControl())
@@ -304,11 +310,11 @@ class BpfPath:
         return list(self._legs)
 
     def fileno(self) -> int:
-        """Return the descriptor that is readable when devices or addresses have changed."""
+        """Return the descriptor that is readable when devices, addresses or rules have changed."""
         return self._changes.fileno()
 
     def on_devices(self) -> None:
-        """Have the devices that there are now run our programs.
+        """Have the devices that there are now run our programs, as routing's rules allow.
 
         Raises:
             AdapterError: they cannot be listed.
@@ -323,6 +329,8 @@ class BpfPath:
 
     def _attach(self) -> None:
         """Have all devices that route run our programs; what cannot is in `unserved`."""
+        if self._past_the_stack:
+            self._look_at_rules()
         self.unserved = {}
         self.early_at = []
         devices = self._tc.devices()
@@ -336,6 +344,14 @@ class BpfPath:
             except AdapterError as error:
                 if error.errno != errno.ENODEV:  # it has gone meanwhile
                     self.unserved[device.name] = str(error)
+
+    def _look_at_rules(self) -> None:
+        """Leave all to the stack while routing asks for marks, which it alone knows in time."""
+        by_mark = self._tc.routes_by_mark()
+        code = self._object.update(self._object.map_fd(".bss"), bytes(4), _FLAG.pack(by_mark))
+        if code:
+            raise AdapterError("telling BPF programs of routing's rules", code)
+        self.by_stack = _ROUTED_BY_MARK if by_mark else ""
 
     def _serve(self, device: Device, early: Early | None) -> None:
         if device.hardware in ETHERNET:

@@ -39,11 +39,13 @@ PREFERENCE: Final = 1723  #: of our filters; those with a lower one are asked be
 
 _NEW_QDISC, _DELETE_QDISC, _GET_QDISC = 36, 37, 38  # RTM_NEWQDISC, ...
 _NEW_FILTER, _DELETE_FILTER, _GET_FILTER = 44, 45, 46  # RTM_NEWTFILTER, ...
-_GET_LINK, _GET_ADDRESS = 18, 22  # RTM_GETLINK, RTM_GETADDR
+_GET_LINK, _GET_ADDRESS, _GET_RULE = 18, 22, 34  # RTM_GETLINK, RTM_GETADDR, RTM_GETRULE
 _REPLACE: Final = 0x100  # NLM_F_REPLACE
 _TC: Final = struct.Struct("=B3xiIII")  # struct tcmsg: family, index, handle, parent, info
 _LINK: Final = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 _ADDRESS: Final = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix, flags, scope, index
+_RULE: Final = struct.Struct("=B11x")  # struct fib_rule_hdr: family; the rest
+_RULE_MARK, _RULE_MASK = 10, 16  # FRA_FWMARK, FRA_FWMASK
 _NUMBER: Final = struct.Struct("=I")
 _LINK_ADDRESS, _LINK_NAME, _LINK_LOWER, _LINK_MASTER = 1, 3, 5, 10  # IFLA_ADDRESS, ...
 _LINK_INFO, _LINK_ELSEWHERE = 18, 37  # IFLA_LINKINFO, IFLA_LINK_NETNSID
@@ -53,7 +55,7 @@ _BPF_FD, _BPF_NAME, _BPF_FLAGS, _BPF_ID = 6, 7, 8, 11  # TCA_BPF_FD, ...
 _DIRECT_ACTION: Final = 1  # TCA_BPF_FLAG_ACT_DIRECT
 _CLSACT_HANDLE, _CLSACT = 0xFFFF0000, 0xFFFFFFF1  # TC_H_CLSACT
 _LOOPBACK: Final = 0x8  # IFF_LOOPBACK
-_GROUPS: Final = 0x1 | 0x10  # RTMGRP_LINK, RTMGRP_IPV4_IFADDR
+_GROUPS: Final = 0x1 | 0x10 | 0x80  # RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_RULE
 _JOIN: Final = 1  # NETLINK_ADD_MEMBERSHIP
 _IPV4: Final = socket.htons(0x0800)
 #: linux/if_arp.h: what has an Ethernet header, and what has none: ppp, raw IP, tunnels, tun.
@@ -97,7 +99,7 @@ class Programs(NamedTuple):
 
 
 class Changes:
-    """Hears when devices or their IPv4 addresses come, go or change.
+    """Hears when devices, their IPv4 addresses or rules of routing come, go or change.
 
     Args:
         generic: a group of generic netlink that is to be heard too; 0: none.
@@ -194,6 +196,18 @@ class TrafficControl:
             if body[0] == socket.AF_INET
         }
         return [each for each in self._links() if {each.number, each.master} & addressed]
+
+    def routes_by_mark(self) -> bool:
+        """Whether a rule of IPv4 routing asks for packet marks (``ip rule ... fwmark``).
+
+        Raises:
+            AdapterError: refused.
+        """
+        rules = self._asking.dump(_GET_RULE, _RULE.pack(socket.AF_INET))
+        return any(
+            {_RULE_MARK, _RULE_MASK} & attributes(body[_RULE.size :]).keys() for body in rules
+            if body[0] == socket.AF_INET
+        )  # fmt: skip
 
     def loopback(self) -> Device | None:
         """Return the loopback device, which packets between hosts never cross.

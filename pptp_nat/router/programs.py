@@ -18,6 +18,8 @@ def where_early(path: DataPath) -> str:
     """Say where *path* carries before the stack, or why nowhere, if that is configured."""
     if not isinstance(path, BpfPath):
         return ""
+    if path.by_stack:
+        return "; through the stack: " + path.by_stack
     if path.early_at:
         return f"; before the stack at {', '.join(path.early_at)}"
     return "; nowhere before the stack" if path.late else ""
@@ -42,6 +44,7 @@ class Devices:
         self._path = path
         self._told: dict[str, str] = {}
         self._told_late: dict[str, str] = {}
+        self._told_by_stack = ""
         self._due = 0.0
 
     def fileno(self) -> int:
@@ -70,11 +73,21 @@ class Devices:
                     effect="GRE of calls goes past the stack by tc's redirect there",
                 )  # fmt: skip
         self._told_late = late
+        if self._path.by_stack != self._told_by_stack:
+            self._told_by_stack = self._path.by_stack
+            log.event(
+                _log, logging.WARNING if self._told_by_stack else logging.INFO, "gre-forwarding",
+                reason=self._told_by_stack or "no rule of routing asks for packet marks any more",
+                effect="GRE of calls goes "
+                + ("through the stack" if self._told_by_stack else "past the stack where it can"),
+            )  # fmt: skip
 
     def next_timer(self) -> float | None:
         """Return when `tick` has something to do, in monotonic seconds."""
-        found = self._path.unserved.keys(), self._path.late.keys()
-        return None if found == (self._told.keys(), self._told_late.keys()) else self._due
+        path = self._path
+        found = path.unserved.keys(), path.late.keys(), path.by_stack
+        told = self._told.keys(), self._told_late.keys(), self._told_by_stack
+        return None if found == told else self._due
 
     def tick(self, _now: float) -> None:
         """Tell of devices that the path has met by itself."""

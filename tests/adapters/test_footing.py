@@ -77,6 +77,7 @@ class _Path:
     def __init__(self) -> None:
         self.unserved: dict[str, str] = {}
         self.late: dict[str, str] = {}
+        self.by_stack = ""
 
     def fileno(self) -> int:
         return 0
@@ -92,7 +93,9 @@ def test_a_device_that_cannot_run_the_programs_is_told_once(
     told: list[str] = []
     monkeypatch.setattr(
         "pptp_nat.router.programs.log.event",
-        lambda _log, _level, name, **about: told.append(f"{name} {about['device']}"),
+        lambda _log, _level, name, **about: told.append(
+            f"{name} {about.get('device') or about['effect']}"
+        ),
     )
     path = _Path()
     devices = Devices(path)  # type: ignore[arg-type]
@@ -113,3 +116,11 @@ def test_a_device_that_cannot_run_the_programs_is_told_once(
     devices.look(0)
     assert ["device-unserved ib0", "device-late wan"] == told[1:]
     assert devices.next_timer() is None
+    path.by_stack = "a rule of routing asks for packet marks"
+    assert devices.next_timer() is not None
+    devices.tick(0.0)
+    devices.look(0)
+    assert ["gre-forwarding GRE of calls goes through the stack"] == told[3:]
+    path.by_stack = ""
+    devices.look(0)
+    assert "gre-forwarding GRE of calls goes past the stack where it can" == told[4]

@@ -457,3 +457,72 @@ def test_a_frame_for_another_host_is_not_redirected(past_the_stack: Router) -> N
     past_the_stack.lan._mac = past_the_stack.lan.mac
 
     assert [] == past_the_stack.out()
+
+
+class Uplink(Side):
+    """A third side, where packets leave that a rule of routing is about."""
+
+    def __init__(self, router: Router, *rule: str) -> None:
+        super().__init__("wan2", "tap", "203.0.113.1")
+        self._lan, hop = router.lan, "203.0.113.2"
+        command("ip", "neigh", "add", hop, "lladdr", MAC.hex(":"), "dev", "wan2")
+        command("ip", "route", "add", "default", "via", hop, "table", "100")
+        command("ip", "rule", "add", *rule, "lookup", "100")
+        command("iptables", "-A", "FORWARD", "-o", "wan2", "-j", "ACCEPT")
+        hear(router)
+
+    def seen(self, *packets: bytes) -> list[bytes]:
+        """Send from the inside; return what leaves here."""
+        last = bytes(IP(src=CLIENT, dst=SERVER) / UDP(dport=9) / Raw(b"no more"))
+        self._lan.send(*packets, last)
+        return self.received(b"no more")
+
+
+def hear(router: Router) -> None:
+    """Do what the daemon does when the kernel tells of a change."""
+    assert select.select([router.path], [], [], PATIENCE)[0], "the kernel tells"
+    router.path.on_devices()
+
+
+def test_a_rule_about_the_inside_host_holds_past_the_stack(past_the_stack: Router) -> None:
+    """Routing by source sees what the host sent, and what leaves has the call's own source."""
+    with contextlib.closing(Uplink(past_the_stack, "from", CLIENT)) as uplink:
+        (there,) = uplink.seen(gre(CLIENT, SERVER, 100, ttl=9))
+
+    assert ((ROUTER, SERVER, 100), 8) == (fields(there), IP(there).ttl)
+    assert 0 == firewall_drops()
+    assert not past_the_stack.path.by_stack
+
+
+def test_where_marks_choose_the_route_calls_take_the_stack(past_the_stack: Router) -> None:
+    """A rule in PREROUTING sets the mark, which no program knows that runs ahead of it."""
+    for what in ("gre",), ("udp", "--dport", "9"):
+        mark = ("-s", CLIENT, "-p", *what, "-j", "MARK", "--set-xmark", "0x7/0xff")
+        command("iptables", "-t", "mangle", "-A", "PREROUTING", *mark)
+    with contextlib.closing(Uplink(past_the_stack, "fwmark", "0x7/0xff")) as uplink:
+        assert "fwmark" in past_the_stack.path.by_stack
+        assert [] == uplink.seen(gre(CLIENT, SERVER, 100))
+        assert [] == past_the_stack.into(gre(SERVER, ROUTER, 4711))
+        assert 2 == firewall_drops(), "the firewall has seen both"
+        command("iptables", "-D", "FORWARD", "1")
+        (there,) = uplink.seen(gre(CLIENT, SERVER, 100))
+        assert (ROUTER, SERVER, 100) == fields(there)
+
+        command("iptables", "-I", "FORWARD", "-p", "gre", "-j", "DROP")
+        command("ip", "rule", "del", "fwmark", "0x7/0xff")
+        hear(past_the_stack)
+        assert not past_the_stack.path.by_stack
+        (back,) = past_the_stack.out(gre(CLIENT, SERVER, 100))
+        assert (ROUTER, SERVER, 100) == fields(back)
+        assert 0 == firewall_drops()
+
+
+def test_a_run_that_begins_where_marks_choose_the_route_takes_the_stack(
+    past_the_stack: Router,
+) -> None:
+    command("ip", "rule", "add", "fwmark", "0x7", "lookup", "main")
+    with contextlib.closing(BpfPath(1000, BIT, forwarding="redirect")) as successor:
+        successor.take_over([LegOrder(OUTWARD, 0)])
+
+        assert [] == past_the_stack.out(gre(CLIENT, SERVER, 100))
+        assert 1 == firewall_drops()
