@@ -101,11 +101,12 @@ QUEUED: Final = tuple(way.name for way in OURS if way.datapath == "queue")
 
 
 # One client sends echoes without a pause, and all of them dial as fast as they can: the rules
-# that pace them stay, and count, but drop nothing.
+# that pace them stay, and count, but drop nothing.  One host sends all GRE, as fast as it can.
 UNPACED = """
 [limits]
 openers = 100000
 segments_per_client = 100000
+gre_per_host = 0
 """
 
 _INSIDE = ("ip", "netns", "exec")

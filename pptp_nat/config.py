@@ -114,6 +114,8 @@ class Limits:
     openers_per_client: Annotated[int, whole(0, 100_000, "packets per second")] = 100
     openers: Annotated[int, whole(0, 100_000, "packets per second")] = 4000
     segments_per_client: Annotated[int, whole(0, 100_000, "packets per second")] = 1000
+    #: the same of the queue of GRE, data path "queue" only
+    gre_per_host: Annotated[int, whole(0, 1_000_000, "packets per second")] = 50_000
     half_open: Annotated[int, whole(16, 1 << 20), LIVE] = 4096  #: SYNs remembered
     #: octets of control streams of all connections kept until they are acknowledged
     buffered: Annotated[int, whole(1 << 16, 1 << 34, "octets"), LIVE] = 64 << 20

@@ -201,7 +201,7 @@ class Daemon(Process):
             self._closers.append(self.gre_queue.close)
             self._queues[self.gre_queue.fileno()] = self._serve_gre
         queues = [each for each in (self.control_queue, self.gre_queue) if each is not None]
-        self._clockwork.append(Overflow(queues, self.rule_settings.pace))
+        self._clockwork.append(Overflow(queues, self.rule_settings))
 
     def _listen(self, heritage: Heritage | None) -> None:
         api = self.config.api

@@ -113,7 +113,7 @@ class Answers:
                 len(server.clients), len(server.subscribers), server.refused, server.dropped,
                 server.garbled,
             ),
-            paced=paced_drops(daemon.rule_settings.pace),
+            paced=paced_drops(daemon.rule_settings),
         )  # fmt: skip
         yield status_item(row)
 

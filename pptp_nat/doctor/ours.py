@@ -11,9 +11,15 @@ from pptp_nat.doctor.openwrt import FIREWALL, helper_options
 from pptp_nat.doctor.router import Router
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux import preflight, preflight_helper
+from pptp_nat.linux.ruleset_settings import UNPACED, Backend
 
 QUIET_SECONDS: Final = 120  #: a control connection says something in two echo intervals
 MANY_WAITING: Final = 256  #: packets in a queue whose daemon is well are gone in milliseconds
+#: What the kernel lacks where it keeps no pace.
+_LIMITS: Final = {
+    Backend.IPTABLES: "xt_hashlimit (OpenWrt: iptables-mod-hashlimit)",
+    Backend.NFTABLES: "nft_limit",
+}  # fmt: skip
 NO_DAEMON: Final = "systemctl start pptp-nat (OpenWrt: /etc/init.d/pptp-nat start)"
 
 
@@ -63,6 +69,12 @@ def rules(router: Router) -> Judged:
         for problem in router.rule_problems
     )
     yield from or_pass(found, "rules", f"{router.backend.value}: all in place and first")
+    if router.settings.pace != UNPACED and not router.rule_problems and not router.is_paced:
+        yield Judgement(
+            "rules", Outcome.WARN,
+            "they hold back no flood: the kernel could keep no pace when they were made",
+            f"load {_LIMITS[router.backend]}, then: pptp-nat rules apply",
+        )  # fmt: skip
 
 
 def queue(router: Router) -> Judged:

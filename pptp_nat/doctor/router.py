@@ -20,7 +20,7 @@ from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.conntrack_table import TableRow, table
 from pptp_nat.linux.nfqueue import QueueCounters, queue_counters
 from pptp_nat.linux.ruleset import Backend, RuleSettings
-from pptp_nat.linux.ruleset_iptables import PREFIX
+from pptp_nat.linux.ruleset_iptables import GRE_PACE, PACE, PREFIX
 from pptp_nat.linux.ruleset_settings import run
 
 _POLICY: Final = re.compile(r":(\S+) (ACCEPT|DROP) ")
@@ -167,6 +167,18 @@ class Router:
             for saved in self.saved for chains in saved.tables.values() for chain in chains
         ) or any(
             each.get("table", {}).get("name") == ruleset_nftables.TABLE for each in self.nftables
+        )  # fmt: skip
+
+    @property
+    def is_paced(self) -> bool:
+        """Whether rules of ours hold a flood back."""
+        return any(
+            {PACE, GRE_PACE} & chains.keys()
+            for saved in self.saved for chains in saved.tables.values()
+        ) or any(
+            each.get("chain", {}).get("table") == ruleset_nftables.TABLE
+            and each["chain"]["name"] in (ruleset_nftables.PACE, ruleset_nftables.GRE_PACE)
+            for each in self.nftables
         )  # fmt: skip
 
     @functools.cached_property

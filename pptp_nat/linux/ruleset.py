@@ -8,7 +8,7 @@ packet is queued, and why there, is told in ``rules/README.md``.
 from __future__ import annotations
 
 import errno
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux import (
@@ -36,6 +36,14 @@ __all__ = [
     "render",
     "stray_drops",
 ]
+
+#: Where the bounds are counted: table and chain, of either backend.
+_PACE_CHAINS: Final = (
+    (ruleset_nftables.TABLE, ruleset_nftables.PACE), ("filter", ruleset_iptables.PACE),
+)  # fmt: skip
+_GRE_PACE_CHAINS: Final = (
+    (ruleset_nftables.TABLE, ruleset_nftables.GRE_PACE), ("raw", ruleset_iptables.GRE_PACE),
+)  # fmt: skip
 
 
 class BackendChoice(NamedTuple):
@@ -177,23 +185,25 @@ def stray_drops(backend: Backend) -> int | None:
     return ruleset_iptables_kernel.stray_drops()
 
 
-def paced_drops(pace: Pace) -> dict[str, int] | None:
-    """Return how many control packets each bound of *pace* has dropped, by its key in [limits].
+def paced_drops(settings: RuleSettings) -> dict[str, int] | None:
+    """Return how many packets each bound of their pace has dropped, by its key in [limits].
 
     None: there are no such rules, or none that are counted where we can read it (those of
     iptables-legacy are not).  Some ten microseconds; needs CAP_NET_ADMIN.
     """
-    bounds = list(ruleset_pace.bounds(pace))
-    if not bounds:
-        return None
-    for table, chain in ((ruleset_nftables.TABLE, "pace"), ("filter", ruleset_iptables.PACE)):
-        try:
-            counts = rule_counters(table, chain)
-        except AdapterError:
-            return None
-        if counts and len(counts) == len(bounds):
-            drops: dict[str, int] = {}
-            for bound, count in zip(bounds, counts, strict=True):
-                drops[bound.key] = drops.get(bound.key, 0) + count
-            return drops
-    return None
+    drops: dict[str, int] = {}
+    pace = settings.pace
+    for bounds, places in (
+        (list(ruleset_pace.bounds(pace)), _PACE_CHAINS),
+        (list(ruleset_pace.gre_bounds(pace, settings.datapath)), _GRE_PACE_CHAINS),
+    ):
+        for table, chain in places if bounds else ():
+            try:
+                counts = rule_counters(table, chain)
+            except AdapterError:
+                return None
+            if counts and len(counts) == len(bounds):
+                for bound, count in zip(bounds, counts, strict=True):
+                    drops[bound.key] = drops.get(bound.key, 0) + count
+                break
+    return drops or None

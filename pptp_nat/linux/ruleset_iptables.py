@@ -23,6 +23,7 @@ PREFIX: Final = "PPTP_NAT_"
 CONTROL: Final = "PPTP_NAT_CONTROL"
 PORTS: Final = "PPTP_NAT_PORTS"
 PACE: Final = "PPTP_NAT_PACE"
+GRE_PACE: Final = "PPTP_NAT_GRE_PACE"
 STRAY: Final = "PPTP_NAT_STRAY"
 JUDGED: Final = "PPTP_NAT_JUDGED"
 INBOUND: Final = "PPTP_NAT_GRE_IN"
@@ -78,6 +79,12 @@ def _enhanced(features: Features) -> str | None:
 def _pace(settings: RuleSettings, features: Features) -> Iterator[Rule]:
     for bound in ruleset_pace.bounds(settings.pace) if features.hashlimit else ():
         yield Rule("filter", PACE, bound.iptables, "-j DROP", bound.why)
+
+
+def _gre_pace(settings: RuleSettings, features: Features) -> Iterator[Rule]:
+    wanted = ruleset_pace.gre_bounds(settings.pace, settings.datapath)
+    for bound in wanted if features.hashlimit else ():
+        yield Rule("raw", GRE_PACE, bound.iptables, "-j DROP", bound.why)
 
 
 def _control(settings: RuleSettings, features: Features) -> Iterator[Rule]:
@@ -213,6 +220,14 @@ def _queue(settings: RuleSettings, features: Features) -> Iterator[Rule]:
     destinations = [socket.inet_ntoa(address) for address in settings.external_addresses]
     matches = ["-m addrtype --dst-type LOCAL"] if features.addrtype else []
     matches += [f"-d {destination}/32" for destination in destinations]
+    paced = list(_gre_pace(settings, features))
+    yield from paced  # ahead of the jump to it
+    if paced:
+        yield Rule(
+            "raw", INBOUND, unmarked, f"-j {GRE_PACE}",
+            ("A flood is dropped here, before it fills the queue for everybody.  What goes out",
+             "comes past here too."),
+        )  # fmt: skip
     for index, to_us in enumerate(matches):
         address_first = f"{to_us} {unmarked}" if to_us.startswith("-d") else f"{unmarked} {to_us}"
         yield Rule(
@@ -298,7 +313,7 @@ def render(settings: RuleSettings, features: Features) -> str:
         if _enhanced(features) is None:
             lines.append("# It has no xt_u32 either: GRE of no call is left to your rules.")
     if not features.hashlimit and settings.pace != UNPACED:
-        lines.append("# It has no xt_hashlimit: a flood of control packets is not held back.")
+        lines.append("# It has no xt_hashlimit: a flood is not held back.")
     for table, chains in grouped(plan(settings, features)).items():
         lines += ["", f"*{table}", *body(chains), "", "COMMIT"]
     return "\n".join(lines) + "\n"

@@ -23,6 +23,8 @@ from pptp_nat.linux.ruleset_facts import Facts, facts
 from pptp_nat.linux.ruleset_settings import APPLY, UNPACED, RuleSettings, must, run
 
 TABLE: Final = "pptp_nat"
+PACE: Final = "pace"  #: the chains that hold the bounds of control packets and of GRE
+GRE_PACE: Final = "gre_pace"
 DELETE: Final = f"table ip {TABLE}\ndelete table ip {TABLE}\n"
 #: RFC 2637 section 4.1: version 1, protocol 0x880B.  ``gre`` has no field names in old nft.
 ENHANCED: Final = "ip protocol gre @th,13,3 1 @th,16,16 0x880b"
@@ -112,7 +114,7 @@ def _control(settings: RuleSettings) -> Chain:
     queue, queue_fact = queue_verdict(settings.control_queue)
     mark = settings.repeat_mark
     paced = Statement(
-        f"meta mark & {mark:#x} == 0 jump pace", frozenset({"jump pace"}),
+        f"meta mark & {mark:#x} == 0 jump {PACE}", frozenset({f"jump {PACE}"}),
         ("2. A flood is dropped here, before it fills the queue for everybody.",),
     )
     return Chain("control", "", "", 0, (
@@ -121,7 +123,7 @@ def _control(settings: RuleSettings) -> Chain:
             frozenset({"jump acknowledgement"}),
             ("1. Acknowledgements without payload carry nothing that we read: let them pass.",),
         ),
-        *((paced,) if settings.pace != UNPACED else ()),
+        *((paced,) if any(ruleset_pace.bounds(settings.pace)) else ()),
         Statement(
             f"meta mark & {mark:#x} == 0 {queue}", frozenset({queue_fact}),
             ("3. Everything else goes to the daemon once.  There is no bypass flag: while nobody",
@@ -133,12 +135,18 @@ def _control(settings: RuleSettings) -> Chain:
     ))  # fmt: skip
 
 
-def _pace(settings: RuleSettings) -> Chain:
-    rules = tuple(
-        Statement(f"{bound.nftables} counter drop", bound.facts, bound.why)
-        for bound in ruleset_pace.bounds(settings.pace)
-    )
-    return Chain("pace", "", "", 0, rules)
+def _paces(settings: RuleSettings) -> Iterator[Chain]:
+    """Yield the chains that hold bounds."""
+    chains = {
+        PACE: ruleset_pace.bounds(settings.pace),
+        GRE_PACE: ruleset_pace.gre_bounds(settings.pace, settings.datapath),
+    }
+    for name, bounds in chains.items():
+        rules = tuple(
+            Statement(f"{bound.nftables} counter drop", bound.facts, bound.why) for bound in bounds
+        )
+        if rules:
+            yield Chain(name, "", "", 0, rules)
 
 
 def _unmark(mark: int, why: tuple[str, ...]) -> Statement:
@@ -170,7 +178,12 @@ def _queued_gre(settings: RuleSettings) -> Iterator[Chain]:
     mark = settings.repeat_mark
     unmarked = f"meta mark & {mark:#x} == 0"
     addresses = sorted(socket.inet_ntoa(address) for address in settings.external_addresses)
+    paced = (Statement(
+        f"{unmarked} jump {GRE_PACE}", frozenset({f"jump {GRE_PACE}"}),
+        ("A flood is dropped here, before it fills the queue for everybody.",),
+    ),)  # fmt: skip
     rules = [
+        *(paced if any(ruleset_pace.gre_bounds(settings.pace, "queue")) else ()),
         Statement(
             f"{unmarked} fib daddr type local {queue}", frozenset({queue_fact, "fib type local"}),
             ("1. Inbound: to an address of ours.  The daemon writes the inside host's address and",
@@ -218,8 +231,7 @@ def _known(settings: RuleSettings) -> Chain:
 
 def plan(settings: RuleSettings) -> list[Chain]:
     """Return the chains of the table; those that others jump to come first."""
-    paced = [] if settings.pace == UNPACED else [_pace(settings)]
-    chains = [_acknowledgement(), *paced, _control(settings)]
+    chains = [_acknowledgement(), *_paces(settings), _control(settings)]
     if settings.datapath == "queue":
         chains += _queued_gre(settings)
     else:
@@ -230,7 +242,8 @@ def plan(settings: RuleSettings) -> list[Chain]:
 
 
 def _sets(settings: RuleSettings) -> Iterator[str]:
-    for bound in ruleset_pace.bounds(settings.pace):
+    gre = ruleset_pace.gre_bounds(settings.pace, settings.datapath)
+    for bound in (*ruleset_pace.bounds(settings.pace), *gre):
         if bound.set_name:
             yield from (
                 f"    set {bound.set_name} {{", "        type ipv4_addr",
@@ -347,7 +360,7 @@ def check(settings: RuleSettings) -> list[str]:
     for o in objects:
         if "rule" in o:
             rules[o["rule"]["chain"]].append(facts(o["rule"]["expr"]))
-    planned = plan(settings if "pace" in chains else _affordable(settings))
+    planned = plan(settings if {PACE, GRE_PACE} & chains.keys() else _affordable(settings))
     problems = [
         f"table ip {TABLE}: chain {name} is left from other settings; {APPLY}"
         for name in chains.keys() - {chain.name for chain in planned}

@@ -1,4 +1,4 @@
-"""Pacing ahead of the control queue: a flood is dropped by a rule, before it costs the daemon.
+"""Pacing ahead of the queues: a flood is dropped by a rule, before it costs the daemon.
 
 A queue is shared, so whoever fills it keeps everybody's messages out.  Each bound here is
 a token bucket that holds two seconds of its rate, but `MOST_AT_ONCE` at most.  What opens
@@ -8,13 +8,17 @@ handshake answered.
 
 A client is who opened the connection: the source of what it sends, the destination of
 what comes back.  A server's address stands for all of its clients, and is never paced.
+
+GRE that comes to a queue has one bound, by its source, where it comes in: whose call it is
+nobody knows there.  A server sends what all of its clients are sent, so that bound is high.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
+from pptp_nat.linux.datapath import Carrying
 from pptp_nat.linux.ruleset_settings import Pace
 
 BURST_SECONDS: Final = 2
@@ -67,11 +71,24 @@ _KINDS: Final = (
           ("Segments of a client's connections, limits.segments_per_client a second each way.",)),
     _Kind("segments_per_client", "heard", _HEARD[0], "dstip", _HEARD[1], "ip daddr", ()),
 )  # fmt: skip
+_GRE: Final = (
+    _Kind("gre_per_host", "gre", "", "srcip", "", "ip saddr",
+          ("GRE of one source, inside or outside, limits.gre_per_host a second.",)),
+)  # fmt: skip
 
 
 def bounds(pace: Pace) -> Iterator[Bound]:
-    """Yield the bounds that are wanted, in the order in which a packet meets them."""
-    for kind in _KINDS:
+    """Yield the bounds of control packets, in the order in which a packet meets them."""
+    return _bounds(pace, _KINDS)
+
+
+def gre_bounds(pace: Pace, datapath: Carrying) -> Iterator[Bound]:
+    """Yield the bounds of GRE, which has a queue on one data path only."""
+    return _bounds(pace, _GRE if datapath == "queue" else ())
+
+
+def _bounds(pace: Pace, kinds: Iterable[_Kind]) -> Iterator[Bound]:
+    for kind in kinds:
         rate: int = getattr(pace, kind.key)
         if not rate:
             continue
@@ -90,6 +107,6 @@ def bounds(pace: Pace) -> Iterator[Bound]:
         if kind.element:
             limit, fact = f"update @{kind.name} {{ {kind.element} {limit} }}", f"{kind.name} {fact}"
         yield Bound(
-            kind.key, f"{kind.iptables} {hashlimit}", f"{kind.nftables} {limit}",
+            kind.key, f"{kind.iptables} {hashlimit}".lstrip(), f"{kind.nftables} {limit}".lstrip(),
             kind.name if kind.element else "", frozenset({"drop", fact}), kind.why,
         )  # fmt: skip

@@ -26,14 +26,15 @@ class Backend(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How many packets a second come to the control queue; 0: as many as come."""
+    """How many packets a second come to the queues; 0: as many as come."""
 
     openers_per_client: int = 100  #: of no connection that conntrack knows, by source
     openers: int = 4000  #: of all clients
     segments_per_client: int = 1000  #: of the connections that a client has opened, each way
+    gre_per_host: int = 50_000  #: GRE of one source, inside or outside, data path "queue" only
 
 
-UNPACED: Final = Pace(0, 0, 0)
+UNPACED: Final = Pace(0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)

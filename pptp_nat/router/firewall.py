@@ -18,7 +18,10 @@ def rule_settings(config: Config, datapath: Carrying) -> ruleset.RuleSettings:
         repeat_mark=config.control.repeat_mark,
         datapath=datapath,
         external_addresses=tuple(each.packed for each in config.gre.external_addresses),
-        pace=ruleset.Pace(limits.openers_per_client, limits.openers, limits.segments_per_client),
+        pace=ruleset.Pace(
+            limits.openers_per_client, limits.openers, limits.segments_per_client,
+            limits.gre_per_host,
+        ),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from pptp_nat import log
 from pptp_nat.linux.nfqueue import Queue, QueueCounters, queue_counters
-from pptp_nat.linux.ruleset import Pace, paced_drops
+from pptp_nat.linux.ruleset import RuleSettings, paced_drops
 from pptp_nat.linux.ruleset_settings import UNPACED
 
 _log: Final = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ _MENDS: Final = {
     "openers_per_client": f"a flood, or a NAT with many clients behind it; {_WHO}",
     "openers": f"a flood from many addresses, or too low for so many clients; {_WHO}",
     "segments_per_client": "a flood in a control connection, or a host with very many calls",
+    "gre_per_host": "a flood, or a server that really sends so much; who: tcpdump -n proto gre",
     "dropped": "raise queue_length of this queue, or look who floods it",
     "user_dropped": "raise socket_buffer of this queue, and net.core.rmem_max",
     "overruns": "raise socket_buffer of this queue, and net.core.rmem_max",
@@ -35,22 +36,22 @@ class Overflow:
     """Looks after *queues*.
 
     Args:
-        pace: what our rules let come to them.
+        rules: what our rules depend on, their pace for one.
         counters: returns what the kernel counts of a queue.
-        paced: returns what rules of a pace have dropped, by the key in [limits]; None where
-            they do not tell.
+        paced: returns what such rules have dropped, by the key in [limits]; None where they
+            do not tell.
     """
 
     def __init__(
         self,
         queues: Collection[Queue],
-        pace: Pace = UNPACED,
+        rules: RuleSettings = RuleSettings(pace=UNPACED),  # noqa: B008  it is frozen
         counters: Callable[[int], QueueCounters | None] = queue_counters,
-        paced: Callable[[Pace], Mapping[str, int] | None] = paced_drops,
+        paced: Callable[[RuleSettings], Mapping[str, int] | None] = paced_drops,
     ) -> None:
         self._queues = queues
         self._counters = counters
-        self._pace = pace
+        self._rules = rules
         self._paced = paced
         self._due = 0.0
         self._told: dict[tuple[int | None, str], int] = {}
@@ -64,7 +65,7 @@ class Overflow:
         if now < self._due:
             return
         self._due = now + LOOK_SECONDS
-        self._tell(None, self._paced(self._pace) or {})
+        self._tell(None, self._paced(self._rules) or {})
         for queue in self._queues:
             self._tell(queue.number, self._losses(queue))
 

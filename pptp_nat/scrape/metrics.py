@@ -73,7 +73,7 @@ gauge     call_ids_quarantined Call IDs that are kept back for a while since the
 counter   call_id_collisions_total New calls whose own call ID another call of the same address pair had already.
 counter   control_messages_total{type,direction} Whole control messages, by where they went.
 counter   control_packets_total{verdict} Packets of control connections that got a verdict here.
-counter   control_paced_packets_total{limit} Packets of control connections that our rules dropped ahead of the queue, by the limit that they exceeded.
+counter   paced_packets_total{limit} Packets that our rules dropped ahead of the queues, by the limit that they exceeded.
 counter   control_packets_rewritten_total Packets of control connections in which a call ID was replaced.
 counter   control_parse_errors_total{reason} What could not be read as a TCP segment or a control message.
 counter   control_oddities_total{kind} Departures from RFC 2637 or from TCP's order, all tolerated.

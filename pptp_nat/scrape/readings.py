@@ -253,8 +253,8 @@ class Readings:
 
     def _queues(self, found: Found) -> Iterator[None]:
         daemon = self._daemon
-        for limit, count in (paced_drops(daemon.rule_settings.pace) or {}).items():
-            _add(found, "control_paced_packets_total", count, limit)
+        for limit, count in (paced_drops(daemon.rule_settings) or {}).items():
+            _add(found, "paced_packets_total", count, limit)
         yield
         for queue, name in ((daemon.control_queue, "control"), (daemon.gre_queue, "gre")):
             if queue is None:

@@ -25,7 +25,8 @@ from pptp_nat.linux import ruleset_iptables_kernel as iptables
 from pptp_nat.linux.conntrack_table import TableRow
 from pptp_nat.linux.conntrack_wire import Tuple
 from pptp_nat.linux.nfqueue import QueueCounters
-from pptp_nat.linux.ruleset import RuleSettings
+from pptp_nat.linux.ruleset import Backend, Pace, RuleSettings
+from pptp_nat.linux.ruleset_settings import UNPACED
 from tests.core.effort import effort
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/doctor.schema.json").read_text())
@@ -294,6 +295,26 @@ def test_flow_offloading(made) -> None:
     [said] = rules.flow_offload(made(nftables=[{"rule": rule}]))
     assert said.outcome is Outcome.FAIL
     assert "nftables, table inet fw4, chain forward, handle 7" in said.text
+
+
+@pytest.mark.parametrize(
+    ("chain", "pace", "expected"),
+    [
+        ("PPTP_NAT_PACE", Pace(), ["pass"]),
+        ("PPTP_NAT_GRE_PACE", Pace(), ["pass"]),
+        ("PPTP_NAT_CONTROL", Pace(), ["pass", "warn"]),
+        ("PPTP_NAT_CONTROL", UNPACED, ["pass"]),
+    ],
+)
+def test_rules_that_hold_back_no_flood_are_told(
+    made, chain: str, pace: Pace, expected: list[str]
+) -> None:
+    """A kernel without xt_hashlimit gets them without a pace, and nobody would notice."""
+    table = f"*filter\n:{chain} - [0:0]\nCOMMIT\n"
+    router = made(settings=RuleSettings(pace=pace), saved=saved(table), backend=Backend.IPTABLES)
+    found = list(ours.rules(router))
+    assert [("rules", outcome) for outcome in expected] == told(found)
+    assert all("xt_hashlimit" in each.mend for each in found[1:])
 
 
 def test_rules_that_cannot_be_read_are_a_warning(made) -> None:

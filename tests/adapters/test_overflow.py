@@ -49,7 +49,7 @@ def test_what_the_rules_drop_ahead_of_the_queues_is_told_as_well(
 ) -> None:
     """Rules that were there before this run have counted before; new ones begin at nothing."""
     drops: dict[str, int] | None = None
-    watch = Overflow([], paced=lambda _pace: drops)
+    watch = Overflow([], paced=lambda _rules: drops)
     told = []
     for moment, drops in enumerate(  # noqa: B007 - the lambda has it
         [None, {"openers_per_client": 70, "openers": 0}, {"openers_per_client": 90, "openers": 2},

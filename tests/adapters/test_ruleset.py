@@ -359,11 +359,12 @@ def test_what_a_command_complains_of_is_one_line() -> None:
 @pytest.mark.parametrize("backend", Backend)
 def test_every_bound_of_the_pace_is_in_the_rules_and_one_of_0_is_not(backend: Backend) -> None:
     """Zero means no limit, in the file as in the rules."""
-    rates = {"openers_per_client": 71, "openers": 72, "segments_per_client": 73}
+    rates = {"openers_per_client": 71, "openers": 72, "segments_per_client": 73,
+             "gre_per_host": 74}  # fmt: skip
     for left_out in (None, *rates):
         wanted = {key: rate for key, rate in rates.items() if key != left_out}
         pace = Pace(**{**dict.fromkeys(rates, 0), **wanted})
-        text = ruleset.render(RuleSettings(pace=pace), backend)
+        text = ruleset.render(RuleSettings(pace=pace, datapath="queue"), backend)
         found = {key for key, rate in rates.items() if f"{rate}/second" in text}
         assert set(wanted) == found
         assert f"{2 * rates['openers']}" in text or left_out == "openers"

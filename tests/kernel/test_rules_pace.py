@@ -16,11 +16,13 @@ from . import rules_lab
 from .rules_lab import (
     ALICE,
     BOB,
+    EXTERNAL,
     SERVER,
     Listener,
     RulesLab,
     again,
     command,
+    enhanced,
     marker,
     octets,
     rewritten,
@@ -29,8 +31,9 @@ from .rules_segments import ACK, PSH, SYN, segment
 
 pytestmark = pytest.mark.kernel
 MANY = 200
-PACE = Pace(openers_per_client=2, openers=40, segments_per_client=3)
+PACE = Pace(openers_per_client=2, openers=40, segments_per_client=3, gre_per_host=5)
 PACED = RuleSettings(pace=PACE)
+QUEUED = RuleSettings(pace=PACE, datapath="queue")
 
 network = pytest.fixture(scope="module")(rules_lab.network)
 lab = pytest.fixture(rules_lab.router)
@@ -136,20 +139,79 @@ def test_a_connection_is_not_hurt_by_openers_and_has_a_pace_of_its_own(
     assert queue.seen.count(said) <= most(PACE.segments_per_client, began) < MANY
 
 
+@both
+def test_what_comes_back_to_a_client_has_a_pace_too_and_the_server_has_none(
+    lab: RulesLab, queue: Listener
+) -> None:
+    """A server's address stands for all of its clients: one's flood is not the others' loss."""
+    with lab.socket(lab.server, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((SERVER, 1723))
+        listener.listen()
+        clients = [lab.socket(host, socket.SOCK_STREAM) for host in (lab.alice, lab.bob)]
+        served = []
+        for each in clients:
+            each.connect((SERVER, 1723))
+            served.append(listener.accept()[0])
+        for each in (*clients, *served):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        served[0].sendall(b"one message")
+        assert b"one message" == clients[0].recv(100)
+        (said,) = [p for p in queue.seen if p.endswith(b"one message")]
+        said = rewritten(said, destination=EXTERNAL)  # as it came, ahead of its translation
+        with lab.socket(lab.server, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+            began = time.monotonic()
+            for _ in range(MANY):
+                raw.sendto(said, (EXTERNAL, 0))
+            served[1].sendall(b"to bob")
+            assert b"to bob" == clients[1].recv(100)
+            heard = sum(p.endswith(b"one message") for p in queue.seen)
+        assert heard <= most(PACE.segments_per_client, began) < MANY
+        for each in (*clients, *served):
+            each.close()
+
+
+@both
+@pytest.mark.parametrize("inbound", [False, True], ids=["of a client", "from outside"])
+def test_gre_of_one_host_is_held_back_ahead_of_its_queue_and_another_s_is_not(
+    lab: RulesLab, *, inbound: bool
+) -> None:
+    """Whose call it is nobody knows there: who sends it is all that there is to go by."""
+    ruleset.apply(QUEUED, Backend.IPTABLES)
+    to, sender, source = (EXTERNAL, lab.server, SERVER) if inbound else (SERVER, lab.alice, ALICE)
+    other = (SERVER, lab.bob, BOB)
+    flooding, quiet = lab.gre(sender), lab.gre(other[1])
+    with Listener(lab, 1724, lambda packet: packet.drop()) as queue:
+        began = time.monotonic()
+        for _ in range(MANY):
+            flooding.send(to, enhanced(7))
+        quiet.send(other[0], enhanced(8))
+        queue.wait_for(lambda: any(p[12:16] == octets(other[2]) for p in queue.seen))
+        marker(lab)
+        come = sum(p[12:16] == octets(source) for p in queue.seen)
+    flooding.close()
+    quiet.close()
+
+    assert 2 * PACE.gre_per_host <= come <= most(PACE.gre_per_host, began) < MANY
+    drops = ruleset.paced_drops(QUEUED)
+    if drops is not None:  # iptables-legacy does not tell
+        assert MANY - come == drops["gre_per_host"]
+
+
 def test_what_is_dropped_is_counted_by_its_bound(lab: RulesLab, raw: socket.socket) -> None:
     """Nobody sees such packets but these counters."""
-    assert ruleset.paced_drops(PACE) is None
+    assert ruleset.paced_drops(PACED) is None
     ruleset.apply(PACED, Backend.IPTABLES)
     assert {"openers_per_client": 0, "openers": 0, "segments_per_client": 0} == (
-        ruleset.paced_drops(PACE)
+        ruleset.paced_drops(PACED)
     )
     began = flood(lab, raw, [segment(SYN, source_port=5000 + n) for n in range(MANY)])
-    drops = ruleset.paced_drops(PACE)
+    drops = ruleset.paced_drops(PACED)
 
     assert drops is not None
     assert (0, 0) == (drops["openers"], drops["segments_per_client"])
     assert MANY - most(PACE.openers_per_client, began) <= drops["openers_per_client"] <= MANY - 4
-    assert ruleset.paced_drops(Pace(1, 0, 0)) is None, "rules of other settings"
+    assert ruleset.paced_drops(RuleSettings(pace=Pace(1, 0, 0))) is None, "rules of other settings"
 
 
 def test_nftables_paces_alike(lab: RulesLab, swapped: None, raw: socket.socket) -> None:
@@ -157,14 +219,31 @@ def test_nftables_paces_alike(lab: RulesLab, swapped: None, raw: socket.socket) 
     ruleset.apply(PACED, Backend.NFTABLES)
     assert [] == ruleset.check(PACED, Backend.NFTABLES)
     began = flood(lab, raw, [segment(SYN, source_port=5000 + n) for n in range(MANY)])
-    drops = ruleset.paced_drops(PACE)
+    drops = ruleset.paced_drops(PACED)
     assert drops is not None
     assert MANY - most(PACE.openers_per_client, began) <= drops["openers_per_client"] <= MANY - 4
 
     began = flood(lab, raw, from_everywhere())
-    drops = ruleset.paced_drops(PACE)
+    drops = ruleset.paced_drops(PACED)
     assert drops is not None
+    assert "gre_per_host" not in drops
     assert 2 * MANY - most(PACE.openers, began) <= drops["openers"] <= 2 * MANY - 40
+
+
+def test_nftables_paces_gre_alike(lab: RulesLab, swapped: None) -> None:
+    ruleset.apply(QUEUED, Backend.NFTABLES)
+    assert [] == ruleset.check(QUEUED, Backend.NFTABLES)
+    gre = lab.gre(lab.alice)
+    began = time.monotonic()
+    for _ in range(MANY):
+        gre.send(SERVER, enhanced(7))
+    marker(lab)
+    gre.close()
+    drops = ruleset.paced_drops(QUEUED)
+
+    assert drops is not None
+    least = MANY - most(PACE.gre_per_host, began)
+    assert least <= drops["gre_per_host"] <= MANY - 2 * PACE.gre_per_host
 
 
 @pytest.mark.parametrize("lab", rules_lab.VARIANTS, indirect=True)
@@ -190,7 +269,7 @@ def test_another_pace_takes_the_place_of_the_one_before(lab: RulesLab, raw: sock
 def test_who_wants_no_pace_gets_the_rules_without(
     lab: RulesLab, swapped: None, backend: Backend
 ) -> None:
-    unpaced = RuleSettings(pace=Pace(0, 0, 0))
+    unpaced = RuleSettings(pace=Pace(0, 0, 0, 0))
     ruleset.apply(PACED, backend)
     assert [] != ruleset.check(unpaced, backend)
     ruleset.apply(unpaced, backend)

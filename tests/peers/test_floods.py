@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pptp_nat.lab.network import Host
+from pptp_nat.lab.network import EXTERNAL, Host
 from tests.paths import every_path
 
 from .conftest import By, World
@@ -27,8 +27,16 @@ if os.environ.get("PPTP_NAT_FAULTS"):
 
 #: Packets a second; more fill the link and the machine, and then its own pace decides.
 PACE = 10_000
+#: On the other data paths the kernel drops GRE of no call, and nothing waits in a queue.
+GRE = ("queue", *(("conntrack", "bpf") if os.environ.get("PPTP_NAT_FAULTS") else ()))
 WHOLE_CORE = 10_000_000  # beside it only the router has one
-UNPACED = "[limits]\nopeners_per_client = 0\nopeners = 0\nsegments_per_client = 0\n"
+UNPACED = """
+[limits]
+openers_per_client = 0
+openers = 0
+segments_per_client = 0
+gre_per_host = 0
+"""
 
 #: A program that sends so many packets a second, or what its core lets it, until it is ended.
 FLOOD = """
@@ -76,9 +84,11 @@ while True:
 
 
 @contextmanager
-def _flooded(here: World, host: Host, kind: str, pace: int = PACE) -> Iterator[None]:
-    server = here.lab.outside[0].address
-    command = [sys.executable, "-c", FLOOD, kind, host.address, server, str(pace)]
+def _flooded(
+    here: World, host: Host, kind: str, pace: int = PACE, *, to: str = ""
+) -> Iterator[None]:
+    to = to or here.lab.outside[0].address
+    command = [sys.executable, "-c", FLOOD, kind, host.address, to, str(pace)]
     process: subprocess.Popen[bytes] = here.lab.popen(host, command)
     try:
         time.sleep(1)  # it is to be well under way; nothing depends on how far
@@ -142,6 +152,44 @@ def test_all_that_a_core_can_send_keeps_nobody_out(
     assert [0, 0] == [status["queues"][0][name] for name in ("dropped", "user_dropped")]
     assert status["paced"]["openers_per_client"] > 1000
     assert (0, 0) == (status["paced"]["openers"], status["paced"]["segments_per_client"])
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("who", ["a stranger", "a server", "a client"])
+@pytest.mark.parametrize("by", GRE)
+def test_all_the_gre_that_a_core_can_send_costs_others_nothing(
+    world: Callable[..., World], by: By, who: str
+) -> None:
+    """Of no call, from somebody unknown or from one who has a call; others' keep their rate.
+
+    The bound is one that any core exceeds.
+    """
+    here = world(by, inside=3, outside=3, config="[limits]\ngre_per_host = 5000\n")
+    daemon = here.daemon
+    assert daemon is not None
+    server, other, stranger = here.lab.outside
+    for host in (server, other):
+        here.station(host).listen()
+    first, second, flooding = (here.station(host) for host in here.lab.inside)
+    lasting = here.up([here.dial(first, server.address).call(7)])
+    here.up([here.dial(flooding, other.address).call(7)])
+    host, to = {
+        "a stranger": (stranger, EXTERNAL),
+        "a server": (other, EXTERNAL),
+        "a client": (here.lab.inside[2], server.address),
+    }[who]
+    with _flooded(here, host, "gre", WHOLE_CORE, to=to):
+        for _ in range(10):
+            connection = here.dial(second, server.address)
+            calls = here.up([connection.call(7)])
+            here.all_hear_their_own([*calls, *lasting], count=20)
+            connection.close()
+        status = daemon.status()
+    assert [0, 0] * len(status["queues"]) == [
+        each[name] for each in status["queues"] for name in ("dropped", "user_dropped")
+    ]
+    if by == "queue":
+        assert status["paced"]["gre_per_host"] > 1000
 
 
 @pytest.mark.alone

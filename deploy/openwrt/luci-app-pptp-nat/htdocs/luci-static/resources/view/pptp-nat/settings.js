@@ -54,7 +54,13 @@ return view.extend({
 		for (const [ name, title, usual ] of [
 			[ 'connections', _('Control connections'), '65536' ],
 			[ 'calls', _('Calls'), '131072' ],
-			[ 'calls_per_connection', _('Calls of one control connection'), '0' ]
+			[ 'calls_per_connection', _('Calls of one control connection'), '0' ],
+			[ 'calls_per_client', _('Calls of one client'), '4096' ],
+			[ 'setups_per_client', _('New calls of one client a second'), '100' ],
+			[ 'openers_per_client', _('New connections of one address a second'), '100' ],
+			[ 'openers', _('New connections of all addresses a second'), '4000' ],
+			[ 'segments_per_client', _('Control packets of one client a second'), '1000' ],
+			[ 'gre_per_host', _('Data packets of one host a second, carried by the daemon'), '50000' ]
 		]) {
 			option = section.option(form.Value, name, title);
 			option.datatype = 'uinteger';
