@@ -30,7 +30,14 @@ BPF: Final = pytest.param(
 )
 PATHS: Final = ["conntrack", BPF, "queue"]
 every_path = pytest.mark.parametrize("by", PATHS)
-#: For what takes long and asks little of the data path: ``make faults`` tries it on each.
-at_length = pytest.mark.parametrize(
-    "by", PATHS if os.environ.get("PPTP_NAT_FAULTS") else ["conntrack", "queue"]
-)
+
+
+def _at_least(*short: str) -> pytest.MarkDecorator:
+    """Return the mark of a test on *short* data paths, which ``make faults`` tries on each."""
+    return pytest.mark.parametrize("by", PATHS if os.environ.get("PPTP_NAT_FAULTS") else short)
+
+
+#: For what takes long and asks little of the data path.
+at_length = _at_least("conntrack", "queue")
+#: For what takes a quarter of a minute on each.
+at_great_length = _at_least("conntrack")

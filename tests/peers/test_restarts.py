@@ -17,7 +17,7 @@ from pptp_nat.core.states import CallState, End
 from pptp_nat.lab.control import Call, Connection
 from pptp_nat.lab.peers import Station
 from pptp_nat.state import records, statefile
-from tests.paths import at_length, every_path
+from tests.paths import at_great_length, at_length, every_path
 
 from .conftest import By, World
 
@@ -116,7 +116,7 @@ def _numbers(calls: list[Call]) -> set[int]:
     return {call.peer_id for call in calls[1::2] if call.peer_id is not None}
 
 
-@every_path
+@at_great_length
 def test_no_crash_breaks_a_call_that_is_up(world: Callable[..., World], by: By) -> None:
     """Killed at any moment, again and again, while others come and go."""
     here = world(by, inside=CLIENTS, **KEPT)
