@@ -173,7 +173,7 @@ class Stream:
             self.next = sequence
         ahead = _ahead(self.next, sequence)
         if ahead > 0:
-            if self.synced and (self.beyond is None or _ahead(sequence, self.beyond) < 0):
+            if self.beyond is None or _ahead(sequence, self.beyond) < 0:
                 reader.oddity("gap")
                 return Progress.DROP, _NO_EDITS
             self._skip(sequence, reader)

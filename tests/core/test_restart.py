@@ -103,10 +103,8 @@ class MortalWire(Wire):
         self.deaths += 1
         placement = FLOWS[self.setting.place]
         setting = self.setting
-        # The kernel drops what waits in a queue that nobody has; the octet is decided as if
-        # its time were over.
-        self.expired += len(self._held)
-        self._held.clear()
+        self.expired += len(self._held)  # what was made of their last octets is decided now
+        self._held.clear()  # the kernel drops what waits in a queue that nobody has
         contents = self.memory.contents()
         translator = Translator(
             lambda _: placement, lambda: setting.drawn, preserve=setting.preserve
@@ -145,6 +143,7 @@ class MortalWire(Wire):
         self.recorder.write()
         self.recorder.tick(self.now)
         if fate < 0.6:  # before the verdicts
+            self.expired += sum(each[-1].verdict is Verdict.HOLD for each in handled)
             self.die()
             return
         for number, sender, packet, is_data, outcome in handled:

@@ -212,6 +212,25 @@ def test_octets_that_went_another_way_are_left_behind() -> None:
     assert talk.say(116, b"12345") == b"12345"
 
 
+def test_a_stream_met_in_the_middle_waits_for_what_is_missing_like_any_other() -> None:
+    """A crash before the first octets are on record, and segments that come out of order.
+
+    Octets that are let pass unread may be a message: then its numbers stay as they are.
+    """
+    talk = Talk(start=None)
+    assert HELLO[140:] == talk.say(140, HELLO[140:]), "its end alone came so far"
+    assert HELLO == talk.say(0, HELLO)
+    assert Progress.DROP is talk.say(175, REQUEST[19:])
+    assert inverted(REQUEST) == talk.say(156, REQUEST)
+    assert [REQUEST] == talk.reader.messages
+    assert ["gap"] == talk.reader.oddities
+
+    begin = 156 + len(REQUEST)
+    assert Progress.DROP is talk.say(begin + 16, CLEAR)
+    talk.stream.acknowledge(begin + 16)
+    assert inverted(CLEAR) == talk.say(begin + 16, CLEAR), "it went another way"
+
+
 def test_a_refused_message_is_dropped_and_what_was_before_it_is_not() -> None:
     """TCP sends the segment again: by then a number may be free."""
     talk = Talk()
