@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pptp_nat.lab.network import EXTERNAL
+from pptp_nat.lab.wire import Gre, encode_gre
 from pptp_nat.linux.bpf_object import kernel_release
 from tests.paths import every_path
 
 from .conftest import By, World
+from .test_metrics import PLACE, get
 from .test_restarts import KEPT
 
 pytestmark = pytest.mark.kernel
@@ -99,3 +103,37 @@ def test_it_works_as_an_ordinary_user_with_one_capability(
     daemon.start()
     here.all_hear(calls)
     assert [] == [line for line in daemon.log.splitlines() if "state-not-kept" in line]
+
+
+def test_no_log_and_no_file_shows_what_is_said_dialled_or_secret(
+    world: Callable[..., World], tmp_path: Path
+) -> None:
+    """Logs are read by many and sent far; what people say, and a token, are not for them."""
+    dialled, token = "0700-dialled-by-nobody-else", "a-token-that-nobody-guesses"
+    (tmp_path / "token").write_text(token)
+    here = world(
+        "queue", inside=1, metrics=PLACE,
+        config=f'metrics.token_file = "{tmp_path / "token"}"\nlog.level = "debug"\n',
+        options=("--rules", "leave"),
+    )  # fmt: skip
+    daemon = here.daemon
+    assert daemon is not None
+    here.station(here.lab.outside[0]).listen()
+    connection = here.dial(here.station(here.lab.inside[0]), here.lab.outside[0].address)
+    here.all_hear(here.up([connection.call(7, label=dialled)]))
+    assert 200 == get(here, fields={"Authorization": f"Bearer {token}"})[0]
+    wrong = "the-wrong-token"
+    assert 401 == get(here, fields={"Authorization": f"Bearer {wrong}"})[0]
+    with here.lab.open_socket(here.lab.outside[0], socket.SOCK_RAW, socket.IPPROTO_GRE) as stranger:
+        stray = encode_gre(Gre(4711, dialled.encode(), 0))
+        stranger.sendto(stray, (EXTERNAL, 0))
+    here.daemon.kill()  # a clean end would write less
+    daemon.start()
+    here.listed(1)
+
+    kept = [path for path in here.lab.directory.rglob("*") if path.is_file()]
+    assert any("journal" in str(path) for path in kept)
+    assert "event=" in daemon.log
+    for secret in (dialled, token, wrong):
+        shown = [path.name for path in kept if secret.encode() in path.read_bytes()]
+        assert [] == shown, secret
