@@ -2,6 +2,9 @@
 
 import ast
 import functools
+import importlib
+import inspect
+import os
 import re
 from pathlib import Path
 
@@ -82,3 +85,72 @@ def test_the_tests_that_the_pages_name_exist() -> None:
     named = {name for path in PAGES for name in _TEST.findall(path.read_text())}
 
     assert set() == named - there - files
+
+
+# Promises: each with its test, and the data paths that it is tried on.
+
+_ALL = {"conntrack", "bpf", "queue"}
+_NAMED = re.compile(r"`(?:(tests/[\w./]+)|(test_\w+))`")
+#: (page, promise, what holds it, on which data paths)
+PROMISES = [
+    (page, *(cell.strip() for cell in line.strip("|").split("|")))
+    for page in ("reliability.md", "security.md")
+    for table in re.findall(
+        r"^\| Promise \| Test \| Data paths \|\n\|---\|---\|---\|\n((?:\|.*\n)+)",
+        (ROOT / "docs" / page).read_text(), re.MULTILINE,
+    )
+    for line in table.splitlines()
+]  # fmt: skip
+
+
+@functools.cache
+def where_tests_are() -> dict[str, Path]:
+    """Return the file of each test."""
+    return {
+        name: path
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+
+
+def runs_on(path: Path, name: str) -> set[str]:
+    """Return the data paths on which a test with whole peers makes its router."""
+    dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    test = getattr(importlib.import_module(dotted), name)
+    for mark in getattr(test, "pytestmark", []):
+        names = mark.args[0] if mark.args else ()
+        names = [each.strip() for each in names.split(",")] if isinstance(names, str) else names
+        if mark.name == "parametrize" and "by" in names:
+            rows = [getattr(row, "values", row) for row in mark.args[1]]
+            return {row if isinstance(row, str) else row[list(names).index("by")] for row in rows}
+    return set(re.findall(r'\bworld\(\s*"(\w+)"', inspect.getsource(test)))
+
+
+def test_the_tables_of_promises_are_read() -> None:
+    """A table of another form would not be looked at."""
+    assert {"reliability.md", "security.md"} == {page for page, *_ in PROMISES}
+    for page in ("reliability.md", "security.md"):
+        text = (ROOT / "docs" / page).read_text()
+        assert text.count("| Promise |") == text.count("| Promise | Test | Data paths |")
+
+
+@pytest.mark.parametrize("row", PROMISES, ids=lambda row: row[1][:60])
+def test_each_promise_is_held_by_tests_on_the_data_paths_that_it_names(
+    row: tuple[str, ...]
+) -> None:
+    _, promise, tests, paths = row
+    named = _NAMED.findall(tests)
+    assert named, promise
+    assert all((ROOT / file).exists() for file, _ in named if file)
+    there = where_tests_are()
+    assert [] == [name for _, name in named if name and name not in there]
+    files = [path for file, _ in named if file for path in [ROOT / file] if path.suffix == ".py"]
+    every = [(there[name], name) for _, name in named if name]
+    every += [(path, name) for path in files for name, at in there.items() if at == path]
+    tried = set().union(*(runs_on(*each) for each in every if each[0].parent.name == "peers"))
+    if not tried or os.environ.get("PPTP_NAT_FAULTS"):
+        assert paths, promise
+        return
+    said = _ALL if paths.startswith("all") else set(re.findall(r"`(\w+)`", paths))
+
+    assert said == tried
