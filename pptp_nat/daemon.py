@@ -201,7 +201,7 @@ class Daemon(Process):
             self._closers.append(self.gre_queue.close)
             self._queues[self.gre_queue.fileno()] = self._serve_gre
         queues = [each for each in (self.control_queue, self.gre_queue) if each is not None]
-        self._clockwork.append(Overflow(queues, self.rule_settings))
+        self._clockwork.append(Overflow(queues, self.rule_settings, strays=self.strays))
 
     def _listen(self, heritage: Heritage | None) -> None:
         api = self.config.api
@@ -299,6 +299,13 @@ class Daemon(Process):
         """End *calls* because the operator says so."""
         now = time.monotonic()
         self.carry_out(self.translator.clear(calls, now), now)
+
+    def strays(self) -> Mapping[str, int]:
+        """Return how many GRE packets of no call came by here, by where they went."""
+        if self.queue_path is None:  # what would leave is dropped by a rule, and not seen
+            return {"to_inside": self.upkeep.strays}
+        counts = self.queue_path.counts
+        return {"to_remote": counts["stray_outbound"], "to_inside": counts["stray_inbound"]}
 
     @property
     def wall(self) -> float:

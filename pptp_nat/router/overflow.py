@@ -1,14 +1,14 @@
-"""Packets that were lost before anybody could judge them, told once a minute.
+"""Packets that nobody could judge, and those that were nobody's, told once a minute.
 
 The kernel drops what finds a queue full, or the socket's buffer, and our rules drop what
-is above the pace.  TCP sends a message again; data are lost.  Either way the administrator
-should know.
+is above the pace.  TCP sends a message again; data are lost.  GRE of no call is what is left
+of one that is over, or somebody guesses at numbers.  Either way the administrator should know.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Final
 
 from pptp_nat import log
@@ -30,6 +30,7 @@ _MENDS: Final = {
     "too_long": "packets of more than 65,531 octets cannot be queued whole",
     "refusals": "the kernel has refused verdicts: is another program bound to this queue?",
 }
+_STRAYS: Final = "one end has not noticed the end of its call, or guesses: tcpdump -n proto gre"
 
 
 class Overflow:
@@ -40,6 +41,7 @@ class Overflow:
         counters: returns what the kernel counts of a queue.
         paced: returns what such rules have dropped, by the key in [limits]; None where they
             do not tell.
+        strays: returns how many GRE packets of no call there were, by where they went.
     """
 
     def __init__(
@@ -48,13 +50,15 @@ class Overflow:
         rules: RuleSettings = RuleSettings(pace=UNPACED),  # noqa: B008  it is frozen
         counters: Callable[[int], QueueCounters | None] = queue_counters,
         paced: Callable[[RuleSettings], Mapping[str, int] | None] = paced_drops,
+        strays: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._queues = queues
         self._counters = counters
         self._rules = rules
         self._paced = paced
+        self._strays = strays
         self._due = 0.0
-        self._told: dict[tuple[int | None, str], int] = {}
+        self._told: dict[Hashable, int] = {}
 
     def next_timer(self) -> float | None:
         """Return when `tick` has something to do, in monotonic seconds."""
@@ -68,18 +72,27 @@ class Overflow:
         self._tell(None, self._paced(self._rules) or {})
         for queue in self._queues:
             self._tell(queue.number, self._losses(queue))
+        for way, count in self._strays().items():
+            if new := self._grown(way, count, 0):
+                log.event(
+                    _log, logging.INFO, "gre-of-no-call", direction=way, count=new, in_all=count,
+                    mend=_STRAYS,
+                )  # fmt: skip
 
     def _tell(self, queue: int | None, losses: Mapping[str, int]) -> None:
         for cause, count in losses.items():
             # Rules may be older than this run; what they have counted by then is no news.
-            before = self._told.get((queue, cause), 0 if queue is not None else count)
-            self._told[queue, cause] = count
-            new = count - before if count >= before else count  # fresh rules count from 0
-            if new:
+            if new := self._grown((queue, cause), count, 0 if queue is not None else count):
                 log.event(
                     _log, logging.WARNING, "packets-lost", queue=queue, cause=cause,
                     count=new, in_all=count, mend=_MENDS[cause],
                 )  # fmt: skip
+
+    def _grown(self, what: Hashable, count: int, at_first: int) -> int:
+        """Return how much *count* has grown since the last time."""
+        before = self._told.get(what, at_first)
+        self._told[what] = count
+        return count - before if count >= before else count  # fresh rules count from 0
 
     def _losses(self, queue: Queue) -> dict[str, int]:
         seen = self._counters(queue.number)

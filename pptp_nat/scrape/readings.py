@@ -211,13 +211,10 @@ class Readings:
             ("loop_turn_duration_seconds", meter.turn_seconds),
         ):
             found[name] = [Sample((), _distribution(histogram))]
+        for direction, count in daemon.strays().items():
+            _add(found, "gre_unmatched_packets_total", count, direction)
         if daemon.queue_path is not None:
-            counts = daemon.queue_path.counts
-            strays = [counts["stray_outbound"], counts["stray_inbound"]]
-            found["gre_unmatched_packets_total"] = _directed(strays)
-            _add(found, "gre_plain_packets_total", counts["plain_gre"])
-        else:  # what would leave is dropped by a rule, and never seen here
-            _add(found, "gre_unmatched_packets_total", daemon.upkeep.strays, _DIRECTIONS[True])
+            _add(found, "gre_plain_packets_total", daemon.queue_path.counts["plain_gre"])
         if isinstance(daemon.carrier.path, BpfPath):
             for slug, count in daemon.carrier.path.told().items():
                 _add(found, "gre_observations_total", count, slug)

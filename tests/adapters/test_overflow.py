@@ -61,3 +61,26 @@ def test_what_the_rules_drop_ahead_of_the_queues_is_told_as_well(
     assert [
         [], [], [("openers_per_client", 20), ("openers", 2)], [("openers_per_client", 3)], [], [],
     ] == told  # fmt: skip
+
+
+def test_gre_of_no_call_is_told_once_a_minute_however_much_it_is(
+    caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever guesses at numbers is seen in the log, and cannot fill it."""
+    caplog.set_level("INFO")
+    strays = {"to_remote": 0, "to_inside": 0}
+    watch = Overflow([], paced=lambda _rules: None, strays=lambda: strays)
+    watch.tick(0.0)
+    assert [] == caplog.records
+    for moment in range(59):
+        strays["to_inside"] += 1000
+        watch.tick(float(moment))
+    watch.tick(LOOK_SECONDS)
+    strays["to_remote"] += 1
+    watch.tick(2 * LOOK_SECONDS)
+
+    assert [("to_inside", 59_000, 59_000), ("to_remote", 1, 1)] == [
+        (each.fields["direction"], each.fields["count"], each.fields["in_all"])
+        for each in caplog.records
+    ]
+    assert {"gre-of-no-call"} == {each.msg for each in caplog.records}
