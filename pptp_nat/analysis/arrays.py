@@ -73,8 +73,7 @@ class ArrayColumns(Columns):
         """See `Columns.repeats`."""
         if self.known is not None:
             return self.known.repeats
-        first = self.sequences[:OPENING]
-        return bool((first[1:] == first[:-1]).any())
+        return super().repeats
 
     def shift(self, base: int) -> None:
         """See `Columns.shift`."""
@@ -142,17 +141,22 @@ def unpacked(what: Packed, base: int) -> dict[FlowKey, Columns]:
 
 def _known(flows: list[tuple[FlowKey, int]], columns: tuple[Any, ...]) -> list[Known]:
     """Tell what is asked of each flow."""
-    times, numbers, lengths, sequenced, sequences, acknowledged, _, _ = columns
+    times, numbers, lengths, sequenced, sequences, acknowledged, acknowledgements, _ = columns
     counts = np.array([count for _, count in flows])
     ends = np.cumsum(counts)
     begins, lasts = ends - counts, ends - 1
     octets = np.add.reduceat(lengths, begins, dtype=np.int64) + 28 * counts
     for flag in (sequenced, acknowledged):
         octets += 4 * np.add.reduceat(flag, begins, dtype=np.int64)
-    repeats = np.zeros(len(flows), bool)
+    alike = np.zeros(len(flows), np.int64)
     for at in range(1, OPENING):
         here = np.minimum(begins + at, lasts)
-        repeats |= (at < counts) & (sequences[here] == sequences[here - 1])
+        alike += (
+            (at < counts)
+            & (sequences[here] == sequences[here - 1])
+            & (acknowledgements[here] == acknowledgements[here - 1])
+        )
+    repeats = 2 * alike >= np.maximum(np.minimum(counts, OPENING) - 2, 1)
     firsts, finals = (
         zip(numbers[places].tolist(), times[places].tolist(), strict=True)
         for places in (begins, lasts)

@@ -12,13 +12,15 @@ sense of `pptp_nat.analysis.packets.Columns` are sorted one at a time
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from pptp_nat.analysis import links
 from pptp_nat.analysis.arrays import ArrayColumns
-from pptp_nat.analysis.sorting import FLAGS, PLAIN_KEPT, kind_of_payload
+from pptp_nat.analysis.packets import COLUMNS
+from pptp_nat.analysis.sorting import PLAIN_KEPT, kind_of_payload
 from pptp_nat.analysis.walk import head_of
 from pptp_nat.core.packet import ENHANCED_GRE_PROTOCOL, GRE
 
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from pptp_nat.analysis.walk import Main
 
 _DO_NOT_FRAGMENT: Final = 0x4000
+_NEITHER: Final = 0x2001  #: flags of GRE: K, version 1
+_BOTH: Final = 0x1080  #: S and A, either of which or both may be set
+_BATCH: Final = 4096  #: heads that fit the processor's cache together
 _MIX: Final = 0x9E3779B97F4A7C15  #: odd, so that it spreads what it is multiplied with
 _MASKS: Final = np.array((0, 0xFF000000, 0xFFFF0000, 0xFFFFFF00, 0xFFFFFFFF), np.uint32)
 
@@ -46,8 +51,12 @@ class Bulk:
         self._before = main.frames.ip_at
         self._octets = head_of(form, self._before)
         self._layout = _layout(form, main, self._octets)
+        self._spots = tuple(name for name in self._layout.names if name.startswith("spot"))
         self._heads: list[Any] = []
         self._numbers: list[Any] = []
+        self._held = 0  # of both
+        self._alone: list[int] = []
+        self._sifted: list[tuple[Any, ...]] = []  # columns, flow
 
     def take(self, piece: bytes, starts: list[int], first: int) -> list[int]:
         """Keep the heads of GRE among the records that begin at *starts*.
@@ -57,24 +66,33 @@ class Bulk:
         octets = self._octets
         places = np.ndarray(len(piece) - octets + 1, f"V{octets}", piece, strides=(1,))
         # as octets: what has fields is copied field by field
-        heads = places[np.array(starts, np.intp)]
+        heads = places[np.fromiter(starts, np.intp, len(starts))]
         is_gre = heads.view(self._layout)["protocol"] == GRE
-        at = np.flatnonzero(is_gre)
-        if len(at) == len(starts):
-            self._heads.append(heads)
-            self._numbers.append(np.arange(first, first + len(starts), dtype=np.uint32))
-            return []
-        self._heads.append(heads[at])
+        at, others = np.flatnonzero(is_gre), []
+        if len(at) != len(starts):
+            heads, others = heads[at], (np.flatnonzero(~is_gre) + first).tolist()
+        self._heads.append(heads)
         self._numbers.append((at + first).astype(np.uint32))
-        return (np.flatnonzero(~is_gre) + first).tolist()
+        self._held += len(heads)
+        if self._held >= _BATCH:
+            self._sift()
+        return others
 
     def finish(self) -> list[int]:
         """Sort what was kept; return the numbers of the packets that are no ordinary ones."""
-        if not self._heads:
-            return []
+        self._sift()
+        if self._sifted:
+            self._sort()
+        alone, self._alone, self._sifted = self._alone, [], []
+        return alone
+
+    def _sift(self) -> None:
+        """Make columns of the heads of ordinary packets, while they are in the cache."""
+        if not self._held:
+            return
         octets, numbers = np.concatenate(self._heads), np.concatenate(self._numbers)
+        self._heads, self._numbers, self._held = [], [], 0
         heads = octets.view(self._layout)
-        self._heads, self._numbers = [], []
         total, length, flags = (
             heads[name].astype(np.int32) for name in ("total", "length", "flags")
         )
@@ -82,7 +100,7 @@ class Bulk:
         size = 28 + 4 * (sequenced + acknowledged)
         captured = heads["captured"].astype(np.int64)
         good = (
-            np.isin(flags, np.array(list(FLAGS), np.int32))
+            ((flags & ~_BOTH) == _NEITHER) & (size > 28)
             & (total == size + length)
             & (captured >= self._before + size + np.minimum(length, 4))
             & ((length == 0) | (sequenced != 0))
@@ -93,14 +111,27 @@ class Bulk:
         )
         for at, octet in self._main.frames.same:
             good &= heads[f"octet {at}"] == octet
-        alone: list[int] = []
         if not good.all():
-            alone = numbers[~good].tolist()
+            self._alone += numbers[~good].tolist()
             chosen = np.flatnonzero(good)
-            octets, numbers, captured = octets[chosen], numbers[chosen], captured[chosen]
-        if len(octets):
-            self._columns(octets, numbers, captured)
-        return alone
+            if not len(chosen):
+                return
+            octets, numbers, captured, length, sequenced, acknowledged = (
+                each[chosen]
+                for each in (octets, numbers, captured, length, sequenced, acknowledged)
+            )
+            heads = octets.view(self._layout)
+        times = self._times(heads)
+        self._count(heads["wire"], captured, times)
+        one, two, three = (heads[name].astype(np.uint32) for name in ("one", "two", "three"))
+        payload = np.where(sequenced, np.where(acknowledged, three, two), 0).astype(np.uint32)
+        pairs = heads["source"].astype(np.uint64) << np.uint64(32) | heads["destination"]
+        self._sifted.append((
+            times, numbers, length.astype(np.uint32), sequenced.astype(np.uint8), one,
+            acknowledged.astype(np.uint8), np.where(sequenced, two, one),
+            payload & _MASKS[np.minimum(length, 4)],
+            pairs, heads["key"].astype(np.uint16), *(heads[name].copy() for name in self._spots),
+        ))  # fmt: skip
 
     def _is_sound(self, heads: Any, captured: Any) -> Any:  # noqa: ANN401  of numpy
         """Whether the header of a record contradicts nothing."""
@@ -110,46 +141,33 @@ class Bulk:
             return heads["lower"] < self._interface.rate
         return (heads["interface"] == self._main.interface) & (captured <= heads["block"] - 32)
 
-    def _columns(
-        self, octets: Any, numbers: Any, captured: Any  # noqa: ANN401  of numpy
-    ) -> None:
-        """Make columns of ordinary packets."""
-        window, heads = self._sorter.window, octets.view(self._layout)
-        wire = heads["wire"]
-        window.packets += len(heads)
-        window.counts["gre"] += len(heads)
+    def _count(self, wire: Any, captured: Any, times: Any) -> None:  # noqa: ANN401  of numpy
+        """Count ordinary packets."""
+        window = self._sorter.window
+        window.packets += len(wire)
+        window.counts["gre"] += len(wire)
         window.octets += int(wire.sum(dtype=np.int64))
         window.cut += int(np.count_nonzero(wire > captured))
         window.links.add(self._interface.link)
-        times = self._times(heads)
         self._sorter.seen(times.min().item(), times.max().item())
 
-        spots = [name for name in self._layout.names if name.startswith("spot")]
-        order, begins = _grouped(
-            [heads[name] for name in (*spots, "source", "destination", "key")]
-        )
-        octets, times = octets[order], times[order]
-        heads = octets.view(self._layout)
-        length, flags = heads["length"].astype(np.uint32), heads["flags"]
-        sequenced, acknowledged = flags & 0x1000 != 0, flags & 0x80 != 0
-        one, two, three = (heads[name].astype(np.uint32) for name in ("one", "two", "three"))
-        payload = np.where(sequenced, np.where(acknowledged, three, two), 0).astype(np.uint32)
-        columns = ArrayColumns(
-            times, numbers[order], length, sequenced.astype(np.uint8), one,
-            acknowledged.astype(np.uint8), np.where(sequenced, two, one),
-            payload & _MASKS[np.minimum(length, 4)],
-        )  # fmt: skip
+    def _sort(self) -> None:
+        """Put the packets of each flow together."""
+        every = [np.concatenate(each) for each in zip(*self._sifted, strict=True)]
+        self._sifted = []
+        order, begins = _grouped(every[len(COLUMNS) :])
+        columns = ArrayColumns(*(each[order] for each in every[: len(COLUMNS)]))
+        flows = zip(*(each[order[begins]].tolist() for each in every[len(COLUMNS) :]), strict=True)
         data, control = _kinds(columns.heads)
         shown = data | control
-        shown_before = np.cumsum(shown)
-        ends = [*begins[1:], len(heads)]
-        for begin, end in zip(begins, ends, strict=True):
-            flow = self._flow(octets[begin].tobytes())
-            window.flows[flow] = part = columns.part(begin, end)
-            if shown[begin] or shown_before[begin] != shown_before[end - 1]:
-                plain = np.flatnonzero(data[begin:end])[:PLAIN_KEPT]
-                chosen = np.union1d(plain, np.flatnonzero(control[begin:end]))
-                self._show(part, flow, chosen.tolist())
+        ends = [*begins[1:], len(columns)]
+        for begin, end, names in zip(begins, ends, flows, strict=True):
+            flow = self._flow(*names)
+            self._sorter.window.flows[flow] = part = columns.part(begin, end)
+            if shown[begin:end].any():
+                chosen = control[begin:end]
+                chosen[np.flatnonzero(data[begin:end])[:PLAIN_KEPT]] = True
+                self._show(part, flow, np.flatnonzero(chosen).tolist())
 
     def _times(self, heads: Any) -> Any:  # noqa: ANN401  of numpy
         upper, lower, rate = heads["upper"], heads["lower"], self._interface.rate
@@ -158,12 +176,14 @@ class Bulk:
         whole = upper.astype(np.uint64) << np.uint64(32) | lower
         return whole / rate + self._interface.offset
 
-    def _flow(self, head: bytes) -> FlowKey:
-        ip = self._form.header + self._before
-        spot = links.spot_of(self._interface.link, head[self._form.header :])
+    def _flow(self, pair: int, key: int, *spots: int) -> FlowKey:
+        spot = b"".join(
+            each.to_bytes(self._layout[name].itemsize, sys.byteorder)
+            for name, each in zip(self._spots, spots, strict=True)
+        )
         if self._main.interface:
             spot += self._main.interface.to_bytes(4, "big")
-        return spot, head[ip + 12 : ip + 20], int.from_bytes(head[ip + 26 : ip + 28], "big")
+        return spot, pair.to_bytes(8, "big"), key
 
     def _show(self, columns: ArrayColumns, flow: FlowKey, chosen: list[int]) -> None:
         """Keep what may be PPP control, and the first data in the clear, for a closer look."""

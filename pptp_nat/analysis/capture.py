@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import struct
 from bisect import bisect_right
 from collections import Counter
@@ -234,6 +235,8 @@ def columns_for(size: int) -> type[Bulk] | None:
     """
     if size < SMALL:
         return None
+    # threads for algebra would only be in the way of the processes that read
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         from pptp_nat.analysis.bulk import Bulk  # noqa: PLC0415  numpy takes a tenth of a second
     except ImportError:

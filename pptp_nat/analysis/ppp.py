@@ -14,7 +14,6 @@ import enum
 import sys
 from array import array
 from collections import Counter
-from itertools import compress
 from typing import Any, Final, NamedTuple
 
 from pptp_nat.analysis import ppp_wire as wire
@@ -36,11 +35,11 @@ _INNER_KEPT: Final = 16  #: destinations of tunnels within the tunnel
 _PROTOCOLS_KEPT: Final = 64
 _COHERENCY: Final = 0x0FFF
 _IS_FF: Final = bytes(octet == 0xFF for octet in range(256))
+_IS_3: Final = bytes(octet == 3 for octet in range(256))
 _IS_ZERO: Final = b"\1" + bytes(255)
 _IS_FD: Final = bytes(octet == wire.COMPRESSED for octet in range(256))
 #: MPPE's bit A (RFC 3078 section 3.1)
 _IS_FLUSHED: Final = bytes(octet >> 7 for octet in range(256))
-_ADDRESS_CONTROL: Final = 0xFF03
 _TCP, _GRE = 6, 47
 
 #: Protocols with the code, identifier, length packets of RFC 1661 that are followed.
@@ -136,11 +135,9 @@ class Data:
         if not sealed:
             sealed, upper, lower = column(first, _IS_FD), second, third
             if b"\xff" in first:  # where address and control stand, the header is not here
-                self.sealed += sum(
-                    head & 0xFFFF == wire.COMPRESSED or head >> 8 & 0xFF == wire.COMPRESSED
-                    for head in compress(packets.listed().heads, first.translate(_IS_FF))
-                    if head >> 16 == _ADDRESS_CONTROL
-                )  # fmt: skip
+                framed = column(first, _IS_FF) & column(second, _IS_3)
+                whole = column(third, _IS_ZERO) & column(fourth, _IS_FD)
+                self.sealed += (framed & (whole | column(third, _IS_FD))).bit_count()
         count = sealed.bit_count()
         if not count:
             return

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pptp_nat.analysis.analyze import analyze as analyze_files
-from pptp_nat.analysis.html import report as html_report
 from pptp_nat.analysis.items import analysis_item
 from pptp_nat.analysis.report import text
 from pptp_nat.core.messages import PORT
@@ -51,7 +50,9 @@ def _json(analysis: Analysis, *, whole: bool) -> Iterator[str]:
 
 
 def _html(analysis: Analysis, *, whole: bool) -> Iterator[str]:
-    yield html_report(analysis, whole=whole)
+    from pptp_nat.analysis.html import report  # noqa: PLC0415  costs a moment
+
+    yield report(analysis, whole=whole)
 
 
 _RENDERINGS: Final = {"text": text, "json": _json, "html": _html}
