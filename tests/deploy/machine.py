@@ -108,7 +108,7 @@ def booted(scratch: Path, namespace: str) -> Iterator[Machine]:
             ["systemd-nspawn", "--quiet", "-D", str(root), "--boot", "--register=no",
              "--keep-unit", "--console=pipe", "--link-journal=no",
              f"--network-namespace-path=/run/netns/{namespace}",
-             "--capability=CAP_NET_ADMIN,CAP_NET_RAW"],
+             "--capability=CAP_NET_ADMIN,CAP_NET_RAW,CAP_BPF", "--system-call-filter=bpf"],
             stdin=subprocess.DEVNULL, stdout=console, stderr=console,
         )  # fmt: skip
         stack.callback(_ended, container)

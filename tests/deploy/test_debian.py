@@ -16,13 +16,15 @@ from deploy.packages import debian
 from pptp_nat import __version__
 from pptp_nat.lab.network import Lab, missing
 from pptp_nat.lab.peers import Loop
+from pptp_nat.linux.bpf_object import kernel_release
+from tests.paths import NO_BPF
 
 from .clients import Clients
 from .machine import Machine, booted
 
 NEEDED = [tool for tool in ("dpkg-deb", "strip", "md5sum") if shutil.which(tool) is None]
 pytestmark = pytest.mark.skipif(bool(NEEDED), reason=f"not found: {', '.join(NEEDED)}")
-CAP_NET_ADMIN = 12
+CAP_NET_ADMIN, CAP_BPF = 12, 39
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 
 
@@ -229,3 +231,55 @@ def test_the_package_lives_and_goes_on_a_debian_machine(
                         "-xdev", "-path", "*pptp-nat*")  # fmt: skip
     assert "" == left
     assert "not-found" == machine.said("systemctl", "show", "-P", "LoadState", "pptp-nat")
+
+
+def drop_in() -> str:
+    """Return what the manual adds to the unit for the data path `bpf`."""
+    (text,) = re.findall(
+        r"^```ini\n(\[Service\]\nCapabilityBoundingSet=CAP_BPF\n.*?)^```",
+        (debian.ROOT / "docs/configuration.md").read_text(), re.MULTILINE | re.DOTALL,
+    )  # fmt: skip
+    return text
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(NO_BPF is not None, reason=f"bpf: {NO_BPF}")
+def test_programs_carry_in_the_unit_with_the_manual_s_drop_in_and_not_without(
+    machine: Machine, lab: Lab
+) -> None:
+    """It needs a capability that the unit does not give, and lets go of it when they are loaded."""
+    machine.run("dpkg", "-i", "/pptp-nat.deb")
+    machine.run("sh", "-c", "echo '[gre]\ndatapath = \"bpf\"' >/etc/pptp-nat/pptp-nat.toml")
+    machine.run("systemctl", "restart", "pptp-nat", check=False)
+    refusal = 'gre.datapath "bpf" does not work here: '
+    machine.until(lambda: refusal in machine.log(), "it says that it may not")
+    (line, *_) = [line for line in machine.log().splitlines() if refusal in line]
+    assert "have CAP_BPF and CAP_NET_ADMIN" in line
+    assert "Traceback" not in machine.log()
+
+    folder = machine.root / "etc/systemd/system/pptp-nat.service.d"
+    folder.mkdir(parents=True)
+    (folder / "bpf.conf").write_text(drop_in())
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "reset-failed", "pptp-nat", "pptp-nat-rules")
+    machine.run("systemctl", "restart", "pptp-nat")
+    pid = machine.said("systemctl", "show", "-P", "MainPID", "pptp-nat")
+    rights = dict(re.findall(
+        r"^(CapEff|CapBnd|NoNewPrivs|Seccomp):\s+(\w+)$",
+        machine.said("cat", f"/proc/{pid}/status"), re.MULTILINE,
+    ))  # fmt: skip
+    kept = 1 << CAP_NET_ADMIN | (1 << CAP_BPF if kernel_release() < (5, 19) else 0)
+    assert f"{kept:016x}" == rights["CapEff"], machine.log()
+    assert "event=privileges" not in machine.log()
+    assert f"{1 << CAP_NET_ADMIN | 1 << CAP_BPF:016x}" == rights["CapBnd"]
+    assert ("1", "2") == (rights["NoNewPrivs"], rights["Seccomp"])
+    text = machine.said("systemctl", "show", "-P", "StatusText", "pptp-nat")
+    assert text.endswith("data path bpf")
+    with contextlib.closing(Loop()) as loop:
+        clients = Clients(lab, loop)
+        calls = clients.dial()
+        clients.all_hear(calls)
+        machine.run("systemctl", "restart", "pptp-nat")
+        clients.all_hear(calls)
+        clients.all_hear(clients.dial())
+    machine.run("systemctl", "stop", "pptp-nat")
