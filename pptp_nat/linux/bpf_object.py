@@ -90,6 +90,9 @@ class _Library:
         self.update = _prototype(
             library.bpf_map_update_elem, number, number, text, text, flags
         )
+        self.lookup = _prototype(
+            library.bpf_map_lookup_elem, number, number, text, pointer
+        )
         self.delete = _prototype(library.bpf_map_delete_elem, number, number, text)
         self.run = _prototype(library.bpf_prog_test_run_opts, number, number, pointer)
         # It would write to our standard error.  The errno says it as well, in one line.
@@ -198,6 +201,11 @@ class BpfObject:
     def delete(self, fd: int, key: bytes) -> int:
         """Take *key* out of the map *fd*; return an errno, 0 for success."""
         return 0 if self._library.delete(fd, key) == 0 else ctypes.get_errno()
+
+    def lookup(self, fd: int, key: bytes, octets: int) -> bytes | None:
+        """Return the value of *key* in the map *fd*, so many *octets*; None: there is none."""
+        value = ctypes.create_string_buffer(octets)
+        return value.raw if self._library.lookup(fd, key, value) == 0 else None
 
     def test_run(
         self, program: str, frame: bytes, *, mark: int = 0, came_in_at: int = 0, times: int = 1

@@ -14,9 +14,9 @@ import errno
 import mmap
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 from pptp_nat.core.tuples import Leg
 from pptp_nat.errors import AdapterError
@@ -24,6 +24,7 @@ from pptp_nat.linux import bpf_early, bpf_maps, bpf_probe
 from pptp_nat.linux.bpf_early import BeforeTheStack
 from pptp_nat.linux.bpf_object import BpfObject
 from pptp_nat.linux.datapath import Carrying, Installed, LegOrder, Match, Tally
+from pptp_nat.linux.leg_table import match_of, name_of
 from pptp_nat.linux.shares import Shares
 from pptp_nat.linux.traffic_control import (
     BARE,
@@ -51,13 +52,6 @@ _FULL: Final = AdapterError(
 )
 
 
-class _Carried(NamedTuple):
-    """A leg at work."""
-
-    order: LegOrder
-    slot: int
-
-
 class BpfPath:
     """Carries GRE by programs at the devices (a `DataPath`).
 
@@ -80,10 +74,10 @@ class BpfPath:
     ) -> None:
         legs = max(64, 2 * min(calls, room()))
         self._stays = stays
-        self._legs: dict[Match, _Carried] = {}
-        self._before: dict[Match, Tally] = {}  # what was carried in an earlier process
+        self._slots: dict[bytes, int] = {}  # of `counts`, by the name of a leg that is carried
+        self._before: dict[bytes, Tally] = {}  # what was carried in an earlier process
         self._shares = Shares()
-        self._unsettled: dict[Match, LegOrder] = {}  # what must carry, and the kernel had no memory
+        self._unsettled: dict[bytes, LegOrder] = {}  # what must carry, and the kernel had no memory
         #: devices that cannot run our programs, and why: what arrives there is no call's
         self.unserved: dict[str, str] = {}
         #: devices that were to carry before the stack and do not, and why; "" is all of them
@@ -101,8 +95,7 @@ class BpfPath:
             self._told = bpf_maps.mapped(self._object.map_fd("tellings"), mmap.PAGESIZE)
             stack.callback(self._told.close)
             self._closing = stack.pop_all()
-        self._legs_fd = self._object.map_fd("legs")
-        self._origins_fd = self._object.map_fd("origins")
+        self._maps = bpf_maps.LegMaps(self._object)
 
     def _opened(
         self, stack: contextlib.ExitStack, legs: int, repeat_mark: int, forwarding: Forwarding
@@ -140,66 +133,46 @@ class BpfPath:
         refused: list[LegOrder] = []
         error: AdapterError | None = None
         for order in orders:
-            match = Match(*order.leg[:3])
-            before = self._legs.get(match)
+            name = name_of(order.leg)
+            slot = self._slots.get(name)
+            before = None if slot is None else self._maps.get(name)
             try:
-                self._carry(order)
+                self._carry(name, order, before)
             except AdapterError as refusal:
                 refused.append(order)
                 error = error or refusal
                 continue
-            self._unsettled.pop(match, None)
-            if before is not None:
-                self._shares.join(match, order, before.order)
-                shared[match] = self._tally(match)
+            if slot is not None:
+                self._unsettled.pop(name, None)
+                match = match_of(name)
+                self._shares.join(match, order, before)
+                shared[match] = self._tally(name, slot)
         return Installed(shared, refused, error)
 
     def restore(self, orders: Sequence[LegOrder]) -> Installed:
         """Have legs carry packets that do not."""
-        return self.install([o for o in orders if Match(*o.leg[:3]) not in self._legs])
+        return self.install([o for o in orders if name_of(o.leg) not in self._slots])
 
-    def _carry(self, order: LegOrder) -> None:
+    def _carry(self, name: bytes, order: LegOrder, before: LegOrder | None = None) -> None:
         """Put a leg into the maps; the counts of its match go on."""
-        match = Match(*order.leg[:3])
-        before = self._legs.get(match)
-        slot = self._counts.take() if before is None else before.slot
+        known = self._slots.get(name)
+        slot = self._counts.take() if known is None else known
         if slot is None:
             raise _FULL
-        made = bpf_maps.rows(order.leg, order.mark, slot)
-        # A hairpin's second half is there before its first.
-        code = 0
-        for row in reversed(made.legs):
-            code = code or self._object.update(self._legs_fd, row.key, row.value)
-        if made.origin is not None:
-            code = code or self._object.update(self._origins_fd, *made.origin)
+        code = self._maps.put(order, slot, before)
         if code:
-            if before is None:
-                self._erase(order, slot)
+            if known is None:
                 self._counts.give_back(slot)
             if code == errno.E2BIG:
                 raise _FULL
             raise AdapterError("installing a leg in the BPF maps", code)
-        if before is not None and before.order.leg != order.leg:
-            self._erase(before.order, slot, but={row.key for row in made.legs}, origin=made.origin)
-        self._legs[match] = _Carried(order, slot)
+        self._slots[name] = slot
 
-    def _erase(
-        self, order: LegOrder, slot: int, *,
-        but: frozenset[bytes] | set[bytes] = frozenset(), origin: bpf_maps.Row | None = None,
-    ) -> None:  # fmt: skip
-        """Take a leg out of the maps, less the keys that another has put there."""
-        made = bpf_maps.rows(order.leg, order.mark, slot)
-        for row in made.legs:
-            if row.key not in but:
-                self._object.delete(self._legs_fd, row.key)
-        if made.origin is not None and (origin is None or origin.key != made.origin.key):
-            self._object.delete(self._origins_fd, made.origin.key)
+    def _tally(self, name: bytes, slot: int) -> Tally:
+        return self._whole(name, self._counts.tally(slot))
 
-    def _tally(self, match: Match) -> Tally:
-        return self._whole(match, self._counts.tally(self._legs[match].slot))
-
-    def _whole(self, match: Match, tally: Tally) -> Tally:
-        before = self._before.get(match)
+    def _whole(self, name: bytes, tally: Tally) -> Tally:
+        before = self._before.get(name)
         if before is None:
             return tally
         return Tally(tally.packets + before.packets, tally.octets + before.octets)
@@ -207,37 +180,39 @@ class BpfPath:
     def remark(self, orders: Sequence[LegOrder]) -> None:
         """Give the packets of legs that are carried another mark."""
         for order in orders:
-            if self._shares.remark(order) and Match(*order.leg[:3]) in self._legs:
-                self._carry(order)
+            name = name_of(order.leg)
+            if self._shares.remark(order) and name in self._slots:
+                self._carry(name, order, self._maps.get(name))
 
     def remove(self, legs: Sequence[Leg]) -> Mapping[Match, Tally]:
         """Stop carrying the legs whose last owner this was; return their last counts."""
         tallies = {}
         for leg in legs:
-            match = Match(*leg[:3])
-            carried = self._legs.get(match)
-            if carried is None:
+            name = name_of(leg)
+            slot = self._slots.get(name)
+            if slot is None:
                 continue
-            left = self._shares.leave(leg)
+            left = self._shares.leave(leg) if self._shares else None
             if left is not None:
-                tallies[match] = self._tally(match)
-                self._unsettled[match] = left.now
-                continue
-            self._erase(carried.order, carried.slot)
-            tallies[match] = self._tally(match)
-            del self._legs[match]
-            self._before.pop(match, None)
-            self._unsettled.pop(match, None)
-            self._counts.give_back(carried.slot)
+                self._unsettled[name] = left.now
+            else:
+                # What is left of a shared leg, and the kernel refused, is not in the maps yet.
+                stale = self._unsettled.pop(name, None) and self._maps.get(name)
+                self._maps.take(stale.leg if stale else leg)
+                del self._slots[name]
+                self._counts.give_back(slot)
+            tallies[match_of(name)] = self._tally(name, slot)
+            if left is None:
+                self._before.pop(name, None)
         self._settle()
         return tallies
 
     def _settle(self) -> None:
         """Have carry what is left of shared legs; what the kernel refuses is tried again."""
-        for match, order in list(self._unsettled.items()):
+        for name, order in list(self._unsettled.items()):
             with contextlib.suppress(AdapterError):
-                self._carry(order)
-                del self._unsettled[match]
+                self._carry(name, order, self._maps.get(name))
+                del self._unsettled[name]
 
     def take_over(
         self, orders: Sequence[LegOrder], *, trusted: bool = False  # noqa: ARG002
@@ -247,12 +222,13 @@ class BpfPath:
         Returns:
             Those that others have as well, which each of them installs, and those refused.
         """
-        seen: set[Match] = set()
+        seen: set[bytes] = set()
         first: list[LegOrder] = []
         again: list[LegOrder] = []
         for order in orders:
-            (again if Match(*order.leg[:3]) in seen else first).append(order)
-            seen.add(Match(*order.leg[:3]))
+            name = name_of(order.leg)
+            (again if name in seen else first).append(order)
+            seen.add(name)
         again += self.install(first).refused
         self._attach()
         return again
@@ -267,39 +243,40 @@ class BpfPath:
 
     def credit(self, leg: Leg, tally: Tally) -> None:
         """Add what *leg* had carried in an earlier process."""
-        match = Match(*leg[:3])
-        if match in self._legs:
-            self._before[match] = self._whole(match, tally)
+        name = name_of(leg)
+        if name in self._slots:
+            self._before[name] = self._whole(name, tally)
 
     def lost(self, leg: Leg, tally: Tally) -> None:
         """Do nothing: nobody else can delete a leg here."""
 
     def tallies(self) -> Mapping[Match, Tally]:
         """Return the counts of all legs; asks nobody, they are in memory."""
-        slots = [carried.slot for carried in self._legs.values()]
-        tallies = dict(zip(self._legs, self._counts.tallies(slots), strict=True))
-        for match in self._before:
-            tallies[match] = self._whole(match, tallies[match])
-        return tallies
+        counted = zip(self._slots, self._counts.tallies(self._slots.values()), strict=True)
+        if not self._before:
+            return {match_of(name): tally for name, tally in counted}
+        return {match_of(name): self._whole(name, tally) for name, tally in counted}
 
     def tallies_of(self, legs: Sequence[Leg]) -> Mapping[Match, Tally]:
         """Return the counts of these *legs* alone."""
-        matches = [Match(*leg[:3]) for leg in legs]
-        return {match: self._tally(match) for match in matches if match in self._legs}
+        return self._some(map(name_of, legs))
 
     def tally_pieces(self) -> Iterator[Mapping[Match, Tally]]:
         """Yield the counts of `_PIECE` legs at a time."""
-        matches = list(self._legs)
-        for start in range(0, len(matches), _PIECE):
-            yield {
-                match: self._tally(match)
-                for match in matches[start : start + _PIECE] if match in self._legs
-            }
+        names = list(self._slots)
+        for start in range(0, len(names), _PIECE):
+            yield self._some(names[start : start + _PIECE])
+
+    def _some(self, names: Iterable[bytes]) -> dict[Match, Tally]:
+        found = ((name, self._slots.get(name)) for name in names)
+        return {
+            match_of(name): self._tally(name, slot) for name, slot in found if slot is not None
+        }
 
     def watched(self, leg: Leg) -> bpf_maps.Watched | None:
         """Return all that is known of the packets of *leg*, which only this path looks at."""
-        carried = self._legs.get(Match(*leg[:3]))
-        return None if carried is None else self._counts.watched(carried.slot)
+        slot = self._slots.get(name_of(leg))
+        return None if slot is None else self._counts.watched(slot)
 
     def told(self) -> dict[str, int]:
         """Return what the programs have counted besides: `bpf_maps.TOLD`."""
@@ -307,7 +284,7 @@ class BpfPath:
 
     def matches(self) -> list[Match]:
         """Return what is carried."""
-        return list(self._legs)
+        return list(map(match_of, self._slots))
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when devices, addresses or rules have changed."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from sys import byteorder
 from typing import Final, NamedTuple
 
 from pptp_nat.core.tuples import Leg
@@ -38,21 +39,17 @@ class Row(NamedTuple):
     def of(cls, leg: Leg, mark: int, *, again: bool = False) -> Row:
         """Return what carries *leg*, with nothing counted."""
         addresses = leg.new_source + leg.new_destination
-        delta = _delta(leg.source + leg.destination, addresses)
+        delta = grown(leg.source + leg.destination, addresses)
         return cls(0, 0, delta, leg.new_key.to_bytes(2, "big"), addresses, mark, again)
 
 
-def _delta(old: bytes, new: bytes) -> int:
+def grown(old: bytes, new: bytes) -> int:
     """Return the folded sum of ``~old + new``, what a checksum's complement grows by.
 
-    In this machine's order of octets: the sum of words is the same in either,
-    but for its own order (RFC 1071 section 2).
+    In this machine's order of octets: the sum of words is the same in either, but for
+    its own order (RFC 1071 section 2), and as one number modulo 0xFFFF the words are summed.
     """
-    total: int = sum(0xFFFF - word for word in struct.unpack("=4H", old))
-    total += sum(struct.unpack("=4H", new))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return total
+    return (int.from_bytes(new, byteorder) - int.from_bytes(old, byteorder)) % 0xFFFF
 
 
 def name_of(leg: Leg) -> bytes:

@@ -74,7 +74,7 @@ def test_a_program_makes_of_a_packet_what_the_queue_makes_of_it(
         where = bpf_maps.rows(leg, 0, slot).legs[0].value[10]
         arrived = loaded.run("arriving", packet)
         made = arrived.frame
-        if where == bpf_maps.Where.LEAVING:
+        if where == bpf_maps.LEAVING:
             assert packet == made
             made = loaded.run("leaving", packet, came_in_at=1).frame
         tally = loaded.counts.tally(slot)
