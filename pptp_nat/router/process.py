@@ -95,9 +95,11 @@ class Process:
     def reload(self) -> None:
         """Read the configuration again; all of what can change is applied, or nothing."""
         self.service.reloading()
-        with contextlib.suppress(ConfigError):
-            self._read_again()
-        self.service.ready()
+        try:
+            with contextlib.suppress(ConfigError):
+                self._read_again()
+        finally:  # or the service manager would wait for ever
+            self.service.ready()
 
     def _read_again(self) -> None:
         try:

@@ -86,7 +86,10 @@ class Crew:
             if not ready:
                 raise PptpNatError(f"{len(waiting)} workers have not started in time")
         for member in self.members:
-            self._release(member)
+            try:
+                self._release(member)
+            except OSError as error:
+                raise PptpNatError(f"worker {member.index} has not started; see the log") from error
 
     def _start(self, member: Member, *, is_first: bool = False) -> None:
         ours, theirs = socket.socketpair()
@@ -99,7 +102,7 @@ class Crew:
         member.due = None
 
     def _release(self, member: Member) -> None:
-        """Let a worker that is ready begin, and watch it."""
+        """Let a worker that is ready begin, and watch it.  Raises `OSError`: it has just died."""
         assert member.lifeline is not None
         member.lifeline.sendall(GO)
         member.is_ready = True
@@ -151,7 +154,11 @@ class Crew:
             self._lost(member)
             return
         self._selector.unregister(member.lifeline)
-        self._release(member)
+        try:
+            self._release(member)
+        except OSError:
+            self._lost(member)
+            return
         log.event(_log, logging.WARNING, "worker-back", worker=member.index)
         self._on_ready(member)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import selectors
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pptp_nat import __version__, api
+from pptp_nat import __version__, api, log
 from pptp_nat.control import sockets
 from pptp_nat.control.subscription import EVENT_TYPES, MOST_RATE, About
 from pptp_nat.errors import UsageError
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from pptp_nat.api import Request
     from pptp_nat.workers.supervisor import Supervisor
 
+_log: Final = logging.getLogger(__name__)
 PATIENCE: Final = 5.0  #: seconds for a worker's next octet
+_AGAIN_SECONDS: Final = 1.0  #: until a worker that has hung up is subscribed to again
 _LONG: Final = frozenset(("list", "legs", "connections"))
 
 
@@ -110,15 +114,19 @@ class Ears:
     Args:
         selector: the supervisor's.
         publish: tells the supervisor's subscribers; see `ControlServer.publish`.
+        again: calls `want` once more, with those workers that there are by then.
     """
 
     def __init__(
         self,
         selector: selectors.BaseSelector,
         publish: Callable[[About, Callable[[], Mapping[str, object]]], None],
+        again: Callable[[], None],
     ) -> None:
         self._selector = selector
         self._publish = publish
+        self._again = again
+        self._again_at: float | None = None  # monotonic seconds
         self._types: frozenset[str] = frozenset()
         self._peers: dict[Path, socket.socket] = {}
         self._rests: dict[Path, bytes] = {}
@@ -152,15 +160,30 @@ class Ears:
         self._peers[path], self._rests[path] = peer, octets.partition(b"\n")[2]
         self._selector.register(peer, selectors.EVENT_READ, lambda _mask: self._hear(path))
 
+    def next_timer(self) -> float | None:
+        """Return when `tick` has something to do, in monotonic seconds."""
+        return self._again_at
+
+    def tick(self, now: float) -> None:
+        """Hear again of a worker that has hung up on us: we were too slow, or it is dying."""
+        if self._again_at is not None and self._again_at <= now:
+            self._again_at = None
+            self._again()
+
     def _hear(self, path: Path) -> None:
+        peer = self._peers.get(path)
+        if peer is None:
+            return  # let go of in this very turn
         try:
-            octets = self._peers[path].recv(1 << 16)
+            octets = peer.recv(1 << 16)
         except BlockingIOError:
             return
         except OSError:
             octets = b""
         if not octets:
             self._forget(path)
+            self._again_at = time.monotonic() + _AGAIN_SECONDS
+            log.event(_log, logging.WARNING, "worker-hung-up", place=path.name, lost="events")
             return
         *lines, self._rests[path] = (self._rests[path] + octets).split(b"\n")
         for line in lines:

@@ -118,8 +118,9 @@ class Supervisor(Process):
         )
         self._closers.append(server.close)
         self._clockwork.append(server)
-        self._ears = Ears(self.selector, server.publish)
+        self._ears = Ears(self.selector, server.publish, self._hear)
         self._closers.append(self._ears.close)
+        self._clockwork.append(self._ears)
         server.on_subscribers = self._hear
         if self.exporter is not None:
             self._clockwork.append(self.exporter)
@@ -187,8 +188,14 @@ class Supervisor(Process):
         values = configuration.live_values(self.config)
         missing = self.missing()
         for index, path in enumerate(self.sockets()):
-            if index not in missing:
+            if index in missing:
+                continue
+            try:
                 api.ask(path, {"do": "configure", **values}, timeout=PATIENCE)
+            except UsageError as error:  # it has died this moment; the others hear it all the same
+                log.event(
+                    _log, logging.ERROR, "worker-not-reloaded", worker=index, reason=str(error)
+                )
 
 
 def _source(supervisor: Supervisor, meter: Meter) -> Source:

@@ -1,0 +1,149 @@
+"""What a supervisor does when a worker goes away in the worst moment; no process is made."""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pptp_nat import api
+from pptp_nat.config import Config
+from pptp_nat.errors import PptpNatError, UsageError
+from pptp_nat.router.process import Process
+from pptp_nat.workers.crew import Crew, Member
+from pptp_nat.workers.merged import Ears
+from pptp_nat.workers.supervisor import Supervisor
+from pptp_nat.workers.worker import READY
+
+from .threaded_daemon import threaded_daemon
+
+EVENT = {
+    "type": "new", "call": {
+        "id": 7, "connection": 3, "control": {"src": "192.168.77.10", "dst": "198.18.7.2"},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def selector() -> Iterator[selectors.DefaultSelector]:
+    with selectors.DefaultSelector() as made:
+        yield made
+
+
+def ready_and_dead(member: Member) -> None:
+    """Have *member* be a worker that has said that it is ready, and died."""
+    member.lifeline, theirs = socket.socketpair()
+    theirs.send(READY)
+    theirs.close()
+
+
+def test_a_worker_that_dies_when_it_has_just_become_ready_is_started_again(
+    selector: selectors.DefaultSelector
+) -> None:
+    """Nobody would notice its end otherwise: its control messages would wait for ever."""
+    back: list[Member] = []
+    crew = Crew(1, selector, lambda *_: pytest.fail("not yet"), back.append)
+    (member,) = crew.members
+    ready_and_dead(member)
+    selector.register(member.lifeline, selectors.EVENT_READ)  # type: ignore[arg-type]
+    crew._spoke(member)
+
+    assert (False, 1) == (member.is_ready, member.restarts)
+    assert member.due is not None
+    assert member.due == crew.next_timer()
+    assert [] == back
+    assert {} == dict(selector.get_map())
+
+
+def test_one_that_dies_so_at_the_start_is_told_in_one_line(
+    selector: selectors.DefaultSelector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crew = Crew(1, selector, lambda *_: pytest.fail("it is there"), lambda _: None)
+    monkeypatch.setattr(crew, "_start", lambda member, is_first: ready_and_dead(member))
+    with pytest.raises(PptpNatError, match="worker 0 has not started; see the log"):
+        crew.begin()
+
+
+def test_a_reload_that_one_worker_does_not_hear_reaches_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = []
+
+    def ask(path: Path, _request: object, **_how: object) -> dict[str, Any]:
+        asked.append(path.name)
+        if path.name == "1":
+            raise UsageError("it says nothing")
+        return {}
+
+    monkeypatch.setattr(api, "ask", ask)
+    supervisor = Supervisor.__new__(Supervisor)
+    supervisor.config = Config()
+    supervisor.crew = SimpleNamespace(  # type: ignore[assignment]
+        members=[SimpleNamespace(index=index, is_ready=index != 3) for index in range(5)]
+    )
+    monkeypatch.setattr(Supervisor, "sockets", lambda _: [Path(str(index)) for index in range(5)])
+    supervisor._applied()
+
+    assert ["0", "1", "2", "4"] == asked
+    (line,) = caplog.records
+    assert ("worker-not-reloaded", 1) == (line.msg, line.fields["worker"])  # type: ignore[attr-defined]
+
+
+def test_the_service_manager_hears_the_end_of_a_reload_however_it_ends() -> None:
+    said = []
+    process: Any = SimpleNamespace(
+        service=SimpleNamespace(
+            reloading=lambda: said.append("reloading"), ready=lambda: said.append("ready")
+        ),
+        _read_again=lambda: 1 // 0,
+    )
+    with pytest.raises(ZeroDivisionError):
+        Process.reload(process)
+    assert ["reloading", "ready"] == said
+
+
+def test_a_worker_that_hangs_up_on_a_slow_supervisor_is_heard_again(
+    selector: selectors.DefaultSelector, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It disconnects whoever does not read; who subscribed to the supervisor must not go deaf."""
+    heard: list[object] = []
+
+    def turn(*, until: int) -> None:
+        deadline = time.monotonic() + 60
+        while len(heard) < until and time.monotonic() < deadline:
+            for key, _ in selector.select(0.05):
+                key.data(0)
+            ears.tick(time.monotonic())
+        assert until == len(heard)
+
+    with threaded_daemon(tmp_path / "s", lambda _: {}) as worker:
+        ears = Ears(
+            selector, lambda about, make: heard.append((about.call, make())),
+            lambda: ears.want(frozenset({"new"}), [worker.path]),
+        )  # fmt: skip
+        ears.want(frozenset({"new"}), [worker.path])
+        worker.tell(EVENT)
+        turn(until=1)
+        worker.close()
+        worker.start()
+        worker.subscribed.clear()
+        caplog.set_level(logging.WARNING)
+        while ears.next_timer() is None:
+            for key, _ in selector.select(5):
+                key.data(0)
+        ears.tick(time.monotonic())
+        assert ears.next_timer() is not None, "not at once: it may be dying"
+        ears.tick(ears.next_timer() or 0.0)
+        worker.tell(EVENT)
+        turn(until=2)
+        ears.close()
+
+    assert [(7, EVENT)] * 2 == heard
+    assert ["worker-hung-up"] == [each.msg for each in caplog.records]
