@@ -46,16 +46,16 @@ def calls(options: Namespace) -> int:
     fresh = ""
     while True:
         with _without_collecting():
-            rows, counted = _calls(options)
+            count, lines, counted = _calls(options)
             if options.watch is None:
-                _write(_RENDERINGS[options.output](rows))
+                _write(lines)
                 if options.output in ("text", "extended"):
-                    _trail(len(rows), "call", counted)
+                    _trail(count, "call", counted)
                 return 0
             if sys.stdout.isatty():
                 fresh = CLEAR_SCREEN + time.strftime("%H:%M:%S") + "\n"
             sys.stdout.write(fresh)
-            _write(_RENDERINGS[options.output](rows))
+            _write(lines)
         sys.stdout.flush()
         fresh = "\n"
         time.sleep(options.watch)
@@ -84,14 +84,21 @@ def clear(options: Namespace) -> int:
     return 0
 
 
-def _calls(options: Namespace) -> tuple[list[packed.Values], float]:
-    """Return the calls that are meant, and when they were counted, Unix seconds."""
+def _calls(options: Namespace) -> tuple[int, Iterable[str], float]:
+    """Return how many calls are meant, their lines, and when they were counted, Unix seconds."""
     which = table.Filter(
         state=options.state, client=options.client, server=options.server, call_id=options.call_id
     )
     with _expecting(options.socket):
-        fresh = {"fresh": True} if options.fresh else {}
-        return packed.ask(options.socket, which.arguments() | fresh)
+        arguments = which.arguments() | ({"fresh": True} if options.fresh else {})
+        now = time.time()
+        if options.output in _BY_ROW:
+            line, whole = _BY_ROW[options.output]
+            lines, counted = packed.lines(options.socket, arguments, lambda row: line(row, now))
+            return len(lines), whole(lines), counted
+        rows, counted = packed.ask(options.socket, arguments)
+        rendered = _BY_TABLE[options.output](map(packed.unpack, rows), now)
+        return len(rows), rendered, counted
 
 
 def _made(make: Callable[[Mapping[str, Any]], Row], item: Mapping[str, Any], path: Path) -> Row:
@@ -121,22 +128,15 @@ def _without_collecting() -> Iterator[None]:
         gc.enable()
 
 
-def _text(rows: list[packed.Values]) -> Iterator[str]:
-    now = time.time()
-    return (packed.text_line(row, now) for row in packed.in_order(rows))
-
-
-def _json(rows: list[packed.Values]) -> Iterator[str]:
-    return rendering.array(map(packed.json_line, packed.in_order(rows)))
-
-
-_RENDERINGS: dict[str, Callable[[list[packed.Values]], Iterator[str]]] = {
-    "text": _text,
-    "extended": lambda rows: rendering.extended(map(packed.unpack, rows), time.time()),
-    "json": _json,
-    "xml": lambda rows: rendering.xml(map(packed.unpack, rows), time.time()),
+#: of a row, and of all lines
+_BY_ROW: dict[str, tuple[Callable[[packed.Values, float], str], Callable[..., Iterable[str]]]] = {
+    "text": (packed.text_line, iter),
+    "json": (lambda row, _now: packed.json_line(row), rendering.array),
 }
-CALL_OUTPUTS = tuple(_RENDERINGS)
+_BY_TABLE: dict[str, Callable[[Iterable[table.CallRow], float], Iterator[str]]] = {
+    "extended": rendering.extended, "xml": rendering.xml,
+}  # fmt: skip
+CALL_OUTPUTS = ("text", "extended", "json", "xml")
 
 
 def _counted(count: int, thing: str) -> str:

@@ -28,7 +28,7 @@ from pptp_nat.tables.table import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 #: names of the values, for whoever reads them without this module
@@ -54,15 +54,40 @@ def ask(path: Path, arguments: Mapping[str, object]) -> tuple[list[Values], floa
         KeyError, ValueError: the answer is laid out otherwise.
     """
     rows: list[Values] = []
+    counted = _each(path, arguments, rows.extend)
+    return rows, counted
+
+
+def lines(
+    path: Path, arguments: Mapping[str, object], line: Callable[[Values], str]
+) -> tuple[list[str], float]:
+    """Ask as `ask` does; return a *line* for each call, as `table.in_order` would have them.
+
+    Lines are written while the daemon goes on, so that two cores share the work.
+    """
+    found: list[tuple[tuple[bytes, int, int], str]] = []
+
+    def write(rows: list[Values]) -> None:
+        found.extend(zip(map(_place, rows), map(line, rows), strict=True))
+
+    counted = _each(path, arguments, write)
+    found.sort()  # no two calls have one place
+    return [text for _, text in found], counted
+
+
+def _each(
+    path: Path, arguments: Mapping[str, object], take: Callable[[list[Values]], None]
+) -> float:
+    """Have *take* take the rows as they come; return when they were counted, Unix seconds."""
     counted = 0.0
     for item in api.stream(path, {"do": "list", "packed": True, **arguments}):
         if "rows" in item:
-            rows += item["rows"]
+            take(item["rows"])
         elif tuple(item["columns"]) != COLUMNS:
             raise ValueError("other columns")
         else:
             counted = item["counted"]
-    return rows, counted or time.time()
+    return counted or time.time()
 
 
 def unpack(values: Values) -> CallRow:
@@ -137,11 +162,6 @@ def json_line(values: Values) -> str:
 
 def _or_null(value: float | None) -> object:
     return "null" if value is None else value
-
-
-def in_order(rows: Iterable[Values]) -> list[Values]:
-    """Return packed *rows* as `pptp_nat.tables.table.in_order` would have them."""
-    return sorted(rows, key=_place)
 
 
 def _place(values: Values) -> tuple[bytes, int, int]:
