@@ -85,14 +85,18 @@ class Ran(NamedTuple):
 
 
 def run(*command: str, text: str | None = None) -> Ran | None:
-    """Run *command* with *text* as its input; None means that it is not installed."""
+    """Run *command* with *text* as its input; None means that it is not installed.
+
+    Rules of others may have comments in any encoding.
+    """
     try:
         ended = subprocess.run(
             command,
             input=text,
             stdin=subprocess.DEVNULL if text is None else None,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="backslashreplace",
             check=False,
             timeout=COMMAND_SECONDS,
             env={**os.environ, "LC_ALL": "C"},
@@ -101,6 +105,8 @@ def run(*command: str, text: str | None = None) -> Ran | None:
         return None
     except subprocess.TimeoutExpired:
         return Ran(1, "", f"no answer in {COMMAND_SECONDS} seconds")
+    except OSError as error:  # not ours to run, or no memory for another process
+        return Ran(1, "", f"it cannot be started: {error.strerror}")
     return Ran(ended.returncode, ended.stdout, "; ".join(ended.stderr.split("\n")).strip("; "))
 
 

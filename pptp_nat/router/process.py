@@ -84,12 +84,14 @@ class Process:
         self.service.stopping()
 
     def close(self) -> None:
-        """Let go of everything, last opened first.  Entries in the kernel stay."""
+        """Let go of everything, last opened first, whatever fails.  Entries in the kernel stay."""
         while self._closers:
             try:
                 self._closers.pop()()
             except PptpNatError as error:
                 log.event(_log, logging.ERROR, "stop", problem=str(error))
+            except Exception as error:  # noqa: BLE001 - rules and records are let go of all the same
+                self._on_fault(error)
         self.selector.close()
 
     def reload(self) -> None:

@@ -405,3 +405,25 @@ def test_an_nft_without_limits_gets_its_table_without_a_pace(
 
 def rules_of_table(text: str) -> list[str]:
     return [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+
+
+def test_a_tool_that_cannot_be_started_is_one_clear_line(tmp_path: Path) -> None:
+    """Not executable, or no memory for another process: the daemon does not die of it."""
+    tool = tmp_path / "iptables-save"
+    tool.write_text("#!/bin/sh\n")
+    with pytest.raises(AdapterError, match="it cannot be started: Permission denied") as told:
+        must("reading it", str(tool))
+    assert 1 == len(str(told.value).splitlines())
+
+
+def test_rules_of_others_may_have_comments_in_any_encoding() -> None:
+    """A comment is octets as they were typed, in a terminal of twenty years ago perhaps."""
+    line = '-A FORWARD -m comment --comment "B\\374ro" -j ACCEPT'
+    ran = run("printf", f"*filter\n{line}\n-A FORWARD -j PPTP_NAT_CONTROL\n")
+    assert ran is not None
+    (first, second) = ruleset_iptables_kernel.parse(ran.output)["filter"]["FORWARD"]
+
+    assert "B\\xfcro" in first
+    assert ["ACCEPT", "PPTP_NAT_CONTROL"] == [
+        ruleset_iptables_kernel.target_of(rule) for rule in (first, second)
+    ]

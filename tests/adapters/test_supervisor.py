@@ -1,7 +1,8 @@
-"""What a supervisor does when a worker goes away in the worst moment; no process is made."""
+"""A supervisor whose workers go away in the worst moment, and how a process ends; none is made."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import selectors
 import socket
@@ -107,6 +108,23 @@ def test_the_service_manager_hears_the_end_of_a_reload_however_it_ends() -> None
     with pytest.raises(ZeroDivisionError):
         Process.reload(process)
     assert ["reloading", "ready"] == said
+
+
+def test_whatever_fails_at_the_end_the_rest_is_let_go_of_all_the_same() -> None:
+    """The rules, the records and the socket, though the kernel takes no verdict any more."""
+    done, faults = [], []
+
+    def fail() -> None:
+        raise OSError(errno.ENOBUFS, "no memory for it")
+
+    process: Any = SimpleNamespace(
+        _closers=[lambda: done.append("rules"), fail, lambda: done.append("socket")],
+        _on_fault=faults.append, selector=SimpleNamespace(close=lambda: done.append("selector")),
+    )
+    Process.close(process)
+
+    assert ["socket", "rules", "selector"] == done
+    assert [errno.ENOBUFS] == [fault.errno for fault in faults]
 
 
 def test_a_worker_that_hangs_up_on_a_slow_supervisor_is_heard_again(
