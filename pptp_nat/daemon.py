@@ -41,7 +41,7 @@ from pptp_nat.router.news import News
 from pptp_nat.router.overflow import Overflow
 from pptp_nat.router.pauses import Pauses
 from pptp_nat.router.process import Process
-from pptp_nat.router.programs import follow_devices
+from pptp_nat.router.programs import follow_devices, replace_programs
 from pptp_nat.router.settings import draws, open_store, settings_of
 from pptp_nat.router.turns import Turns
 from pptp_nat.router.upkeep import Upkeep
@@ -140,6 +140,7 @@ class Daemon(Process):
         else:
             adoption.inherit(heritage.found, now)
             heritage.confirm()  # from here on there is one daemon again, and the store is free
+            replace_programs(self.carrier.path)
             self._open_store()
             self.upkeep.look_around(self.config.control.ports, now)
         self.recorder = Recorder(self.translator, self.store, self.carrier.kept)

@@ -74,6 +74,7 @@ class BpfPath:
     ) -> None:
         legs = max(64, 2 * min(calls, room()))
         self._stays = stays
+        self._may_detach = False  # what is at the devices is ours, and not to stay
         self._slots: dict[bytes, int] = {}  # of `counts`, by the name of a leg that is carried
         self._before: dict[bytes, Tally] = {}  # what was carried in an earlier process
         self._shares = Shares()
@@ -215,9 +216,12 @@ class BpfPath:
                 del self._unsettled[name]
 
     def take_over(
-        self, orders: Sequence[LegOrder], *, trusted: bool = False  # noqa: ARG002
+        self, orders: Sequence[LegOrder], *, trusted: bool = False
     ) -> Sequence[LegOrder]:
         """Carry all *orders*, then take the place of what an earlier run has left.
+
+        Who trusts a process that carried them until now leaves it that place until it
+        ends, and then calls `replace`: if it does not come to that, nothing has changed.
 
         Returns:
             Those that others have as well, which each of them installs, and those refused.
@@ -230,8 +234,18 @@ class BpfPath:
             (again if name in seen else first).append(order)
             seen.add(name)
         again += self.install(first).refused
-        self._attach()
+        if not trusted:
+            self.replace()
         return again
+
+    def replace(self) -> None:
+        """Take the place of another run's programs, at all devices.
+
+        Raises:
+            AdapterError: devices cannot be listed.
+        """
+        self._may_detach = not self._stays
+        self._attach()
 
     def left_over(self) -> Sequence[Leg]:
         """Return nothing: what an earlier run has left, `take_over` has replaced."""
@@ -355,8 +369,8 @@ class BpfPath:
     def close(self) -> None:
         """Let go of the maps; what is attached goes on carrying, unless it was not to stay."""
         try:
-            if not self._stays:
-                self._stays = True  # a second time there is nothing left to take away
+            if self._may_detach:
+                self._may_detach = False  # a second time there is nothing left to take away
                 self._tc.detach_all()
         finally:
             self._closing.close()

@@ -25,6 +25,16 @@ def where_early(path: DataPath) -> str:
     return "; nowhere before the stack" if path.late else ""
 
 
+def replace_programs(path: DataPath) -> None:
+    """Have the programs of *path*, if it has some, take the place of those of who has ended.
+
+    Raises:
+        AdapterError: this router's devices cannot be listed.
+    """
+    if isinstance(path, BpfPath):
+        path.replace()
+
+
 def follow_devices(
     path: DataPath,
     watch: Callable[[HasFileno, Callable[[int], None]], None],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from pptp_nat.errors import UsageError
-from tests.paths import at_length, every_path
+from tests.paths import NO_BPF, at_length, every_path
 
 from .conftest import By, World
 from .test_restarts import KEPT, Churn
@@ -93,6 +94,39 @@ def test_a_successor_that_cannot_do_the_same_is_refused(world: Callable[..., Wor
         daemon.take_over(seconds=5)
     daemon._command = command
     here.all_hear(calls)
+    calls += here.up([connection.call(8)])
+    here.all_hear(calls)
+    daemon.take_over()
+    here.all_hear(calls)
+
+
+@pytest.mark.skipif(NO_BPF is not None, reason=f"bpf: {NO_BPF}")
+@pytest.mark.parametrize("end", ["raise UsageError('it fails')", "os._exit(9)"])
+def test_a_successor_that_fails_at_last_leaves_the_programs_to_whom_they_were(
+    world: Callable[..., World], end: str
+) -> None:
+    """In good order or not: calls go on, and the next one is carried at once."""
+    here = world("bpf", inside=1)
+    daemon = here.daemon
+    assert daemon is not None
+    here.station(here.lab.outside[0]).listen()
+    connection = here.dial(here.station(here.lab.inside[0]), here.lab.outside[0].address)
+    calls = here.up([connection.call(7)])
+
+    failing = f"""
+import os, sys
+from pptp_nat.cli import main
+from pptp_nat.errors import UsageError
+from pptp_nat.state.takeover import Heritage
+def confirm(self):
+    {end}
+Heritage.confirm = confirm
+sys.exit(main())
+"""
+    at = daemon._command.index("run")
+    words = [sys.executable, "-c", failing, *daemon._command[at:], "--takeover"]
+    assert here.lab.run(here.lab.router, words, check=False).returncode != 0
+
     calls += here.up([connection.call(8)])
     here.all_hear(calls)
     daemon.take_over()
