@@ -15,10 +15,15 @@ from typing import Final, NamedTuple, Self
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux import xdp
 from pptp_nat.linux.bpf_object import BpfObject
-from pptp_nat.linux.traffic_control import ETHERNET, Device, Early, TrafficControl
+from pptp_nat.linux.traffic_control import (
+    EARLY_NAME,
+    ETHERNET,
+    Device,
+    Early,
+    TrafficControl,
+)
 
-PROGRAM: Final = "before_the_stack"
-NEEDS: Final = (PROGRAM, "ports", "exits")  #: of the object, beside what tc's programs need
+NEEDS: Final = (EARLY_NAME, "ports", "exits")  #: of the object, beside what tc's programs need
 _INDEX: Final = struct.Struct("=I")
 _PORT: Final = struct.Struct("=6s2x")  # struct port of gre.c
 _MAC_OCTETS: Final = 6
@@ -40,7 +45,7 @@ class BeforeTheStack:
 
     def __init__(self, programs: BpfObject) -> None:
         self._programs = programs
-        self._early = Early(programs.program_fd(PROGRAM), programs.program_id(PROGRAM))
+        self._early = Early(programs.program_fd(EARLY_NAME), programs.program_id(EARLY_NAME))
         self._ports, self._exits = programs.map_fd("ports"), programs.map_fd("exits")
         self._abilities = xdp.Abilities()
         self._written: dict[tuple[int, int], bytes] = {}  # what the maps hold, by map and device

@@ -27,7 +27,7 @@ _MENDS: Final = {
 }
 #: struct __sk_buff (linux/bpf.h): the mark, what is between, where the packet came in; the rest.
 _CONTEXT: Final = struct.Struct("=8xI24xI152x")
-_PROGRAM: Final = struct.Struct("=II")  # struct bpf_prog_info: type, ID; the rest
+_PROGRAM: Final = struct.Struct("=4xI56x16s")  # struct bpf_prog_info: its ID and name, and more
 _ROOM: Final = 256  # octets by which a packet may grow
 
 
@@ -84,6 +84,7 @@ class _Library:
         self.describe = _prototype(
             library.bpf_obj_get_info_by_fd, number, number, pointer, pointer
         )
+        self.open_program = _prototype(library.bpf_prog_get_fd_by_id, number, wide)
         self.set_value = _prototype(
             library.bpf_map__set_initial_value, number, pointer, text, size
         )
@@ -188,11 +189,10 @@ class BpfObject:
         Raises:
             AdapterError: it does not tell.
         """
-        info = ctypes.create_string_buffer(_PROGRAM.size)
-        octets = ctypes.c_uint32(_PROGRAM.size)
-        if self._library.describe(self.program_fd(name), info, ctypes.byref(octets)) != 0:
+        found = _described(self._library, self.program_fd(name))
+        if found is None:
             raise _fail(f"asking for the BPF program {name}", ctypes.get_errno())
-        return int(_PROGRAM.unpack(info.raw)[1])
+        return found[0]
 
     def update(self, fd: int, key: bytes, value: bytes) -> int:
         """Put *value* into the map *fd*; return an errno, 0 for success."""
@@ -250,6 +250,35 @@ class BpfObject:
             raise _fail(f"running the BPF program {program}", ctypes.get_errno())
         verdict = struct.unpack("=i", struct.pack("=I", asked.retval))[0]
         return Ran(verdict, data_out.raw[: asked.data_size_out], 0, asked.duration)
+
+
+def _described(library: _Library, program: int) -> tuple[int, str] | None:
+    """Return ID and name of a program by its descriptor; None: the kernel does not tell."""
+    info = ctypes.create_string_buffer(_PROGRAM.size)
+    octets = ctypes.c_uint32(_PROGRAM.size)
+    if library.describe(program, info, ctypes.byref(octets)) != 0:
+        return None
+    number, name = _PROGRAM.unpack(info.raw)
+    return number, name.split(b"\0", 1)[0].decode("ascii", "replace")
+
+
+def program_name(number: int) -> str:
+    """Return the name of a program by its ID; "": it is not told.
+
+    The kernel tells who has CAP_SYS_ADMIN; a name ends behind its 15th character.
+    """
+    try:
+        library = _Library()
+    except AdapterError:
+        return ""
+    program: int = library.open_program(number)
+    if program < 0:
+        return ""
+    try:
+        found = _described(library, program)
+    finally:
+        os.close(program)
+    return "" if found is None else found[1]
 
 
 def kernel_release() -> tuple[int, int]:

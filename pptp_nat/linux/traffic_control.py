@@ -22,6 +22,7 @@ from typing import Final, NamedTuple, Self
 
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux import xdp
+from pptp_nat.linux.bpf_object import program_name
 from pptp_nat.linux.netlink import (
     F_CREATE,
     F_EXCL,
@@ -35,6 +36,7 @@ from pptp_nat.linux.rtnetlink import GENERIC, ROUTE, Asking, opened
 
 NAME: Final = "pptp-nat"
 _EARLY: Final = "xdp="  # in the name of a filter, before the ID of an XDP program
+EARLY_NAME: Final = "before_the_stack"  #: of that program
 PREFERENCE: Final = 1723  #: of our filters; those with a lower one are asked before
 
 _NEW_QDISC, _DELETE_QDISC, _GET_QDISC = 36, 37, 38  # RTM_NEWQDISC, ...
@@ -300,14 +302,25 @@ class TrafficControl:
         return self._early(device) != 0
 
     def _early(self, device: Device) -> int:
-        """Return the ID of the XDP program of ours that *device* runs; 0: none."""
-        if not device.early or device.early in self._ids:
-            return device.early
-        ours = f"{_EARLY}{device.early}"
-        return device.early if any(
-            ours in name.split() for parent in (ARRIVING, LEAVING)
-            for _, name in self._filters(device, parent)
-        ) else 0  # fmt: skip
+        """Return the ID of the XDP program of ours that *device* runs; 0: none.
+
+        All devices run the same one, so the filters of another tell of it too, if this one
+        has lost its own; and where none is left, the kernel may tell its name.
+        """
+        number = device.early
+        if number and number not in self._ids:
+            others = (each for each in self._links() if each.number != device.number)
+            if any(self._tells_of(each, number) for each in (device, *others)):
+                return number
+            return number if program_name(number) == EARLY_NAME[:15] else 0
+        return number
+
+    def _tells_of(self, device: Device, early: int) -> bool:
+        ours = f"{_EARLY}{early}"
+        return any(
+            name.split()[:1] == [NAME] and ours in name.split()
+            for parent in (ARRIVING, LEAVING) for _, name in self._filters(device, parent)
+        )  # fmt: skip
 
     def programmed(self, device: Device) -> bool:
         """Whether *device* runs both programs, whoever has attached them.

@@ -18,10 +18,10 @@ from scapy.layers.inet import IP
 
 from pptp_nat.core.tuples import Leg
 from pptp_nat.lab import namespaces
-from pptp_nat.linux.bpf_early import PROGRAM
 from pptp_nat.linux.bpf_object import Ran
 from pptp_nat.linux.datapath import LegOrder, Tally
 from pptp_nat.linux.queue_path import QueuePath
+from pptp_nat.linux.traffic_control import EARLY_NAME
 from tests.paths import NO_EARLY
 
 from .bpf_frames import (
@@ -83,7 +83,7 @@ class Early(Programs):
         assert 0 == self.object.update(self.exits, self.out, self.out)
 
     def see(self, frame: bytes) -> Ran:
-        return self.object.test_run_early(PROGRAM, frame)
+        return self.object.test_run_early(EARLY_NAME, frame)
 
     def passes(self, frame: bytes) -> bool:
         ran = self.see(frame)

@@ -7,6 +7,7 @@ writes arrives at the router, what it reads has left it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import select
@@ -25,9 +26,11 @@ from scapy.packet import Raw
 
 from pptp_nat.core.tuples import Leg
 from pptp_nat.lab import namespaces
-from pptp_nat.linux import bpf_path, ruleset
+from pptp_nat.linux import bpf_path, ruleset, xdp
+from pptp_nat.linux.bpf_object import LIBRARY
 from pptp_nat.linux.bpf_path import BpfPath, Forwarding
 from pptp_nat.linux.datapath import LegOrder, Match, Tally
+from pptp_nat.linux.rtnetlink import Asking
 from pptp_nat.linux.ruleset import Backend, RuleSettings
 from tests.paths import NO_BPF
 
@@ -526,3 +529,48 @@ def test_a_run_that_begins_where_marks_choose_the_route_takes_the_stack(
 
         assert [] == past_the_stack.out(gre(CLIENT, SERVER, 100))
         assert 1 == firewall_drops()
+
+
+@pytest.fixture
+def before_the_stack() -> Iterator[Router]:
+    """Give a router whose devices run the XDP program."""
+    with router_in_a_namespace("tap", "xdp") as made:
+        assert ["lan", "wan"] == made.path.early_at
+        yield made
+
+
+@pytest.mark.parametrize("bare", [["wan"], ["lan", "wan"]])
+def test_the_next_run_knows_the_early_program_though_filters_were_deleted(
+    before_the_stack: Router, monkeypatch: pytest.MonkeyPatch, bare: list[str]
+) -> None:
+    """By another device's filters; where there are none, by its name, if the kernel tells."""
+    if bare == ["wan"]:
+        monkeypatch.setattr("pptp_nat.linux.traffic_control.program_name", lambda _number: "")
+    for device in bare:
+        command("tc", "qdisc", "del", "dev", device, "clsact")
+    with contextlib.closing(BpfPath(1000, BIT, stays=False, forwarding="xdp")) as successor:
+        successor.take_over([LegOrder(INWARD, 0), LegOrder(OUTWARD, 0)])
+        assert ["lan", "wan"] == successor.early_at
+        (out,) = before_the_stack.out(gre(CLIENT, SERVER, 100))
+        assert (ROUTER, SERVER, 100) == fields(out)
+        assert 1 == successor.tallies()[Match(*OUTWARD[:3])].packets
+    assert "xdp" not in command("ip", "link", "show")
+
+
+def test_a_program_of_somebody_else_stays_where_it_is(before_the_stack: Router) -> None:
+    """Under any name; and nothing of ours says that it is ours."""
+    before_the_stack.path.close()
+    library = ctypes.CDLL(LIBRARY, use_errno=True)
+    lets_pass = struct.pack("<QQ", 0x2000000B7, 0x95)  # r0 = XDP_PASS; exit
+    theirs = library.bpf_prog_load(6, b"theirs", b"GPL", lets_pass, 2, None)  # of type XDP
+    assert theirs >= 0
+    with contextlib.closing(Asking()) as asking:
+        xdp.attach(asking, socket.if_nametoindex("wan"), theirs, replacing=False)
+    os.close(theirs)
+
+    with contextlib.closing(BpfPath(1000, BIT, stays=False, forwarding="xdp")) as path:
+        path.take_over([LegOrder(OUTWARD, 0)])
+        assert ["lan"] == path.early_at
+        assert "another XDP program runs there" in path.late["wan"]
+    assert "xdp" in command("ip", "link", "show", "wan")
+    assert "xdp" not in command("ip", "link", "show", "lan")
