@@ -1,17 +1,19 @@
 """The worker processes: started, watched, started again, ended.
 
 A worker is a fork of the supervisor, joined to it by a pair of sockets, the
-lifeline: each end of it notices the other's end.  What else the supervisor has
-open is closed in the child.
+lifeline: each end of it notices the other's end, and over it a worker says that its
+loop turns.  What else the supervisor has open is closed in the child.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import select
 import selectors
+import signal
 import socket
 import sys
 import time
@@ -21,11 +23,13 @@ from typing import Final
 
 from pptp_nat import log
 from pptp_nat.errors import PptpNatError
-from pptp_nat.workers.worker import GO, READY, Post, work
+from pptp_nat.workers.worker import GO, QUESTION, READY, Post, work
 
 _log: Final = logging.getLogger(__name__)
 START_SECONDS: Final = 120.0  #: for a worker to take over what there is
 STOP_SECONDS: Final = 15.0  #: for a worker to end
+ASKING_SECONDS: Final = 5.0  #: between two questions whether a worker's loop turns
+SILENT_SECONDS: Final = 30.0  #: after which a worker that does not answer hangs
 _SOON: Final = 10.0  #: seconds; who dies sooner is started again later than at once
 _LONGEST_DELAY: Final = 30.0
 
@@ -40,6 +44,7 @@ class Member:
         self.restarts = 0
         self.lifeline: socket.socket | None = None
         self.started = 0.0  # monotonic seconds
+        self.asked: float | None = None  #: since when it owes an answer
         self.delay = 0.0
         self.due: float | None = None  #: when it is started again
 
@@ -65,6 +70,8 @@ class Crew:
         self._selector = selector
         self._post = post
         self._on_ready = on_ready
+        self._next_question = math.inf
+        self._turned = math.inf  # when `tick` was called last
 
     def begin(self) -> None:
         """Start all, and wait until all serve.
@@ -105,10 +112,23 @@ class Crew:
         """Let a worker that is ready begin, and watch it.  Raises `OSError`: it has just died."""
         assert member.lifeline is not None
         member.lifeline.sendall(GO)
-        member.is_ready = True
+        member.is_ready, member.asked = True, None
+        self._next_question = min(self._next_question, time.monotonic() + ASKING_SECONDS)
         self._selector.register(
-            member.lifeline, selectors.EVENT_READ, lambda _mask: self._lost(member)
+            member.lifeline, selectors.EVENT_READ, lambda _mask: self._heard(member)
         )
+
+    def _heard(self, member: Member) -> None:
+        """Take note of an answer, or of the end."""
+        assert member.lifeline is not None
+        try:
+            said = member.lifeline.recv(64)
+        except OSError:  # it was killed with a question unread
+            said = b""
+        if said:
+            member.asked = None
+        else:
+            self._lost(member)
 
     def _lost(self, member: Member) -> None:
         """Bury a worker whose lifeline has ended, and say when there is another."""
@@ -132,12 +152,40 @@ class Crew:
         pid, member.pid = member.pid, 0
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) if pid else 0
 
-    def next_timer(self) -> float | None:
-        """Return when a worker is to be started again, in monotonic seconds."""
-        return min((each.due for each in self.members if each.due is not None), default=None)
+    def next_timer(self) -> float:
+        """Return when a worker is to be started again or asked, in monotonic seconds."""
+        dues = (each.due for each in self.members if each.due is not None)
+        return min([self._next_question, *dues])
+
+    def _ask(self, now: float) -> None:
+        """Ask workers whether they are there; end one that has long not said so.
+
+        Where this process stood still, or the machine, nobody has had his time to answer.
+        """
+        stood_still = now - self._turned > 2 * ASKING_SECONDS
+        self._turned = now
+        if now < self._next_question:
+            return
+        self._next_question = now + ASKING_SECONDS
+        for member in self.members:
+            if not member.is_ready or member.lifeline is None:
+                continue
+            if member.asked is None or stood_still:
+                member.asked = now
+            elif now - member.asked >= SILENT_SECONDS:
+                log.event(
+                    _log, logging.ERROR, "worker-hangs", worker=member.index,
+                    silent=round(now - member.asked), mend="it is killed and started again",
+                )  # fmt: skip
+                os.kill(member.pid, signal.SIGKILL)
+                member.asked = None
+                continue
+            with contextlib.suppress(OSError):  # it has just died, and its end is heard next
+                member.lifeline.send(QUESTION, socket.MSG_DONTWAIT)
 
     def tick(self, now: float) -> None:
-        """Start those again whose time it is."""
+        """Start those again whose time it is, and ask the others whether they are there."""
+        self._ask(now)
         for member in self.members:
             if member.due is not None and member.due <= now:
                 self._start(member)
@@ -171,7 +219,7 @@ class Crew:
         for member in self.members:
             if member.pid and not _ends(member.pid, deadline):
                 log.event(_log, logging.ERROR, "worker-killed", worker=member.index)
-                os.kill(member.pid, 9)
+                os.kill(member.pid, signal.SIGKILL)
             self._bury(member)
 
 

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 READY: Final = b"r"
 GO: Final = b"g"
+QUESTION: Final = b"?"  #: are you there
+ANSWER: Final = b"!"
 
 
 def config_of(config: Config, part: Part) -> Config:
@@ -213,11 +215,22 @@ def work(post: Post) -> int:
         post.lifeline.sendall(READY)
         # No number is given before all have shown what they hold.
         if post.lifeline.recv(1) == GO:
-            daemon.watch(post.lifeline, lambda _mask: daemon.stop())
+            daemon.watch(post.lifeline, lambda _mask: _heed(post.lifeline, daemon.stop))
             daemon.run()
     finally:
         daemon.close()
     return 0
+
+
+def _heed(lifeline: socket.socket, stop: Callable[[], None]) -> None:
+    """Tell the supervisor that this worker's loop turns, or stop where he has let go."""
+    try:
+        if not lifeline.recv(64):
+            stop()
+        else:
+            lifeline.send(ANSWER, socket.MSG_DONTWAIT)
+    except OSError:  # he is gone
+        stop()
 
 
 def _nothing() -> None:
