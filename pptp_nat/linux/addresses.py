@@ -9,21 +9,12 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from pptp_nat.core.tuples import Address
 from pptp_nat.errors import AdapterError
-from pptp_nat.linux.netlink import (
-    F_DUMP,
-    F_REQUEST,
-    HEADER,
-    NLMSG_DONE,
-    NLMSG_ERROR,
-    RECEIVE_OCTETS,
-    attributes,
-    walk,
-)
+from pptp_nat.linux.netlink import RECEIVE_OCTETS, attributes, walk
+from pptp_nat.linux.rtnetlink import ROUTE, Asking, opened
 
 # linux/rtnetlink.h and linux/if_addr.h.
 _GROUP: Final = 0x10  # RTMGRP_IPV4_IFADDR
@@ -31,7 +22,6 @@ _NEW, _GONE, _GET = 20, 21, 22  # RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR
 _BODY: Final = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix, flags, scope, index
 _ADDRESS, _LOCAL = 1, 2  # IFA_ADDRESS, IFA_LOCAL: differ on a point-to-point interface
 _LABEL: Final = 3  # IFA_LABEL
-_DUMP_ATTEMPTS: Final = 5
 
 
 class Held(NamedTuple):
@@ -56,7 +46,7 @@ class Addresses:
     """
 
     def __init__(self) -> None:
-        self._listener = _socket(_GROUP)
+        self._listener = opened(ROUTE, _GROUP)
         try:
             self.held = _dump()
         except BaseException:
@@ -100,48 +90,13 @@ class Addresses:
         return Change(self.held - before, before - self.held)
 
 
-def _socket(groups: int) -> socket.socket:
-    try:
-        made = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-        )
-        made.setblocking(False)
-        made.bind((0, groups))
-    except OSError as error:
-        raise AdapterError("opening a routing netlink socket", error.errno or 0) from error
-    return made
-
-
 def _dump() -> frozenset[Held]:
     """Return the addresses that there are."""
-    with _socket(0) as asking:
-        for sequence in range(1, _DUMP_ATTEMPTS + 1):
-            body = _BODY.pack(socket.AF_INET, 0, 0, 0, 0)
-            header = HEADER.pack(
-                HEADER.size + len(body), _GET, F_REQUEST | F_DUMP, sequence, 0
-            )
-            asking.send(header + body)
-            held: set[Held] = set()
-            for kind, flags, body in _answers(asking, sequence):
-                if kind == NLMSG_ERROR or flags & 0x10:  # NLM_F_DUMP_INTR: it has changed meanwhile
-                    break
-                if kind == NLMSG_DONE:
-                    return frozenset(held)
-                each = _read(body)
-                if each is not None:
-                    held.add(each)
-    raise AdapterError("listing this router's addresses", errno.EINTR)
-
-
-def _answers(asking: socket.socket, sequence: int) -> Iterator[tuple[int, int, bytes]]:
-    while True:
-        try:
-            datagram = asking.recv(RECEIVE_OCTETS)
-        except OSError as error:
-            raise AdapterError("listing this router's addresses", error.errno or 0) from error
-        for kind, flags, number, _, body in walk(datagram):
-            if number == sequence:
-                yield kind, flags, body
+    with Asking() as asking:
+        bodies = asking.dump(
+            _GET, _BODY.pack(socket.AF_INET, 0, 0, 0, 0), doing="listing this router's addresses"
+        )
+    return frozenset(filter(None, map(_read, bodies)))
 
 
 def _read(body: bytes) -> Held | None:

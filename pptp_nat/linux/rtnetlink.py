@@ -16,6 +16,7 @@ from pptp_nat.linux.netlink import (
     ERROR_CODE,
     F_ACK,
     F_DUMP,
+    F_DUMP_INTR,
     F_REQUEST,
     HEADER,
     NLMSG_DONE,
@@ -26,6 +27,7 @@ from pptp_nat.linux.netlink import (
 
 ROUTE: Final = 0  # NETLINK_ROUTE
 GENERIC: Final = 16  # NETLINK_GENERIC
+_ATTEMPTS: Final = 5  # to list what changes meanwhile
 _NAMES: Final = {ROUTE: "routing", GENERIC: "generic"}
 
 
@@ -60,7 +62,7 @@ class Asking:
         Raises:
             AdapterError: it cannot be sent.
         """
-        for answer, content in self._exchange(kind, flags | F_ACK, body):
+        for answer, _, content in self._exchange(kind, flags | F_ACK, body):
             if answer == NLMSG_ERROR:
                 return _code(content)
         return errno.ENOBUFS
@@ -71,29 +73,44 @@ class Asking:
         Raises:
             AdapterError: it cannot be sent.
         """
-        for answer, content in self._exchange(kind, 0, body):
+        for answer, _, content in self._exchange(kind, 0, body):
             return None if answer == NLMSG_ERROR else content
         return None
 
-    def dump(self, kind: int, body: bytes, *, may_fail: bool = False) -> list[bytes]:
-        """Return the bodies of all that there is of a kind.
+    def dump(
+        self, kind: int, body: bytes, *, doing: str = "listing devices", may_fail: bool = False
+    ) -> list[bytes]:
+        """Return the bodies of all that there is of a kind, as of one moment.
+
+        What changes while it is listed is listed again.
+
+        Args:
+            kind: of the request.
+            body: of the request.
+            doing: what an error is about.
+            may_fail: a refusal is as good as nothing.
 
         Raises:
-            AdapterError: refused, unless it *may fail*.
+            AdapterError: refused, unless it *may fail*, or it never rests.
         """
-        bodies: list[bytes] = []
-        for answer, content in self._exchange(kind, F_DUMP, body):
-            if answer == NLMSG_DONE:
+        for _ in range(_ATTEMPTS):
+            bodies: list[bytes] = []
+            interrupted = False
+            for answer, flags, content in self._exchange(kind, F_DUMP, body):
+                interrupted |= bool(flags & F_DUMP_INTR)
+                if answer == NLMSG_DONE:
+                    break
+                if answer == NLMSG_ERROR:
+                    if may_fail:
+                        return bodies
+                    raise AdapterError(doing, _code(content))
+                bodies.append(content)
+            if not interrupted:
                 return bodies
-            if answer == NLMSG_ERROR:
-                if may_fail:
-                    return bodies
-                raise AdapterError("listing devices", _code(content))
-            bodies.append(content)
-        return bodies
+        raise AdapterError(doing, errno.EINTR)
 
-    def _exchange(self, kind: int, flags: int, body: bytes) -> Iterator[tuple[int, bytes]]:
-        """Send one request and yield kind and body of what comes back."""
+    def _exchange(self, kind: int, flags: int, body: bytes) -> Iterator[tuple[int, int, bytes]]:
+        """Send one request and yield kind, flags and body of what comes back."""
         self._sequence += 1
         header = HEADER.pack(
             HEADER.size + len(body), kind, F_REQUEST | flags, self._sequence, 0
@@ -109,9 +126,9 @@ class Asking:
                 return
             except OSError as error:
                 raise AdapterError(f"asking {self._name} netlink", error.errno or 0) from error
-            for answer, _, sequence, _, content in walk(datagram):
+            for answer, told, sequence, _, content in walk(datagram):
                 if sequence == self._sequence:
-                    yield answer, content
+                    yield answer, told, content
 
 
 def opened(protocol: int, groups: int = 0) -> socket.socket:

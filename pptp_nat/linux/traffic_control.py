@@ -205,7 +205,9 @@ class TrafficControl:
         Raises:
             AdapterError: refused.
         """
-        rules = self._asking.dump(_GET_RULE, _RULE.pack(socket.AF_INET))
+        rules = self._asking.dump(
+            _GET_RULE, _RULE.pack(socket.AF_INET), doing="listing routing's rules"
+        )
         return any(
             {_RULE_MARK, _RULE_MASK} & attributes(body[_RULE.size :]).keys() for body in rules
             if body[0] == socket.AF_INET
