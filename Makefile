@@ -56,13 +56,17 @@ compiled: venv
 		tests/adapters/test_gre_queue.py \
 		-k "not test_the_queue and not too_short_for_a_key and not spoiled_makes_a_reader"
 
-# The programs of the data path bpf; the object is kept in the repository.  Needs clang and llvm.
-BPF_OBJECT := pptp_nat/bpf/gre.o
+# The programs of the data path bpf, for either order of octets; the objects are kept in the
+# repository.  Needs clang and llvm.
+BPF_OBJECTS := pptp_nat/bpf
 bpf:
-	clang -target bpf -mcpu=v2 -O2 -g -Wall -Wextra -Wno-pointer-arith -fno-ident \
-		-ffile-prefix-map=$(CURDIR)/= -fdebug-compilation-dir=. \
-		-I/usr/include/$(shell uname -m)-linux-gnu -c pptp_nat/bpf/gre.c -o $(BPF_OBJECT)
-	llvm-strip -g -R .BTF.ext -R .rel.BTF.ext $(BPF_OBJECT)
+	for order in el eb; do \
+		made=$(BPF_OBJECTS)/gre.$$order.o; \
+		clang -target bpf$$order -mcpu=v2 -O2 -g -Wall -Wextra -Wno-pointer-arith -fno-ident \
+			-ffile-prefix-map=$(CURDIR)/= -fdebug-compilation-dir=. \
+			-I/usr/include/$(shell uname -m)-linux-gnu -c pptp_nat/bpf/gre.c -o $$made && \
+		llvm-strip -g -R .BTF.ext -R .rel.BTF.ext $$made || exit 1; \
+	done
 
 deb: venv
 	$(BIN)/python -m deploy.packages deb

@@ -61,7 +61,8 @@ COMPLETIONS: Final = {
 EXAMPLES: Final = ("systemd/keepalived", "prometheus", "grafana")
 #: the kernel's machine is BPF on whatever processor
 OVERRIDES: Final = """\
-pptp-nat: binary-from-other-architecture [usr/lib/pptp-nat/pptp_nat/bpf/gre.o]
+pptp-nat: binary-from-other-architecture [usr/lib/pptp-nat/pptp_nat/bpf/gre.eb.o]
+pptp-nat: binary-from-other-architecture [usr/lib/pptp-nat/pptp_nat/bpf/gre.el.o]
 """
 MAINTAINER_SCRIPTS: Final = ("postinst", "prerm", "postrm")
 

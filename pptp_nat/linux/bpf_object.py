@@ -20,6 +20,7 @@ from pptp_nat.errors import AdapterError
 
 LIBRARY: Final = "libbpf.so.1"
 _NEWEST_ERRNO: Final = 4095  # linux/err.h, MAX_ERRNO: libbpf's own begin behind it
+_OTHER_ORDER: Final = 4003  # LIBBPF_ERRNO__ENDIAN (bpf/libbpf_legacy.h)
 _MENDS: Final = {
     errno.EPERM: "be root, or have CAP_BPF and CAP_NET_ADMIN",
     errno.EACCES: "the verifier of this kernel refuses it: Linux 5.11 or later is needed",
@@ -106,6 +107,9 @@ def _prototype(function: Any, result: Any, *arguments: Any) -> Any:  # noqa: ANN
 
 
 def _fail(doing: str, code: int) -> AdapterError:
+    if code == _OTHER_ORDER:
+        other = "it is for processors of the other order of octets"
+        return AdapterError(doing, errno.ENOEXEC, mend=other)
     code = code if 0 < code <= _NEWEST_ERRNO and code in errno.errorcode else errno.EINVAL
     return AdapterError(doing, code, mend=_MENDS.get(code, ""))
 

@@ -14,6 +14,7 @@ import errno
 import mmap
 import os
 import struct
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
@@ -38,7 +39,11 @@ from pptp_nat.linux.traffic_control import (
 
 Forwarding = Literal["stack", "redirect", "xdp"]
 
-OBJECT: Final = Path(__file__).parents[1] / "bpf" / "gre.o"
+#: made for either order of octets; that for the other one no kernel takes
+OBJECTS: Final = {
+    order: Path(__file__).parents[1] / "bpf" / name
+    for order, name in (("little", "gre.el.o"), ("big", "gre.eb.o"))
+}
 _PIECE: Final = 512  #: legs whose counts are read in one go
 #: Of two legs: counts, and buckets of both hash maps; entries take theirs as they come.
 _OCTETS_PER_CALL: Final = 2 * (64 + 2 * 16)
@@ -390,7 +395,7 @@ def opened(legs: int, repeat_mark: int, forwarding: Forwarding = "stack") -> Bpf
     """
     # A hairpin has two rows, and of those there are few.
     return BpfObject(
-        OBJECT, {"legs": legs + legs // 16, "origins": legs, "counts": legs},
+        OBJECTS[sys.byteorder], {"legs": legs + legs // 16, "origins": legs, "counts": legs},
         struct.pack("=2I", repeat_mark, forwarding != "stack"),
         without=() if forwarding == "xdp" else bpf_early.NEEDS,
     )  # fmt: skip

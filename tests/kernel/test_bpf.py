@@ -6,6 +6,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from scapy.layers.inet import ICMP, IP
 from scapy.packet import Raw
 
 from pptp_nat.linux import bpf_maps
-from pptp_nat.linux.bpf_path import OBJECT, BpfPath
+from pptp_nat.linux.bpf_path import OBJECTS, BpfPath
 from pptp_nat.linux.datapath import LegOrder, Match, Tally
 from pptp_nat.linux.queue_path import QueuePath
 from tests.paths import NO_BPF
@@ -258,11 +259,13 @@ def test_a_full_table_refuses_a_leg_and_serves_the_others() -> None:
 
 
 def _section(file: Path, name: str) -> bytes:
-    """Return a section of a little-endian 64-bit ELF file (elf(5))."""
+    """Return a section of a 64-bit ELF file (elf(5))."""
     whole = file.read_bytes()
-    start, = struct.unpack_from("<Q", whole, 40)
-    size, count, names = struct.unpack_from("<HHH", whole, 58)
-    headers = [struct.unpack_from("<IIQQQQ", whole, start + at * size) for at in range(count)]
+    order = {1: "<", 2: ">"}[whole[5]]
+    start, = struct.unpack_from(f"{order}Q", whole, 40)
+    size, count, names = struct.unpack_from(f"{order}HHH", whole, 58)
+    header = struct.Struct(f"{order}IIQQQQ")
+    headers = [header.unpack_from(whole, start + at * size) for at in range(count)]
     for at, _, _, _, offset, octets_long in headers:
         title = whole[headers[names][4] + at :].split(b"\0", 1)[0].decode()
         if title == name:
@@ -270,23 +273,39 @@ def _section(file: Path, name: str) -> bytes:
     raise AssertionError(f"{file} has a section {name}")
 
 
-def test_the_object_that_is_shipped_is_made_of_the_source(tmp_path: Path) -> None:
+def test_the_objects_that_are_shipped_are_made_of_the_source(tmp_path: Path) -> None:
     """Nobody must have to believe in 26 kB that a machine wrote."""
     if shutil.which("clang") is None:
         pytest.skip("not found: clang: apt install clang")
     told = subprocess.run(["clang", "--version"], capture_output=True, text=True, check=True)
     version = re.search(r"version (\d+)", told.stdout)
     if version is None or version[1] != "14":
-        pytest.skip("the object was made with clang 14; others make other instructions")
-    built = tmp_path / "gre.o"
-    makefile = OBJECT.parents[2] / "Makefile"
+        pytest.skip("the objects were made with clang 14; others make other instructions")
+    makefile = OBJECTS["little"].parents[2] / "Makefile"
     subprocess.run(
-        ["make", "-s", "-f", makefile, "bpf", f"BPF_OBJECT={built}"],
+        ["make", "-s", "-f", makefile, "bpf", f"BPF_OBJECTS={tmp_path}"],
         cwd=makefile.parent, check=True, capture_output=True,
     )  # fmt: skip
 
-    for section in ("tc", ".rodata", "license", ".maps"):
-        assert _section(built, section) == _section(OBJECT, section), section
+    for shipped in OBJECTS.values():
+        for section in ("tc", "xdp.frags", ".rodata", "license", ".maps"):
+            built = _section(tmp_path / shipped.name, section)
+            assert built == _section(shipped, section), (shipped.name, section)
+
+
+def test_an_object_of_the_other_order_of_octets_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each is marked as what it is, and no kernel takes the wrong one: another path is left."""
+    assert {"little": 1, "big": 2} == {order: f.read_bytes()[5] for order, f in OBJECTS.items()}
+    other = {"little": "big", "big": "little"}[sys.byteorder]
+    monkeypatch.setitem(OBJECTS, sys.byteorder, OBJECTS[other])
+
+    flaw = BpfPath.probe()
+
+    assert flaw is not None
+    assert flaw.endswith("it is for processors of the other order of octets")
+    assert 1 == len(flaw.splitlines())
 
 
 def test_all_counts_together_are_what_each_is() -> None:
