@@ -30,7 +30,7 @@ HOMES = {
 #: What the core's files may import of the core, each at most those before it.
 ORDER = [
     "tuples", "checksum", "packet", "messages", "causes", "states", "stream", "parts", "bindings",
-    "refused", "calls", "events", "held", "clients", "book", "snapshot", "numbers", "dialogue",
+    "refused", "introductions", "talk", "calls", "events", "held", "clients", "book", "snapshot", "numbers", "dialogue",
     "translator",
 ]  # fmt: skip
 

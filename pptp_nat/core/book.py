@@ -42,6 +42,8 @@ from pptp_nat.core.tuples import Party
 _T = TypeVar("_T", bound=Hashable)
 _LN_2: Final = 0.69315
 _SHARED: Final = 256  #: different values that are shared
+REST: Final = 3.0  #: seconds without a word, after which a connection is put to sleep
+_LOOKS: Final = 256  #: connections put to sleep in one go: less than a millisecond
 LIVE: Final = frozenset((CallState.REQUESTED, CallState.ANSWERED, CallState.UP))
 
 
@@ -119,6 +121,7 @@ class Book:
         self.deadlines: dict[Deadline, OrderedDict[Call | Connection, float]] = {
             kind: OrderedDict() for kind in Deadline
         }
+        self.awake: deque[tuple[float, Connection]] = deque()  #: when each is looked at
         self.counts: Counter[str] = Counter()  #: oddities and other things that happened, by slug
         self.messages: Counter[tuple[MessageType | None, bool]] = Counter()  #: (type, from inside)
         self.ends: Counter[End] = Counter()
@@ -157,6 +160,7 @@ class Book:
         """Take a new connection in."""
         connection.share(self.one_for_all)
         self.connections[connection.key] = connection
+        self.awake.append((connection.created + REST, connection))
         self.events.append(ConnectionChanged(connection, None))
 
     def oddity(self, connection: Connection, sender: Party, slug: str) -> None:
@@ -238,7 +242,7 @@ class Book:
             return None
         seen = fresh.pop((party, own))
         if not fresh:
-            connection.fresh = None
+            connection.talk.fresh = None
         return seen
 
     def drop_fresh(self, connection: Connection, party: Party, own: int) -> None:
@@ -307,6 +311,8 @@ class Book:
             connection.share(self.one_for_all)
             connection.state = control_state
             self.connections[connection.key] = connection
+            if not connection.rest():
+                self.awake.append((0.0, connection))
             if due is not None:
                 dues.append((due, Deadline.CLOSING, connection))
         for call, state, due in calls:
@@ -323,11 +329,30 @@ class Book:
             self.deadlines[kind][subject] = until
         self.retired = deque(sorted(self.retired, key=itemgetter(0)))
 
+    def wake(self, connection: Connection, now: float) -> None:
+        """Have *connection* ready for octets until its parties rest again."""
+        connection.wake()
+        self.awake.append((now + REST, connection))
+
+    def let_rest(self, now: float) -> None:
+        """Have some of the connections fall asleep whose parties have nothing more to say."""
+        awake = self.awake
+        for _ in range(_LOOKS):
+            if not awake or awake[0][0] > now:
+                return
+            _, connection = awake.popleft()
+            if connection.state is ControlState.CLOSED:
+                continue
+            if connection.last_message + REST > now or not connection.rest():
+                awake.append((now + REST, connection))
+
     def next_timer(self) -> float | None:
         """Return when something runs out next, None if nothing can."""
         times = [next(iter(queue.values())) for queue in self.deadlines.values() if queue]
         if self.retired:
             times.append(self.retired[0][0])
+        if self.awake:
+            times.append(self.awake[0][0])
         if (released := self.bindings.next_timer()) is not None:
             times.append(released)
         return min(times, default=None)

@@ -12,15 +12,15 @@ several values share a life, and an index only when a connection has many calls.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from pptp_nat.core.bindings import Pair
-from pptp_nat.core.messages import text
+from pptp_nat.core.introductions import Introduction, introduction, said_in
 from pptp_nat.core.refused import Refused
 from pptp_nat.core.states import CallState, ControlState, End
 from pptp_nat.core.stream import Stream
+from pptp_nat.core.talk import Echo, Talk, identity, settled, spoke, woken
 from pptp_nat.core.tuples import Address, Flow, Leg, Party, Placement, Seat
 
 NOBODY: Final = -1  #: in place of a call ID that is not known yet
@@ -30,33 +30,7 @@ _BITS: Final = 17
 _MASK: Final = (1 << _BITS) - 1
 _SEEN: Final = 2 * _BITS
 _FEW: Final = 4  #: calls that are found by looking at each
-#: Who asks with which identifier since when (NaN: nobody); when and after how long who answered.
-_ECHO: Final = struct.Struct("=B4sddfB")
-_NEVER: Final = float("nan")
 _NOTHING: Final = (None, None)
-_BETWEEN: Final = bytes(2)
-#: Both Start-Control-Connection messages from their version on, without what differs.
-_INTRODUCTION: Final = struct.Struct("!H2xIIHH64s64s")
-
-
-class Introduction(NamedTuple):
-    """What one party has said of itself (RFC 2637 sections 2.1 and 2.2)."""
-
-    host: str
-    vendor: str
-    version: int  #: 0x0100 is 1.0
-    framing: int  #: bits: 1 asynchronous, 2 synchronous
-    bearer: int  #: bits: 1 analogue, 2 digital
-    channels: int  #: calls that it supports, 0 where it is a PNS
-    firmware: int
-
-
-class Echo(NamedTuple):
-    """The last Echo-Request that was answered."""
-
-    by: Party  #: who answered
-    at: float  #: monotonic seconds
-    seconds: float  #: from this router to that party and back
 
 
 class Call:
@@ -160,13 +134,11 @@ class Connection:
     """One control connection: its place, its two streams and its calls."""
 
     __slots__ = (
-        "_echo", "_kept", "_originators", "_responders", "created", "fresh", "id", "is_local",
-        "key", "last_message", "mark", "passive", "refused", "said", "seen_as",
-        "state",
+        "_kept", "_talk", "is_local", "key", "mark", "passive", "said", "seen_as", "state",
     )  # fmt: skip
 
     def __init__(self, number: int, placement: Placement, now: float, *, is_local: bool) -> None:
-        self.id = number
+        self._talk: Talk | bytes = Talk(number, now, now)
         self.key = flow_key(placement.flow)
         (one, one_seen_as), (other, other_seen_as) = placement.originator, placement.responder
         #: by party, what it is seen as; None: as its own address
@@ -179,18 +151,83 @@ class Connection:
         #: why its octets pass untouched for good, if they do
         self.passive = "kernel_helper" if placement.helper else None
         self.state = ControlState.OPENING
-        self._originators = Stream()
-        self._responders = Stream()
         #: its calls: nearly always one, then some, then so many that they are looked up
         self._kept: Call | tuple[Call, ...] | _Index = ()
-        #: numbers chosen for a message that is not complete yet: (party, own) -> seen
-        self.fresh: dict[tuple[Party, int], int] | None = None
-        self.refused: Refused | None = None  #: what has been refused to it, if anything
         #: of themselves, by party: see `introduce`
         self.said: tuple[bytes | None, bytes | None] = _NOTHING
-        self._echo: bytes | None = None  # packed, there are many
-        self.created = now
-        self.last_message = now
+
+    @property
+    def talk(self) -> Talk:
+        """What the parties' octets change; only of one that is awake."""
+        talk = self._talk
+        assert isinstance(talk, Talk)
+        return talk
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether its parties rest, and what is known of their talk lies in a row."""
+        return isinstance(self._talk, bytes)
+
+    def wake(self) -> None:
+        """Be ready for octets; for the caller to say when it may rest again (`Book.attend`)."""
+        if isinstance(self._talk, bytes):
+            self._talk = woken(self._talk)
+
+    def rest(self) -> bool:
+        """Fall asleep; whether it does: not in the middle of anything."""
+        if isinstance(self._talk, Talk):
+            row = self._talk.row()
+            if row is None:
+                return False
+            self._talk = row
+        return True
+
+    def settle(self) -> None:
+        """Let go of what was kept for a retransmission; overlays stay."""
+        if isinstance(self._talk, Talk):
+            self._talk.settle()
+        else:
+            self._talk = settled(self._talk)
+
+    @property
+    def _told(self) -> Talk:
+        """What is known of its talk, to read: of one that is asleep it is a copy."""
+        talk = self._talk
+        return talk if isinstance(talk, Talk) else woken(talk)
+
+    @property
+    def id(self) -> int:
+        """Its identity."""
+        talk = self._talk
+        return talk.id if isinstance(talk, Talk) else identity(talk)
+
+    @property
+    def created(self) -> float:
+        """When it began, monotonic seconds."""
+        return self._told.created
+
+    @property
+    def last_message(self) -> float:
+        """When its last message was whole, monotonic seconds."""
+        talk = self._talk
+        return talk.last_message if isinstance(talk, Talk) else spoke(talk)
+
+    @property
+    def fresh(self) -> dict[tuple[Party, int], int] | None:
+        """Numbers chosen for a message that is not complete yet: (party, own) -> seen."""
+        talk = self._talk
+        return talk.fresh if isinstance(talk, Talk) else None
+
+    @property
+    def refused(self) -> Refused | None:
+        """What has been refused to it, if anything."""
+        talk = self._talk
+        return talk.refused if isinstance(talk, Talk) else None
+
+    @property
+    def last_echo(self) -> Echo | None:
+        """The last echo that was answered."""
+        return self._told.last_echo
 
     def share(self, one_for_all: Callable[[tuple[Address | None, ...]], Any]) -> None:
         """Keep one copy of what thousands of connections have in common."""
@@ -201,7 +238,7 @@ class Connection:
     ) -> None:
         """Note what *party* says of itself in a Start-Control-Connection message."""
         # Read when somebody asks.  Most clients of a kind say the same, so it is kept once.
-        said = octets[12:14] + _BETWEEN + octets[16:156]
+        said = said_in(octets)
         was = self.said
         self.said = one_for_all((was[0], said) if party else (said, was[1]))
 
@@ -211,35 +248,11 @@ class Connection:
         originator, responder = self.said
         return introduction(originator), introduction(responder)
 
-    def echo_asked(self, party: Party, identifier: bytes, now: float) -> None:
-        """Note an Echo-Request of *party*."""
-        answered = _ECHO.unpack(self._echo)[3:] if self._echo else (_NEVER, 0.0, 0)
-        self._echo = _ECHO.pack(party, identifier, now, *answered)
-
-    def echo_answered(self, party: Party, identifier: bytes, now: float) -> None:
-        """Note an Echo-Reply of *party*; one that nobody has asked for says nothing."""
-        if self._echo is None:
-            return
-        asker, asked_with, asked, *_ = _ECHO.unpack(self._echo)
-        if asker != party and asked_with == identifier and asked <= now:
-            self._echo = _ECHO.pack(asker, identifier, _NEVER, now, now - asked, party)
-
-    @property
-    def last_echo(self) -> Echo | None:
-        """The last echo that was answered."""
-        if self._echo is None:
-            return None
-        *_, at, seconds, by = _ECHO.unpack(self._echo)
-        return None if at != at else Echo(Party(by), at, seconds)  # noqa: PLR0124  NaN
-
     @property
     def streams(self) -> tuple[Stream, Stream]:
-        """The octets of each party, by sender."""
-        return self._originators, self._responders
-
-    def stream(self, sender: Party) -> Stream:
-        """Return the octets of *sender*."""
-        return self._responders if sender else self._originators
+        """The octets of each party, by sender; to read, since of one asleep it is a copy."""
+        talk = self._told
+        return talk.originators, talk.responders
 
     @property
     def calls(self) -> Collection[Call]:
@@ -365,14 +378,6 @@ class Connection:
 
 def _few(kept: Call | tuple[Call, ...]) -> tuple[Call, ...]:
     return (kept,) if isinstance(kept, Call) else kept
-
-
-def introduction(said: bytes | None) -> Introduction | None:
-    """Read one of `Connection.said`."""
-    if said is None:
-        return None
-    version, framing, bearer, channels, firmware, host, vendor = _INTRODUCTION.unpack(said)
-    return Introduction(text(host), text(vendor), version, framing, bearer, channels, firmware)
 
 
 def flow_key(flow: Flow) -> bytes:

@@ -130,7 +130,7 @@ class Dialogue:
         """Take note of a whole message: the effect of its type on calls and connection."""
         book, connection, kind = self._book, self._connection, head.type
         book.messages[kind, connection.seen_as[self._sender] is not None] += 1
-        connection.last_message = self._now
+        connection.talk.last_message = self._now
         if self.observed:
             book.events.append(MessageSeen(connection, self._sender, kind, octets))
         if head.oddity is not None:
@@ -151,10 +151,10 @@ class Dialogue:
 
     def _echo(self, _kind: MessageType, octets: bytes) -> None:
         self.echoed = True
-        self._connection.echo_asked(self._sender, octets[12:16], self._now)
+        self._connection.talk.echo_asked(self._sender, octets[12:16], self._now)
 
     def _echo_reply(self, _kind: MessageType, octets: bytes) -> None:
-        self._connection.echo_answered(self._sender, octets[12:16], self._now)
+        self._connection.talk.echo_answered(self._sender, octets[12:16], self._now)
 
     def _request(self, kind: MessageType, octets: bytes) -> None:
         own = _field(octets, LAYOUTS[kind].call_id)

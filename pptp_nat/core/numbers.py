@@ -105,11 +105,12 @@ class Numbers:
                 return own
         except ExhaustedError as refusal:
             return self._refused(kind, own, sent, refusal)
-        if connection.fresh is None:
-            connection.fresh = {}
+        talk = connection.talk
+        if talk.fresh is None:
+            talk.fresh = {}
         # A stream has one message under way and asks for each of its fields once.
-        assert (sender, own) not in connection.fresh
-        connection.fresh[sender, own] = seen
+        assert (sender, own) not in talk.fresh
+        talk.fresh[sender, own] = seen
         return seen
 
     def _claimed(self, own: int) -> int:
@@ -128,7 +129,7 @@ class Numbers:
             ExhaustedError: *refusal*, where words would do harm: drop the segment.
         """
         connection, sender, book = self._connection, self._sender, self._book
-        refused = connection.refused = connection.refused or Refused()
+        refused = connection.talk.refused = connection.refused or Refused()
         pair = connection.pair(sender)
         seen = NOT_A_NUMBER
         if len(refused.waiting) >= MOST:

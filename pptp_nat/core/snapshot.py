@@ -227,8 +227,8 @@ def _connection(record: ConnectionRecord) -> Connection:
     )  # fmt: skip
     connection = Connection(record.id, placement, record.created, is_local=record.is_local)
     connection.passive = record.passive
-    connection.last_message = record.positions.last_message
-    connection.refused = _refused(record.positions.refused)
+    connection.talk.last_message = record.positions.last_message
+    connection.talk.refused = _refused(record.positions.refused)
     for stream, known in zip(connection.streams, record.positions.streams, strict=True):
         if known != _UNKNOWN:
             for name, value in known._asdict().items():
@@ -281,7 +281,7 @@ def _take_fresh(
     for party, own, seen in fresh:
         shared = connection.claims(party)
         if book.bindings.claim(connection.pair(party), seen, shared=shared):
-            connection.fresh = {**(connection.fresh or {}), (party, own): seen}
+            connection.talk.fresh = {**(connection.fresh or {}), (party, own): seen}
 
 
 def without_positions(taken: Snapshot) -> Snapshot:

@@ -55,6 +55,7 @@ from pptp_nat.errors import ExhaustedError, WireError
 #: messages.  What is older is dropped if it comes again, since it cannot be translated.
 _OVERLAYS: Final = 4096
 _OVERLAY: Final = struct.Struct("!IH")  #: sequence number of a field, its value
+OVERLAY_OCTETS: Final = _OVERLAY.size
 #: Octets of overlays kept after that, eight of them, for a retransmission nobody needed.
 _KEPT: Final = 8 * _OVERLAY.size
 #: What may be rewritten, in stream order: (offset, whether it is the sender's number).  None
@@ -150,6 +151,21 @@ class Stream:
         self.next = sequence & SEQUENCE_MASK
         self.synced = True
         self.head = self.history = b""
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether `rest_at` can tell all there is: no message is under way, no octet is missing."""
+        return not (
+            self.head or self.cut is not None or self.held is not None
+            or self.floor is not None or self.beyond is not None
+        )
+
+    def rest_at(
+        self, following: int | None, synced: bool, overlays: bytes, history: bytes  # noqa: FBT001
+    ) -> None:
+        """Be where a stream at rest was; the arguments are its attributes, *following* `next`."""
+        self.next, self.synced = following, synced
+        self.overlays, self.history = overlays, history
 
     def push(
         self, sequence: int, octets: bytes, reader: Reader, *, limit: int

@@ -170,7 +170,7 @@ class Translator:
         start = (view.sequence + 1) & SEQUENCE_MASK
         connection, sender = self._find(key)
         if connection is not None:
-            expected = connection.stream(sender).next
+            expected = connection.streams[sender].next
             if expected is not None and (expected - start) & SEQUENCE_MASK < _WINDOW:
                 return  # of this connection, late
         self._half_open.pop(key, None)
@@ -225,9 +225,14 @@ class Translator:
         self, connection: Connection, sender: Party, packet: bytes, view: Segment, now: float,
         packet_id: int, outcome: Outcome,
     ) -> None:  # fmt: skip
-        stream = connection.stream(sender)
+        if connection.is_asleep:
+            self.book.wake(connection, now)
+        talk = connection.talk
+        stream, others = talk.originators, talk.responders
+        if sender is Party.RESPONDER:
+            stream, others = others, stream
         if view.flags & ACK:
-            connection.stream(sender.other).acknowledge(view.acknowledgement)
+            others.acknowledge(view.acknowledgement)
         if view.payload_at < view.end:
             dialogue = self._dialogue
             octets = packet[view.payload_at : view.end]
@@ -256,7 +261,7 @@ class Translator:
 
     def _close(self, connection: Connection, sender: Party, view: Segment, now: float) -> None:
         """FIN or RST: grace for late messages, then the end."""
-        expected = connection.stream(sender).next
+        expected = connection.streams[sender].next
         if expected is not None:
             distance = (view.sequence - expected + _WINDOW) & SEQUENCE_MASK
             if distance > 2 * _WINDOW:
@@ -372,6 +377,7 @@ class Translator:
             stream.held = None
             outcome.released.append(held.release(stream.cut))
         self.book.tick(now)
+        self.book.let_rest(now)
         if self._next_sweep is not None and self._next_sweep <= now:
             self._next_sweep = now + _SWEEP_SECONDS
             self._sweep(now)
@@ -384,8 +390,7 @@ class Translator:
             quiet = now - connection.last_message
             if quiet < _QUIET_SECONDS:
                 continue
-            for stream in connection.streams:
-                stream.settle()
+            connection.settle()
             if quiet > settings.connection_idle and not connection.calls:
                 self._forget(connection, now)
         if not settings.gre_idle:

@@ -9,9 +9,10 @@ from socket import inet_ntoa
 from typing import Any, Final, Literal
 
 from pptp_nat.core.book import Book, Deadline
-from pptp_nat.core.calls import NOBODY, Call, Connection, introduction
+from pptp_nat.core.calls import NOBODY, Call, Connection
 from pptp_nat.core.causes import CAUSES
 from pptp_nat.core.events import MessageSeen
+from pptp_nat.core.introductions import introduction
 from pptp_nat.core.messages import GENERAL_ERRORS, RESULTS, MessageType, text, unpack
 from pptp_nat.core.states import CallState
 from pptp_nat.core.tuples import Party
