@@ -12,10 +12,12 @@ several values share a life, and an index only when a connection has many calls.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final
 
 from pptp_nat.core.bindings import Pair
+from pptp_nat.core.index import Index
 from pptp_nat.core.introductions import Introduction, introduction, said_in
 from pptp_nat.core.refused import Refused
 from pptp_nat.core.states import CallState, ControlState, End
@@ -25,20 +27,26 @@ from pptp_nat.core.tuples import Address, Flow, Leg, Party, Placement, Seat
 
 NOBODY: Final = -1  #: in place of a call ID that is not known yet
 # A call's numbers lie in one int, each one higher than it is, so that 0 is `NOBODY`:
-# own of the originator, own of the responder, seen of the one, seen of the other.
+# own of the originator, own of the responder, seen of the one, seen of the other.  Above them
+# is what never changes: who asked, who is PNS, and the octets of the time when it began.
 _BITS: Final = 17
 _MASK: Final = (1 << _BITS) - 1
 _SEEN: Final = 2 * _BITS
+_ROLES: Final = 4 * _BITS
+_CREATED: Final = _ROLES + 2
+_LASTING: Final = -1 << _ROLES  #: a mask
+_TIME: Final = struct.Struct("<d")
+_OCTETS: Final = struct.Struct("<Q")
 _FEW: Final = 4  #: calls that are found by looking at each
 _NOTHING: Final = (None, None)
+_PARTIES: Final = tuple(Party)
 
 
 class Call:
     """One call.  `state` is written by `pptp_nat.core.dialogue` only, from the table."""
 
     __slots__ = (
-        "_numbers", "codes", "connection", "created", "end", "id", "last_gre",
-        "packets", "pns", "requester", "state", "up_since",
+        "_numbers", "_over", "connection", "id", "last_gre", "packets", "state", "up_since",
     )  # fmt: skip
 
     def __init__(
@@ -46,17 +54,47 @@ class Call:
     ) -> None:
         self.id = number
         self.connection = connection
-        self.requester = requester  #: who asked for the call
-        self.pns = pns
         self.state = CallState.IDLE
-        self.created = now
         self.up_since: float | None = None
         self.last_gre: float | None = None  #: when its count was last seen to have grown
         self.packets = 0  #: of both legs, at that time
-        self.end: End | None = None
-        #: (message type, result, error, cause) of the message that refused or ended it
-        self.codes: tuple[int, int, int, int] | None = None
-        self._numbers = 0
+        self._over: tuple[End | None, tuple[int, int, int, int] | None] = _NOTHING
+        (octets,) = _OCTETS.unpack(_TIME.pack(now))
+        self._numbers: int = octets << _CREATED | (requester | pns << 1) << _ROLES
+
+    @property
+    def requester(self) -> Party:
+        """Who asked for the call."""
+        return _PARTIES[self._numbers >> _ROLES & 1]
+
+    @property
+    def pns(self) -> Party:
+        """Who is the PNS."""
+        return _PARTIES[self._numbers >> _ROLES + 1 & 1]
+
+    @property
+    def created(self) -> float:
+        """When its request came, monotonic seconds."""
+        at: float = _TIME.unpack(_OCTETS.pack(self._numbers >> _CREATED))[0]
+        return at
+
+    @property
+    def end(self) -> End | None:
+        """Why it is gone."""
+        return self._over[0]
+
+    @end.setter
+    def end(self, end: End | None) -> None:
+        self._over = end, self._over[1]
+
+    @property
+    def codes(self) -> tuple[int, int, int, int] | None:
+        """Type, result, error and cause of the message that refused or ended it."""
+        return self._over[1]
+
+    @codes.setter
+    def codes(self, codes: tuple[int, int, int, int] | None) -> None:
+        self._over = self._over[0], codes
 
     @property
     def own(self) -> tuple[int, int]:
@@ -68,7 +106,7 @@ class Call:
     def seen(self) -> tuple[int, int]:
         """What the other party knows them as, by party."""
         numbers = self._numbers >> _SEEN
-        return (numbers & _MASK) - 1, (numbers >> _BITS) - 1
+        return (numbers & _MASK) - 1, (numbers >> _BITS & _MASK) - 1
 
     def own_of(self, party: Party) -> int:
         """Return *party*'s own number; half the price of `own`."""
@@ -81,7 +119,7 @@ class Call:
     def give(self, party: Party, own: int, seen: int) -> None:
         """Note the number of *party* and what the other party knows it as."""
         at = _BITS * party
-        others = self._numbers & (_MASK << _SEEN | _MASK) << _BITS - at
+        others = self._numbers & (_LASTING | (_MASK << _SEEN | _MASK) << _BITS - at)
         self._numbers = others | own + 1 << at | seen + 1 << _SEEN + at
 
     def leg(self, party: Party) -> Leg | None:
@@ -100,34 +138,6 @@ class Call:
             from_own, seen_as[party] or to_own, self.seen_of(party),
             seen_as[not party] or from_own, to_own, own,
         ))  # fmt: skip
-
-
-class _Index:
-    """The calls of a connection that has many, by their numbers."""
-
-    __slots__ = ("blocks", "by_number", "calls")
-
-    def __init__(self) -> None:
-        self.calls: dict[int, Call] = {}
-        self.by_number: dict[int, Call] = {}
-        #: (party, high octet of own) -> high octet of seen; kept when calls end
-        self.blocks: dict[tuple[Party, int], int] = {}
-
-    def note(self, call: Call) -> None:
-        """Make *call* findable by the numbers it has now."""
-        self.calls[call.id] = call
-        for party in Party:
-            if (own := call.own_of(party)) != NOBODY:
-                self.blocks[party, own >> 8] = call.seen_of(party) >> 8
-        for key in _index_keys(call):
-            self.by_number[key] = call
-
-    def drop(self, call: Call) -> None:
-        """Forget *call*."""
-        del self.calls[call.id]
-        for key in _index_keys(call):
-            if self.by_number.get(key) is call:
-                del self.by_number[key]
 
 
 class Connection:
@@ -152,7 +162,7 @@ class Connection:
         self.passive = "kernel_helper" if placement.helper else None
         self.state = ControlState.OPENING
         #: its calls: nearly always one, then some, then so many that they are looked up
-        self._kept: Call | tuple[Call, ...] | _Index = ()
+        self._kept: Call | tuple[Call, ...] | Index[Call] = ()
         #: of themselves, by party: see `introduce`
         self.said: tuple[bytes | None, bytes | None] = _NOTHING
 
@@ -258,7 +268,7 @@ class Connection:
     def calls(self) -> Collection[Call]:
         """Its calls, also those that are gone and still translated."""
         kept = self._kept
-        return kept.calls.values() if isinstance(kept, _Index) else _few(kept)
+        return kept.calls.values() if isinstance(kept, Index) else _few(kept)
 
     @property
     def flow(self) -> Flow:
@@ -313,7 +323,7 @@ class Connection:
     def add(self, call: Call) -> None:
         """Take *call* in."""
         kept = self._kept
-        if not isinstance(kept, _Index):
+        if not isinstance(kept, Index):
             if not kept:
                 self._kept = call
                 return
@@ -321,14 +331,14 @@ class Connection:
             if len(few) < _FEW:
                 self._kept = (*few, call)
                 return
-            kept = self._kept = _Index()
+            kept = self._kept = Index()
             for each in sorted(few, key=lambda each: each.state is not CallState.GONE):
                 kept.note(each)
         kept.note(call)
 
     def renumber(self, call: Call, party: Party, own: int, seen: int) -> None:
         """Give *call* a number of *party* and find it by that; a number's latest owner wins."""
-        index = self._kept if isinstance(self._kept, _Index) else None
+        index = self._kept if isinstance(self._kept, Index) else None
         if index is not None:
             index.drop(call)
         call.give(party, own, seen)
@@ -338,7 +348,7 @@ class Connection:
     def remove(self, call: Call) -> None:
         """Forget *call*."""
         kept = self._kept
-        if isinstance(kept, _Index):
+        if isinstance(kept, Index):
             kept.drop(call)
         else:
             few = tuple(each for each in _few(kept) if each is not call)
@@ -353,8 +363,8 @@ class Connection:
         at, wanted = _BITS * party + (_SEEN if seen else 0), number + 1
         if isinstance(kept, Call):  # nearly always
             return kept if kept._numbers >> at & _MASK == wanted else None  # noqa: SLF001
-        if isinstance(kept, _Index):
-            return kept.by_number.get(_index_key(party, number, seen=seen))
+        if isinstance(kept, Index):
+            return kept.find(party, number, seen=seen)
         late = None
         for call in reversed(_few(kept)):
             if call._numbers >> at & _MASK == wanted:  # noqa: SLF001 - its keeper
@@ -366,7 +376,7 @@ class Connection:
     def blocks(self, party: Party) -> Iterator[tuple[int, int]]:
         """Yield (high octet of own, high octet of seen) of numbers of *party*, 256 at most."""
         kept = self._kept
-        if isinstance(kept, _Index):
+        if isinstance(kept, Index):
             for (whose, own), seen in kept.blocks.items():
                 if whose is party:
                     yield own, seen
@@ -392,14 +402,3 @@ def external_addresses(connection: Connection) -> tuple[Address, ...]:
     """Return the addresses of this router that the connection's inside parties are seen as."""
     seats = (connection.seat(Party.ORIGINATOR), connection.seat(Party.RESPONDER))
     return tuple(seat.seen_as for seat in seats if seat.inside)
-
-
-def _index_key(party: int, number: int, *, seen: bool) -> int:
-    return seen << 17 | party << 16 | number
-
-
-def _index_keys(call: Call) -> Iterator[int]:
-    for party, own, seen in zip((0, 1), call.own, call.seen, strict=True):
-        if own != NOBODY:
-            yield _index_key(party, own, seen=False)
-            yield _index_key(party, seen, seen=True)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from pptp_nat.core import calls
 from pptp_nat.core.bindings import Bindings
 from pptp_nat.core.book import Book, Settings
-from pptp_nat.core.calls import NOBODY, Call, Connection, _Index, external_addresses, flow_key
+from pptp_nat.core.calls import NOBODY, Call, Connection, external_addresses, flow_key
+from pptp_nat.core.index import Index
 from pptp_nat.core.states import CallState
 from pptp_nat.core.tuples import Flow, Leg, Party, Placement, Seat
 
@@ -77,12 +78,12 @@ def test_an_index_is_made_only_where_calls_are_many() -> None:
     """Most connections carry one call: an index for each would be most of the memory."""
     followed = connection()
     for number in range(calls._FEW + 1):
-        assert not isinstance(followed._kept, _Index)
+        assert not isinstance(followed._kept, Index)
         call = Call(number, followed, Party.ORIGINATOR, Party.ORIGINATOR, 0.0)
         followed.add(call)
         followed.renumber(call, Party.ORIGINATOR, number, number + 0x100)
 
-    assert isinstance(followed._kept, _Index)
+    assert isinstance(followed._kept, Index)
     assert [(0, 1)] == sorted(set(followed.blocks(Party.ORIGINATOR)))
     assert [] == list(followed.blocks(Party.RESPONDER))
 
