@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from benchmarks.measures.setup import IN_FLIGHT, PACE
+from benchmarks.measures.setup import IN_FLIGHT, LIGHT_EACH, PACE
 from benchmarks.paths import QUEUED, WAYS
 from benchmarks.results import Samples
 from benchmarks.spread import Spread
@@ -111,6 +111,7 @@ def setup(samples: Samples) -> Iterator[str]:
             row += [_cell(samples.spread(name, **pick)) for name in names]
             rows.append(row)
         yield f"{title} {IN_FLIGHT} in flight, or alone\n{table(heads, rows)}"
+    yield from _light(samples)
     chosen = samples.pick(measure="setup")
     failed, wrong = (sum(s[k] for s in chosen) for k in ("failed", "wrong"))
     done = sum(s["done"] for s in chosen)
@@ -119,6 +120,22 @@ def setup(samples: Samples) -> Iterator[str]:
         for s in chosen
         if s["failed"]
     )
+
+
+def _light(samples: Samples) -> Iterator[str]:
+    """Lay out set-ups over connections that stand, one worker beside two."""
+    rows = [
+        [TITLES[way], f"{calls:,}", *(
+            _cell(samples.spread(f"light_{name}", measure="setup", way=way, calls=calls))
+            for name in ("per_second", "peers_us", "daemon_us", "failed")
+        )]
+        for calls in samples.distinct("calls", measure="setup")
+        for way in _ways(samples, "setup")
+        if samples.spread("light_per_second", measure="setup", way=way, calls=calls)
+    ]  # fmt: skip
+    if rows:
+        heads = [f"Light clients: {LIGHT_EACH} calls of a connection", "calls up", "a second"]
+        yield table([*heads, "peers' CPU us", "daemon's", "failed"], rows)
 
 
 LOADS: Final = {

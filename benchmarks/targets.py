@@ -220,13 +220,27 @@ def _setup(samples: Samples, ways: Sequence[str]) -> Iterator[Target]:
     for calls in samples.distinct("calls", measure="setup", way="workers"):
         wanted = {"measure": "setup", "calls": calls}
         ratios = pairwise(
-            samples.by_round("per_second", way="workers", **wanted),
-            samples.by_round("per_second", way="conntrack", **wanted),
+            samples.by_round("light_per_second", way="workers", **wanted),
+            samples.by_round("light_per_second", way="conntrack", **wanted),
         )
-        peers = samples.spread("peers_us", way="workers", **wanted)
-        note = f"the peers take {peers.median:.0f} us a set-up of the same cores" if peers else ""
-        subject = f"two workers: set-ups/s to one's, {_calls(calls)} up"
+        note = _beside_workers(samples, calls)
+        subject = f"two workers: set-ups/s to one's, light clients, {_calls(calls)} up"
         yield _judge(subject, AT_LEAST, TWO_WORKERS, ratios, note=note)
+
+
+def _beside_workers(samples: Samples, calls: int) -> str:
+    """Say what peers take of the cores that two workers have, and how it is with heavier ones."""
+    peers = samples.spread("light_peers_us", measure="setup", way="workers", calls=calls)
+    heavy = pairwise(*(
+        samples.by_round("per_second", measure="setup", way=way, calls=calls)
+        for way in ("workers", "conntrack")
+    ))  # fmt: skip
+    if peers is None or not heavy:
+        return ""
+    return (
+        f"the peers take {peers.median:.0f} us a set-up of the same cores; "
+        f"a connection for each call {Spread.of(heavy).median:.2f}"
+    )
 
 
 def added(samples: Samples, figure: str, way: str, load: str) -> dict[int, float]:

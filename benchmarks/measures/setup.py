@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.machine import Neighbours
-from benchmarks.paths import FIRST_FREE_SLOT, FREE_SLOTS, WIRE, Lab, labs
+from benchmarks.paths import (
+    CONNTRACK,
+    FIRST_FREE_SLOT,
+    FREE_SLOTS,
+    WIRE,
+    WORKERS,
+    Lab,
+    labs,
+)
 from benchmarks.plan import Run, Sample
 from benchmarks.spread import rotated
 
 IN_FLIGHT = 32
 ALONE = 200  #: set-ups one after another
+LIGHT_EACH = 25  #: calls of a connection where clients are light: no TCP, no start messages
 ECHOES = 1000
 MOST_ECHOES = 60000  #: of one command; more than fit beside a crowd
 PACE = 1000  #: calls that come up in a second beside the echoes
@@ -55,7 +64,7 @@ def batch(run: Run, lab: Lab, number: int, calls: int) -> Sample:
     bank.client.ask(f"clear {first} {ALONE} {IN_FLIGHT}")
     lab.settle()
     done = max(dialed["done"], 1)
-    return dialed | {
+    return dialed | (_light(lab, first, size) if lab.way in (CONNTRACK, WORKERS) else {}) | {
         "way": lab.way.name,
         "calls": calls,
         "per_second": dialed["done"] / dialed["seconds"],
@@ -68,6 +77,24 @@ def batch(run: Run, lab: Lab, number: int, calls: int) -> Sample:
         "failed": dialed["failed"] + alone["failed"],
         "wrong": dialed["wrong"] + alone["wrong"],
         "others_cpus": others,
+    }
+
+
+def _light(lab: Lab, first: int, size: int) -> Sample:
+    """Set calls up over few connections: what a set-up costs the peers is small then."""
+    assert lab.daemon
+    bank = lab.banks[0]
+    before = bank.server.cpu(), lab.daemon.cpu()
+    dialed = bank.client.ask(f"dial {first} {size} {IN_FLIGHT} {LIGHT_EACH}")
+    server, daemon = bank.server.cpu() - before[0], lab.daemon.cpu() - before[1]
+    bank.client.ask(f"reset {first} {size} {LIGHT_EACH}")
+    lab.settle()
+    done = max(dialed["done"], 1)
+    return {
+        "light_per_second": dialed["done"] / dialed["seconds"],
+        "light_peers_us": (dialed["cpu_ns"] / 1e9 + server) * 1e6 / done,
+        "light_daemon_us": daemon * 1e6 / done,
+        "light_failed": dialed["failed"] + dialed["wrong"],
     }
 
 

@@ -13,6 +13,7 @@
  *                                 a second (0: as fast as INFLIGHT of them go)
  *     clear FIRST COUNT INFLIGHT  Call-Clear-Request, Call-Disconnect-Notify, then a reset; of
  *                                 slots that have a connection each
+ *     reset FIRST COUNT EACH      a reset of the connections that were dialled so
  *     echo SLOT COUNT             Echo-Request and Echo-Reply, one after another; ends early when
  *                                 the next line waits, which may be `enough` and has no answer
  *
@@ -418,7 +419,13 @@ int main(int argc, char **argv)
             run(connect_slots, first, count, inflight, each, pace);
         else if (n == 4 && first + count <= SLOTS && !strcmp(command, "clear"))
             run(clear_slot, first, count, inflight, 1, 0);
-        else if (n == 3 && first < SLOTS && count <= SLOTS && !strcmp(command, "echo"))
+        else if (n == 4 && inflight && first + count <= SLOTS && !strcmp(command, "reset")) {
+            for (unsigned slot = first; slot < first + count; slot += inflight)
+                if (dialers[slot].stage != FREE)
+                    drop(&dialers[slot]);
+            puts("{}");
+            fflush(stdout);
+        } else if (n == 3 && first < SLOTS && count <= SLOTS && !strcmp(command, "echo"))
             echo(first, count);
         else {
             puts("{\"error\": \"no such command\"}");

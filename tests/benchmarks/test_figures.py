@@ -98,12 +98,18 @@ def test_more_is_wanted_where_the_helper_slows_down() -> None:
 
 
 def test_two_workers_are_compared_with_one() -> None:
-    samples = [setups("conntrack", 1, 2000.0), setups("workers", 1, 3300.0)]
-    found = judged(samples, "two workers: set-ups/s to one's, 1 call up")
+    """Where the clients are light; what it is with heavier ones stands beside it."""
+    light = {"light_peers_us": 50.0}
+    samples = [
+        setups("conntrack", 1, 2000.0) | light | {"light_per_second": 4000.0},
+        setups("workers", 1, 2400.0) | light | {"light_per_second": 6600.0},
+    ]
+    found = judged(samples, "two workers: set-ups/s to one's, light clients, 1 call up")
 
     assert found.measured is not None
     assert (1.65, True) == (found.measured.median, found.met)
-    assert "the peers take 100 us" in found.note
+    assert "the peers take 50 us" in found.note
+    assert "a connection for each call 1.20" in found.note
 
 
 @pytest.mark.parametrize(("way", "where"), [("redirect", "past"), ("xdp", "before")])
