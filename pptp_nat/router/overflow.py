@@ -24,7 +24,7 @@ _MENDS: Final = {
     "openers": f"a flood from many addresses, or too low for so many clients; {_WHO}",
     "segments_per_client": "a flood in a control connection, or a host with very many calls",
     "gre_per_host": "a flood, or a server that really sends so much; who: tcpdump -n proto gre",
-    "dropped": "raise queue_length of this queue, or look who floods it",
+    "dropped": "raise queue_length of this queue; of a flood of GRE, lower limits.gre_per_host",
     "user_dropped": "raise socket_buffer of this queue, and net.core.rmem_max",
     "overruns": "raise socket_buffer of this queue, and net.core.rmem_max",
     "too_long": "packets of more than 65,531 octets cannot be queued whole",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pptp_nat.lab.network import EXTERNAL, Host
-from tests.paths import every_path
+from tests.paths import PATHS, at_great_length, every_path
 
 from .conftest import By, World
 
@@ -28,7 +28,7 @@ if os.environ.get("PPTP_NAT_FAULTS"):
 #: Packets a second; more fill the link and the machine, and then its own pace decides.
 PACE = 10_000
 #: On the other data paths the kernel drops GRE of no call, and nothing waits in a queue.
-GRE = ("queue", *(("conntrack", "bpf") if os.environ.get("PPTP_NAT_FAULTS") else ()))
+GRE = PATHS if os.environ.get("PPTP_NAT_FAULTS") else ["queue"]
 WHOLE_CORE = 10_000_000  # beside it only the router has one
 UNPACED = """
 [limits]
@@ -60,7 +60,6 @@ def ip(protocol, rest):
     source = me.rsplit(".", 1)[0] + f".{lots.randrange(100, 250)}" if everywhere else me
     return struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(rest), 0, 0, 64, protocol, 0,
                        socket.inet_aton(source), socket.inet_aton(to)) + rest
-ocrq = bytes.fromhex("00a800011a2b3c4d00070000") + bytes(156)
 make = {
     "syn": lambda: tcp(2, b""),
     "syn from everywhere": lambda: tcp(2, b""),
@@ -80,6 +79,45 @@ while True:
                 pass
         due = max(due + 50 / int(pace), time.monotonic() - 0.1)  # what is late is not caught up
         time.sleep(max(0.0, due - time.monotonic()))
+"""
+
+#: Two programs: one asks for calls on eight connections, as fast as the other says no.
+ASKING = """
+import itertools, socket, sys, threading, time
+from pptp_nat.lab import wire
+role, server = sys.argv[1:]
+def whole(sock, size):
+    octets = sock.recv(size, socket.MSG_WAITALL)
+    if len(octets) < size:
+        sys.exit()
+    return octets
+def answer(sock):
+    whole(sock, 156)
+    sock.sendall(wire.encode("SCCRP", version=256, result=1, framing=3, bearer=3))
+    while True:
+        asked = whole(sock, 168)
+        sock.sendall(wire.encode("OCRP", peer=int.from_bytes(asked[12:14], "big"), result=4))
+def swallow(sock):
+    while sock.recv(65536):
+        pass
+def ask(sock):
+    sock.sendall(wire.encode("SCCRQ", version=256, framing=3, bearer=3))
+    whole(sock, 156)
+    threading.Thread(target=swallow, args=[sock]).start()
+    for number in itertools.cycle(range(1, 1 << 16)):
+        sock.sendall(wire.encode("OCRQ", call=number, bearer=3, framing=3, window=64))
+if role == "server":
+    listener = socket.create_server((server, wire.PORT))
+    while True:
+        threading.Thread(target=answer, args=[listener.accept()[0]]).start()
+def dialled():
+    while True:
+        try:
+            return socket.create_connection((server, wire.PORT))
+        except ConnectionRefusedError:  # the server is not there yet
+            time.sleep(0.1)
+for _ in range(8):
+    threading.Thread(target=ask, args=[dialled()]).start()
 """
 
 
@@ -152,6 +190,37 @@ def test_all_that_a_core_can_send_keeps_nobody_out(
     assert [0, 0] == [status["queues"][0][name] for name in ("dropped", "user_dropped")]
     assert status["paced"]["openers_per_client"] > 1000
     assert (0, 0) == (status["paced"]["openers"], status["paced"]["segments_per_client"])
+
+
+@at_great_length
+def test_all_the_calls_that_a_client_can_ask_for_keep_nobody_out(
+    world: Callable[..., World], by: By
+) -> None:
+    """They come on connections that are in good order, and no rule holds them back either."""
+    here = world(by, inside=4, outside=2, config=UNPACED)
+    daemon = here.daemon
+    assert daemon is not None
+    server, busy = here.lab.outside
+    here.station(server).listen()
+    clients = [here.station(host) for host in here.lab.inside[:3]]
+    lasting = here.up([here.dial(clients[0], server.address).call(7)])
+    flood = [
+        here.lab.popen(host, [sys.executable, "-c", ASKING, role, busy.address])
+        for role, host in (("server", busy), ("client", here.lab.inside[3]))
+    ]
+    here.until(lambda: "setups_per_client_limit" in daemon.log, "it asks for too much")
+    for _ in range(10):
+        connections = [each.dial(server.address) for each in clients[1:]]
+        here.until(lambda c=connections: all(e.established for e in c), "others are let in")
+        calls = here.up([each.call(7) for each in connections])
+        here.all_hear_their_own([*calls, *lasting], count=20)
+        for each in connections:
+            each.close()
+    assert [None, None] == [each.poll() for each in flood], "the flood has ended by itself"
+    queues = daemon.status()["queues"]
+    assert [0, 0] * len(queues) == [
+        each[name] for each in queues for name in ("dropped", "user_dropped")
+    ]
 
 
 @pytest.mark.alone
