@@ -256,9 +256,10 @@ class BpfPath:
         """Return nothing: what an earlier run has left, `take_over` has replaced."""
         return ()
 
-    def kept(self) -> Mapping[Match, Tally]:
-        """Return all counts."""
-        return self.tallies()
+    def kept(self) -> Iterator[tuple[Match, Tally]]:
+        """Yield all counts."""
+        for piece in self.tally_pieces():
+            yield from piece.items()
 
     def credit(self, leg: Leg, tally: Tally) -> None:
         """Add what *leg* had carried in an earlier process."""

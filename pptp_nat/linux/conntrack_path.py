@@ -242,9 +242,9 @@ class ConntrackPath:
         """Return the entries of an earlier run that are no call's."""
         return list(self._earlier_runs.values())
 
-    def kept(self) -> Mapping[Match, Tally]:
-        """Return the counts of entries that were made anew."""
-        return dict(self._earlier)
+    def kept(self) -> Iterator[tuple[Match, Tally]]:
+        """Yield the counts of entries that were made anew."""
+        yield from list(self._earlier.items())
 
     def credit(self, leg: Leg, tally: Tally) -> None:
         """Add what entries of *leg* had counted before the one that there is now."""

@@ -92,8 +92,8 @@ class DataPath(Protocol):
     def left_over(self) -> Sequence[Leg]:
         """Return the legs of an earlier run that nobody has taken over or removed."""
 
-    def kept(self) -> Mapping[Match, Tally]:
-        """Return the counts that would be lost with this process."""
+    def kept(self) -> Iterator[tuple[Match, Tally]]:
+        """Yield the counts that would be lost with this process; legs may come and go meanwhile."""
 
     def credit(self, leg: Leg, tally: Tally) -> None:
         """Add what *leg*, which is installed, had carried in an earlier run: what `kept` told."""

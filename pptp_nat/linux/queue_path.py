@@ -138,9 +138,9 @@ class QueuePath:
         """Return nothing."""
         return ()
 
-    def kept(self) -> Mapping[Match, Tally]:
-        """Return all counts."""
-        return self.tallies()
+    def kept(self) -> Iterator[tuple[Match, Tally]]:
+        """Yield all counts."""
+        return self.legs.tallies(self.legs.names())
 
     def credit(self, leg: Leg, tally: Tally) -> None:
         """Add what *leg* had carried in an earlier process."""

@@ -210,7 +210,7 @@ class Carrier:
 
     def kept(self) -> Iterator[LegCount]:
         """Yield the counts that would be lost with this process."""
-        for match, tally in self.path.kept().items():
+        for match, tally in self.path.kept():
             yield LegCount(*match, *tally)
 
     def renew(self, now: float) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Final
 
 from pptp_nat.core.calls import Call, Connection
@@ -27,8 +28,8 @@ from pptp_nat.core.events import (
 )  # fmt: skip
 from pptp_nat.core.states import CallState, ControlState
 from pptp_nat.core.translator import Translator
-from pptp_nat.core.tuples import Address
 from pptp_nat.state import records
+from pptp_nat.state.on_record import OnRecord
 from pptp_nat.state.records import LegCount
 from pptp_nat.state.store import Store
 
@@ -37,6 +38,7 @@ _TURN: Final = 128  #: records that are written anew in one turn: less than a mi
 _LOOK_SECONDS: Final = 30.0  #: between two looks at what was carried, at most, ...
 _SOON_SECONDS: Final = 1.0  #: ... and where there is something to see at least, ...
 _LOOK_SHARE: Final = 100  #: ... or so many times as long as a look takes
+_PIECE: Final = 1024  #: counts of legs that are written at once
 _PAUSE: Final = 0.01  #: seconds between two such turns
 
 
@@ -58,7 +60,7 @@ class Recorder:
         self._carried = carried
         self._rest: Iterator[bytes] | None = None  # of what is written anew
         self._due: float | None = None
-        self._written: dict[tuple[Address, Address, int], LegCount] = {}
+        self._on_record = OnRecord()
         self._parts: list[bytes] = []  # noted, and not written yet
         self._lasting = False  # whether those are worth a copy
         self._now = 0.0  # when the latest of them was noted
@@ -67,7 +69,8 @@ class Recorder:
 
     def begin(self, now: float) -> None:
         """Write everything there is; what was in the store before may go."""
-        self._written = {each[:3]: each for each in self._carried()}
+        for _ in self._on_record.news(self._carried()):
+            pass  # `_renew` writes them
         self._renew(now)
         self._finish()
 
@@ -124,15 +127,9 @@ class Recorder:
 
     def note_carried(self) -> None:
         """Write what has been carried that the data path's own counters do not know."""
-        carried = {each[:3]: each for each in self._carried()}
-        parts = [
-            records.carried(each)
-            for match, each in carried.items()
-            if self._written.get(match) != each
-        ]
-        self._written = carried
-        if parts:
-            self._store.append(b"".join(parts), lasting=False)
+        changed = map(records.carried, self._on_record.news(self._carried()))
+        while piece := b"".join(islice(changed, _PIECE)):
+            self._store.append(piece, lasting=False)
 
     # Writing anew.
 
@@ -146,7 +143,7 @@ class Recorder:
             began = time.thread_time()
             self.note_carried()
             rest = max(_SOON_SECONDS, _LOOK_SHARE * (time.thread_time() - began))
-            some = self._written or self._book.calls
+            some = self._on_record or self._book.calls
             self._look_at = now + (min(rest, _LOOK_SECONDS) if some else _LOOK_SECONDS)
         if self._due is None or self._due > now:
             return
@@ -184,4 +181,4 @@ class Recorder:
             yield records.call_now(book, call, until)
         for each in book.bindings.quarantined():
             yield records.kept_back(*each)
-        yield from map(records.carried, self._written.values())
+        yield from map(records.carried, self._carried())

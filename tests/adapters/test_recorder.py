@@ -1,10 +1,16 @@
 """When what was carried is written down: soon where it is little, seldom where it is much."""
 
+import tracemalloc
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pptp_nat.state import recorder as module
+from pptp_nat.state.on_record import OnRecord
 from pptp_nat.state.recorder import Recorder
 from pptp_nat.state.records import Contents, LegCount, read
+from tests.core.effort import effort
 from tests.scenario.ladder import Ladder
 
 
@@ -81,3 +87,36 @@ def test_what_has_not_changed_is_not_written_again(monkeypatch) -> None:
     world.run(20.0, 21.5)
 
     assert world.on_record() == [6]
+
+
+def _counts(packets):
+    return [
+        LegCount(bytes(4), at.to_bytes(4, "big"), 7, number, number << 6)
+        for at, number in enumerate(packets)
+    ]
+
+
+@given(st.lists(st.lists(st.integers(0, 3), max_size=200), max_size=6))
+@effort(60)
+def test_only_what_has_changed_is_news(looks) -> None:
+    """Legs that begin and end between two looks, and counts that begin anew, among them."""
+    known, before = OnRecord(), {}
+    for packets in looks:
+        counts = _counts(packets)
+
+        assert [each for each in counts if before.get(each[:3]) != each] == [*known.news(counts)]
+        before = {each[:3]: each for each in counts}
+        assert len(before) == len(known)
+
+
+def test_very_many_counts_are_written_whole_and_not_kept(monkeypatch) -> None:
+    """The counts of 200,000 legs as objects would take more than the calls themselves."""
+    world = World(monkeypatch)
+    monkeypatch.setattr(world.recorder, "_carried", lambda: _counts(range(3 * 1024)))
+    tracemalloc.start()
+    world.recorder.note_carried()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert [*range(3 * 1024)] == world.on_record()
+    assert held - len(world.store.octets) < 3 * 1024 * 20
