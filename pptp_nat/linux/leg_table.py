@@ -7,12 +7,13 @@ read from eight places in it where it now reads from three.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterator
 from sys import byteorder
 from typing import Final, NamedTuple
 
-from pptp_nat.core.tuples import Leg
+from pptp_nat.core.tuples import Address, Leg
 from pptp_nat.linux.datapath import Match, Tally
 
 #: packets, octets, what a checksum's complement grows by, the new key, source and destination,
@@ -21,6 +22,7 @@ ROW: Final = struct.Struct("=QQH2s8sIB7x")
 TALLY: Final = struct.Struct("=QQ")  #: the beginning of a row
 _MARK: Final = struct.Struct("=I")
 _MARK_AT: Final = 28
+_RECENT: Final = 512  #: legs that begin at once, and some more
 _MORE: Final = 64  #: rows by which the table grows at least
 
 
@@ -52,9 +54,17 @@ def grown(old: bytes, new: bytes) -> int:
     return (int.from_bytes(new, byteorder) - int.from_bytes(old, byteorder)) % 0xFFFF
 
 
-def name_of(leg: Leg) -> bytes:
-    """Return the ten octets by which a packet's leg is found."""
-    return leg.source + leg.destination + leg.key.to_bytes(2, "big")
+def name_of(leg: Leg | Match) -> bytes:
+    """Return the ten octets by which a packet's leg is found.
+
+    Whoever keeps names of legs that have just begun gets the same object as the others do.
+    """
+    return _name(*leg[:3])
+
+
+@functools.lru_cache(_RECENT)
+def _name(source: Address, destination: Address, key: int) -> bytes:
+    return source + destination + key.to_bytes(2, "big")
 
 
 def match_of(name: bytes) -> Match:

@@ -17,8 +17,9 @@ from typing import Final, NamedTuple
 
 from pptp_nat.core.calls import Call
 from pptp_nat.core.events import LegDown, LegUp
-from pptp_nat.core.tuples import Address, Leg
+from pptp_nat.core.tuples import Address
 from pptp_nat.linux.datapath import Match, Tally
+from pptp_nat.linux.leg_table import name_of
 from pptp_nat.tables.views import inside_party
 
 # A note is one int: the direction (1 bit), the call (48), its packets (63), and above its octets.
@@ -67,7 +68,7 @@ class Totals:
 
     def begin(self, up: LegUp) -> None:
         """Count what *up* carries from here on."""
-        name = _name(up.leg)
+        name = name_of(up.leg)
         known = self._known.get(name)
         if known is not None:
             self._further.setdefault(name, []).append(_call_of(known))
@@ -91,13 +92,13 @@ class Totals:
         What they had carried by the first look at them is not ours to count.
         """
         for up in ups:
-            name = _name(up.leg)
+            name = name_of(up.leg)
             if self._known[name] >= 0:
                 self._known[name] = ~self._known[name]
 
     def end(self, down: LegDown, tally: Tally | None) -> None:
         """Add the last count of a leg, None if it is not known, and forget the leg."""
-        name = _name(down.leg)
+        name = name_of(down.leg)
         known = self._known.get(name)
         if known is None:
             return
@@ -172,10 +173,6 @@ class Totals:
             client.packets[to_inside] += packets
             client.octets[to_inside] += octets
         return packets
-
-
-def _name(leg: Match | Leg) -> bytes:
-    return leg[0] + leg[1] + leg[2].to_bytes(2, "big")
 
 
 def _call_of(known: int) -> int:
