@@ -29,7 +29,7 @@ _log: Final = logging.getLogger(__name__)
 START_SECONDS: Final = 120.0  #: for a worker to take over what there is
 STOP_SECONDS: Final = 15.0  #: for a worker to end
 ASKING_SECONDS: Final = 5.0  #: between two questions whether a worker's loop turns
-SILENT_SECONDS: Final = 30.0  #: after which a worker that does not answer hangs
+QUESTIONS: Final = 6  #: without an answer; then a worker hangs
 _SOON: Final = 10.0  #: seconds; who dies sooner is started again later than at once
 _LONGEST_DELAY: Final = 30.0
 
@@ -45,6 +45,7 @@ class Member:
         self.lifeline: socket.socket | None = None
         self.started = 0.0  # monotonic seconds
         self.asked: float | None = None  #: since when it owes an answer
+        self.unanswered = 0  #: questions since then
         self.delay = 0.0
         self.due: float | None = None  #: when it is started again
 
@@ -71,7 +72,6 @@ class Crew:
         self._post = post
         self._on_ready = on_ready
         self._next_question = math.inf
-        self._turned = math.inf  # when `tick` was called last
 
     def begin(self) -> None:
         """Start all, and wait until all serve.
@@ -112,7 +112,7 @@ class Crew:
         """Let a worker that is ready begin, and watch it.  Raises `OSError`: it has just died."""
         assert member.lifeline is not None
         member.lifeline.sendall(GO)
-        member.is_ready, member.asked = True, None
+        member.is_ready, member.asked, member.unanswered = True, None, 0
         self._next_question = min(self._next_question, time.monotonic() + ASKING_SECONDS)
         self._selector.register(
             member.lifeline, selectors.EVENT_READ, lambda _mask: self._heard(member)
@@ -126,7 +126,7 @@ class Crew:
         except OSError:  # it was killed with a question unread
             said = b""
         if said:
-            member.asked = None
+            member.asked, member.unanswered = None, 0
         else:
             self._lost(member)
 
@@ -160,28 +160,33 @@ class Crew:
     def _ask(self, now: float) -> None:
         """Ask workers whether they are there; end one that has long not said so.
 
-        Where this process stood still, or the machine, nobody has had his time to answer.
+        Questions count, not seconds: where this process stood still, or the machine, nobody
+        has had his time to answer.  And where this one waits for a worker that hangs, since
+        people ask for what it knows, the next question is late and counts all the same.
         """
-        stood_still = now - self._turned > 2 * ASKING_SECONDS
-        self._turned = now
         if now < self._next_question:
             return
         self._next_question = now + ASKING_SECONDS
         for member in self.members:
-            if not member.is_ready or member.lifeline is None:
+            if member.lifeline is None:
                 continue
-            if member.asked is None or stood_still:
-                member.asked = now
-            elif now - member.asked >= SILENT_SECONDS:
-                log.event(
-                    _log, logging.ERROR, "worker-hangs", worker=member.index,
-                    silent=round(now - member.asked), mend="it is killed and started again",
-                )  # fmt: skip
-                os.kill(member.pid, signal.SIGKILL)
-                member.asked = None
-                continue
-            with contextlib.suppress(OSError):  # it has just died, and its end is heard next
-                member.lifeline.send(QUESTION, socket.MSG_DONTWAIT)
+            if member.unanswered >= QUESTIONS:
+                self._end(member, now - (member.asked or now))
+            elif member.is_ready:
+                member.asked = now if member.asked is None else member.asked
+                member.unanswered += 1
+                with contextlib.suppress(OSError):  # it has just died, and its end is heard next
+                    member.lifeline.send(QUESTION, socket.MSG_DONTWAIT)
+            elif now - member.started >= START_SECONDS:
+                self._end(member, now - member.started)
+
+    def _end(self, member: Member, silent: float) -> None:
+        """Kill a worker that hangs; its end is heard of, and it is started again."""
+        log.event(
+            _log, logging.ERROR, "worker-hangs", worker=member.index, silent=round(silent),
+            mend="it is killed and started again",
+        )  # fmt: skip
+        os.kill(member.pid, signal.SIGKILL)
 
     def tick(self, now: float) -> None:
         """Start those again whose time it is, and ask the others whether they are there."""

@@ -15,7 +15,7 @@ import pytest
 
 from pptp_nat.workers import crew as crews
 from pptp_nat.workers import worker
-from pptp_nat.workers.crew import ASKING_SECONDS, SILENT_SECONDS, Crew, Member
+from pptp_nat.workers.crew import ASKING_SECONDS, QUESTIONS, START_SECONDS, Crew, Member
 
 PATIENCE = 30.0
 
@@ -75,7 +75,7 @@ def test_a_worker_that_hangs_is_ended_and_started_again(
     hanging, well = crewed.crew.members
     pids = hanging.pid, well.pid
     os.kill(hanging.pid, signal.SIGSTOP)
-    for _ in range(int(SILENT_SECONDS / ASKING_SECONDS) + 1):
+    for _ in range(QUESTIONS):
         assert hanging.restarts == 0
         crewed.turn(ASKING_SECONDS)
         crewed.until(lambda: well.asked is None)
@@ -94,9 +94,8 @@ def test_who_stood_still_himself_does_not_blame_the_workers(crewed: Crewed) -> N
     """A machine that was suspended, a supervisor that was stopped: all begin anew."""
     first, _ = crewed.crew.members
     os.kill(first.pid, signal.SIGSTOP)
-    crewed.turn(ASKING_SECONDS)
-    for _ in range(3):
-        crewed.turn(10 * SILENT_SECONDS)
+    for seconds in (ASKING_SECONDS, 60, 600, 6000):
+        crewed.turn(seconds)
     os.kill(first.pid, signal.SIGCONT)
     crewed.until(lambda: first.asked is None)
 
@@ -108,3 +107,36 @@ def test_a_worker_that_answers_is_left_alone(crewed: Crewed) -> None:
         crewed.turn(ASKING_SECONDS)
         crewed.until(lambda: all(each.asked is None for each in crewed.crew.members))
     assert [0, 0] == [each.restarts for each in crewed.crew.members]
+
+
+def test_whoever_asks_for_what_a_hanging_worker_knows_does_not_save_it(crewed: Crewed) -> None:
+    """Each time the supervisor waits for the worker itself, longer than between two questions."""
+    hanging, _ = crewed.crew.members
+    os.kill(hanging.pid, signal.SIGSTOP)
+    for _ in range(QUESTIONS + 1):
+        crewed.turn(4 * ASKING_SECONDS)
+    crewed.until(lambda: hanging.restarts == 1)
+
+
+def test_one_that_hangs_while_it_starts_again_is_started_once_more(
+    crewed: Crewed, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has said nothing yet that it could fall silent after."""
+    first, _ = crewed.crew.members
+    monkeypatch.setattr(crews, "work", lambda _post: signal.pause())
+    os.kill(first.pid, signal.SIGKILL)
+    crewed.until(lambda: first.restarts == 1)
+    crewed.turn(60)
+    starting = first.pid
+    assert starting
+    monkeypatch.setattr(crews, "work", _work)
+    crewed.turn(START_SECONDS - 60)
+    assert first.restarts == 1
+    crewed.turn(60)
+    crewed.until(lambda: first.restarts == 2)
+    crewed.turn(60)
+    crewed.until(lambda: crewed.back == [first])
+
+    assert ["worker-died", "worker-hangs", "worker-died", "worker-back"] == [
+        each.msg for each in caplog.records
+    ]
