@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from .rules_lab import ALICE, SERVER, checksum, octets
+from .rules_lab import ALICE, SERVER, checksum, octets, rewritten
 
 SYN, ACK, PSH, FIN, RST = 0x02, 0x10, 0x08, 0x01, 0x04
 
@@ -23,6 +23,19 @@ def segment(
     ip = struct.pack("!BBHHHBBH4s4s", 0x40 | ip_words, 0, total, source_port, fragment, 64, 6, 0,
                      octets(ALICE), octets(SERVER))  # fmt: skip
     return ip + b"\x01" * (4 * ip_words - 20) + tcp
+
+
+def sent_to(packet: bytes, destination: str) -> bytes:
+    """Return the TCP segment to another address, both of its checksums made right.
+
+    With a wrong one conntrack knows of no connection that it belongs to.
+    """
+    packet = rewritten(packet, destination=destination)
+    header = 4 * (packet[0] & 15)
+    tcp = packet[header : header + 16] + b"\0\0" + packet[header + 18 :]
+    pseudo = packet[12:20] + struct.pack("!HH", 6, len(tcp))
+    right = checksum(pseudo + tcp + bytes(len(tcp) % 2))
+    return packet[:header] + tcp[:16] + right.to_bytes(2, "big") + tcp[18:]
 
 
 # What is sent, and whether the daemon must see it.

@@ -6,10 +6,12 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import pytest
 
-from pptp_nat.linux import ruleset
+from pptp_nat.linux import ruleset, ruleset_nftables
 from pptp_nat.linux.ruleset import Backend, Pace, RuleSettings
 
 from . import rules_lab
@@ -27,7 +29,7 @@ from .rules_lab import (
     octets,
     rewritten,
 )
-from .rules_segments import ACK, PSH, SYN, segment
+from .rules_segments import ACK, PSH, SYN, segment, sent_to
 
 pytestmark = pytest.mark.kernel
 MANY = 200
@@ -63,6 +65,11 @@ def openers(queue: Listener, source: str = "") -> int:
     """Return how many packets of clients, or of one, have come; each is answered with an RST."""
     sources = [packet[12:16] for packet in queue.seen if packet[12:16] != octets(SERVER)]
     return sources.count(octets(source)) if source else len(sources)
+
+
+def heard(queue: Listener, words: bytes) -> int:
+    """Return how many packets with these *words* have come, whatever their TTL is by then."""
+    return sum(packet.endswith(words) for packet in list(queue.seen))
 
 
 def until(queue: Listener, count: int, source: str = "") -> None:
@@ -136,39 +143,64 @@ def test_a_connection_is_not_hurt_by_openers_and_has_a_pace_of_its_own(
             served.sendall(b"and back")
             assert b"and back" == client.recv(100)
             served.close()
-    assert queue.seen.count(said) <= most(PACE.segments_per_client, began) < MANY
+    # Some of its bucket went to the resets of what the flood has opened.
+    assert 1 < heard(queue, b"one message") <= most(PACE.segments_per_client, began) < MANY
 
 
-@both
-def test_what_comes_back_to_a_client_has_a_pace_too_and_the_server_has_none(
-    lab: RulesLab, queue: Listener
-) -> None:
-    """A server's address stands for all of its clients: one's flood is not the others' loss."""
-    with lab.socket(lab.server, socket.SOCK_STREAM) as listener:
+@contextmanager
+def two_connections(lab: RulesLab) -> Iterator[tuple[list[socket.socket], list[socket.socket]]]:
+    """Yield the ends of alice's connection and of bob's: the clients', and the server's."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(lab.socket(lab.server, socket.SOCK_STREAM))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((SERVER, 1723))
         listener.listen()
-        clients = [lab.socket(host, socket.SOCK_STREAM) for host in (lab.alice, lab.bob)]
-        served = []
-        for each in clients:
-            each.connect((SERVER, 1723))
-            served.append(listener.accept()[0])
-        for each in (*clients, *served):
+        clients, served = [], []
+        for host in (lab.alice, lab.bob):
+            clients.append(stack.enter_context(lab.socket(host, socket.SOCK_STREAM)))
+            clients[-1].connect((SERVER, 1723))
+            served.append(stack.enter_context(listener.accept()[0]))
+        for each in (*clients, *served):  # a FIN that nobody lets pass comes again in other tests
             each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        served[0].sendall(b"one message")
-        assert b"one message" == clients[0].recv(100)
-        (said,) = [p for p in queue.seen if p.endswith(b"one message")]
-        said = rewritten(said, destination=EXTERNAL)  # as it came, ahead of its translation
-        with lab.socket(lab.server, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
-            began = time.monotonic()
-            for _ in range(MANY):
-                raw.sendto(said, (EXTERNAL, 0))
-            served[1].sendall(b"to bob")
-            assert b"to bob" == clients[1].recv(100)
-            heard = sum(p.endswith(b"one message") for p in queue.seen)
-        assert heard <= most(PACE.segments_per_client, began) < MANY
-        for each in (*clients, *served):
-            each.close()
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield clients, served
+
+
+@both
+@pytest.mark.parametrize("way", ["of a client", "to a client"])
+def test_what_comes_back_to_a_client_has_a_pace_too_and_the_server_has_none(
+    lab: RulesLab, queue: Listener, way: str
+) -> None:
+    """A server's address stands for all of its clients: one's flood is not the others' loss.
+
+    Copies are sent of what was said: TCP would say again what is lost.
+    """
+    back = way == "to a client"
+    few = 2 * PACE.segments_per_client - 2  # that is left in bob's bucket
+    with two_connections(lab) as (clients, served), ExitStack() as stack:
+        said = []
+        for sender, hearer in zip(*((served, clients) if back else (clients, served)), strict=True):
+            words = b"message %d" % len(said)
+            sender.sendall(words)
+            assert words == hearer.recv(100)
+            (packet,) = [seen for seen in queue.seen if seen.endswith(words)]
+            said.append(packet)
+        hosts = (lab.server, lab.server) if back else (lab.alice, lab.bob)
+        flooding, quiet = (
+            stack.enter_context(lab.socket(host, socket.SOCK_RAW, socket.IPPROTO_RAW))
+            for host in hosts
+        )
+        # A packet that comes back is sent as it came, ahead of its translation.
+        to = EXTERNAL if back else SERVER
+        sent = [sent_to(packet, to) for packet in said]
+        began = time.monotonic()
+        for _ in range(MANY):
+            flooding.sendto(sent[0], (to, 0))
+        for _ in range(few):
+            quiet.sendto(sent[1], (to, 0))
+        queue.wait_for(lambda: heard(queue, b"message 1") == 1 + few)
+        least, count = 2 * PACE.segments_per_client, heard(queue, b"message 0")
+        assert least <= count <= most(PACE.segments_per_client, began) < MANY
 
 
 @both
@@ -244,6 +276,39 @@ def test_nftables_paces_gre_alike(lab: RulesLab, swapped: None) -> None:
     assert drops is not None
     least = MANY - most(PACE.gre_per_host, began)
     assert least <= drops["gre_per_host"] <= MANY - 2 * PACE.gre_per_host
+
+
+def test_nftables_paces_what_comes_back_alike(
+    lab: RulesLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the queue statement swapped for an accept: both clients speak with the server."""
+    verdict = ("counter accept", "accept")
+    monkeypatch.setattr(ruleset_nftables, "queue_verdict", lambda _: verdict)
+    settings = RuleSettings(pace=replace(PACE, openers_per_client=0, openers=0))
+    ruleset.apply(settings, Backend.NFTABLES)
+    assert [] == ruleset.check(settings, Backend.NFTABLES)
+
+    def dropped() -> int:
+        drops = ruleset.paced_drops(settings)
+        assert drops is not None
+        return drops["segments_per_client"]
+
+    with two_connections(lab) as (clients, served):
+        for _ in range(MANY):
+            served[0].sendall(b"to alice")
+        deadline = time.monotonic() + rules_lab.PATIENCE
+        while not dropped():
+            assert time.monotonic() < deadline, "nothing is held back"
+            time.sleep(0.01)
+        for each in (clients[0], served[0]):
+            each.close()  # or what was lost would come again
+        before = dropped()
+        for _ in range(2 * PACE.segments_per_client - 1):  # all at once: a full bucket of bob's own
+            served[1].sendall(b"to bob")
+        come = b""
+        while len(come) < len(b"to bob") * (2 * PACE.segments_per_client - 1):
+            come += clients[1].recv(1000)
+        assert before == dropped()
 
 
 @pytest.mark.parametrize("lab", rules_lab.VARIANTS, indirect=True)
