@@ -17,6 +17,7 @@ our own trouble, never a peer's doing, and are not limited.
 from __future__ import annotations
 
 import enum
+import functools
 import logging
 import os
 import re
@@ -33,6 +34,8 @@ FIELDS: Final = "fields"  #: attribute of a log record that `event` fills
 ALWAYS: Final[dict[str, object]] = {}  #: fields that each line of this process ends with
 LONGEST_VALUE: Final = 512  #: characters; a PPTP host name has at most 64 octets
 LONGEST_TRACE: Final = 8192  #: characters of a traceback
+_SHORT: Final = 64  #: characters of a value whose quoted form is worth keeping, ...
+_KEPT: Final = 512  #: ... and how many of those are: addresses and texts come again and again
 
 #: what says whose line it is, in the order of the line
 IDENTITY: Final = ("call", "connection", "client", "server")
@@ -41,14 +44,28 @@ IDENTITY: Final = ("call", "connection", "client", "server")
 PRIORITIES: Final = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 DEBUG_PRIORITY: Final = 7
 
+_PACKAGE: Final = logging.getLogger(ROOT)
 _BARE: Final = re.compile(r"[!#-<>-\[\]-~]+")  # printable ASCII but space, ", = and backslash
 _ESCAPES: Final = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def event(logger: logging.Logger, level: int, name: str, /, **fields: object) -> None:
-    """Log the event *name* with *fields*; those that are None are left out."""
-    if logger.isEnabledFor(level):
-        logger.log(level, name, extra={FIELDS: {"event": name, **fields}})
+    """Log the event *name* with *fields*; those that are None are left out.
+
+    Where nobody but our handler sees what the package logs, no record is made for it: that
+    is more than half of what a line costs, and a call has two.
+    """
+    if not logger.isEnabledFor(level):
+        return
+    fields = {"event": name, **fields}
+    handlers = _PACKAGE.handlers
+    if (
+        len(handlers) == 1 and type(handlers[0]) is LineHandler and not _PACKAGE.propagate
+        and logger.parent is _PACKAGE and not logger.handlers
+    ):  # fmt: skip
+        handlers[0].tell(level, fields)
+    else:
+        logger.log(level, name, extra={FIELDS: fields})
 
 
 def quoted(value: object, longest: int = LONGEST_VALUE) -> str:
@@ -59,10 +76,19 @@ def quoted(value: object, longest: int = LONGEST_VALUE) -> str:
     """
     if type(value) is int:  # most values are; nothing in it wants quotes
         return str(value)
+    if type(value) is str and len(value) <= _SHORT <= longest:
+        return _quoted_short(value)
     text = _text(value)
     if len(text) > longest:
         text = text[:longest] + "..."
+    return _quoted(text)
+
+
+def _quoted(text: str) -> str:
     return text if _BARE.fullmatch(text) else f'"{"".join(map(_escape, text))}"'
+
+
+_quoted_short: Final = functools.lru_cache(_KEPT)(_quoted)
 
 
 def configure(level: str, rate: int, stream: TextIO | None = None) -> LineHandler:
@@ -119,26 +145,37 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, without its end."""
-        fields: dict[str, object] = dict(getattr(record, FIELDS, None) or {})
-        if not fields:
-            fields["msg"] = record.getMessage()
-        ordered = {name: fields.pop(name) for name in IDENTITY if name in fields} | fields
-        ordered |= ALWAYS
-        words = [f"{name}={quoted(value)}" for name, value in ordered.items() if value is not None]
+        fields: Mapping[str, object] | None = getattr(record, FIELDS, None)
+        words = words_of(fields or {"msg": record.getMessage()})
         if record.exc_info:
             trace = self.formatException(record.exc_info)
-            words.append(f"traceback={quoted(trace[-LONGEST_TRACE:], LONGEST_TRACE)}")
-        return self._head(record) + " ".join(words)
+            words += f" traceback={quoted(trace[-LONGEST_TRACE:], LONGEST_TRACE)}"
+        return self.head(record.levelno, record.created) + words
 
-    def _head(self, record: logging.LogRecord) -> str:
+    def head(self, level: int, created: float) -> str:
+        """Return what a line of *level* begins with that was made at *created*, Unix seconds."""
         if self._journal:
-            return f"<{priority(record.levelno)}>"
-        second = int(record.created)
+            return f"<{priority(level)}>"
+        second = int(created)
         if second != self._second:
             self._second = second
             self._written = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        milliseconds = int(record.created % 1 * 1000)
-        return f"time={self._written}.{milliseconds:03d}Z level={record.levelname.lower()} "
+        milliseconds = int(created % 1 * 1000)
+        return f"time={self._written}.{milliseconds:03d}Z level={_level_name(level)} "
+
+
+def words_of(fields: Mapping[str, object]) -> str:
+    """Return *fields* as words of a line, those first that say whose it is."""
+    if ALWAYS:
+        fields = {**fields, **ALWAYS}
+    words = [
+        f"{name}={quoted(value)}" for name in IDENTITY if (value := fields.get(name)) is not None
+    ]
+    words += [
+        f"{name}={quoted(value)}"
+        for name, value in fields.items() if value is not None and name not in IDENTITY
+    ]  # fmt: skip
+    return " ".join(words)
 
 
 class LineHandler(logging.Handler):
@@ -153,7 +190,8 @@ class LineHandler(logging.Handler):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
-        self.setFormatter(LineFormatter(journal=journal))
+        self._lines = LineFormatter(journal=journal)
+        self.setFormatter(self._lines)
         self.rate = rate
         self.suppressed = 0  #: lines left out since the last one that tells of them
         self._stream = stream
@@ -163,31 +201,40 @@ class LineHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record's line, or count it as suppressed."""
-        if self.rate and record.levelno < logging.ERROR and not self._take():
+        if self._wants(record.levelno) and not self._write(self.format(record)):
             self.suppressed += 1
-            return
+
+    def tell(self, level: int, fields: Mapping[str, object]) -> None:
+        """Do what `handle` does for a record of *fields*, which nobody else sees."""
+        self.acquire()
+        try:
+            if self._wants(level) and not self._write(self._line(level, fields)):
+                self.suppressed += 1
+        finally:
+            self.release()
+
+    def _line(self, level: int, fields: Mapping[str, object]) -> str:
+        return self._lines.head(level, time.time()) + words_of(fields)
+
+    def _wants(self, level: int) -> bool:
+        """Whether a line is written now; that others were not comes first."""
+        if self.rate and level < logging.ERROR and not self._take():
+            self.suppressed += 1
+            return False
         self.tell_suppressed()
-        if not self._write(record):
-            self.suppressed += 1
+        return True
 
     def tell_suppressed(self) -> None:
         """Write how many lines are missing, if any are.  Called after a storm by a timer."""
         if self.suppressed:
             count, self.suppressed = self.suppressed, 0
-            record = logging.makeLogRecord(
-                {
-                    "levelno": logging.WARNING,
-                    "levelname": "WARNING",
-                    FIELDS: {"event": "log-suppressed", "suppressed": count},
-                }
-            )
-            if not self._write(record):
+            fields = {"event": "log-suppressed", "suppressed": count}
+            if not self._write(self._line(logging.WARNING, fields)):
                 self.suppressed = count
 
-    def _write(self, record: logging.LogRecord) -> bool:
-        line = self.format(record) + "\n"
+    def _write(self, line: str) -> bool:
         try:
-            self._stream.write(line)
+            self._stream.write(line + "\n")
             self._stream.flush()
         except (OSError, ValueError):  # ValueError: the stream is closed
             return False  # nobody reads the log any more: that must not end anybody's call
@@ -217,9 +264,15 @@ class LineHandler(logging.Handler):
         return True
 
 
+@functools.lru_cache
 def priority(level: int) -> int:
     """Return the sd-daemon(3) priority of a level of logging."""
     return next((number for least, number in PRIORITIES if level >= least), DEBUG_PRIORITY)
+
+
+@functools.lru_cache
+def _level_name(level: int) -> str:
+    return logging.getLevelName(level).lower()
 
 
 def _text(value: object) -> str:

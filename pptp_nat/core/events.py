@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pptp_nat.core.calls import Call, Connection
@@ -116,7 +115,6 @@ Event = (
 )
 
 
-@dataclass(slots=True)
 class Outcome:
     """What `Translator.handle` and `Translator.tick` decided.
 
@@ -124,10 +122,24 @@ class Outcome:
     carry out every `LegDown`, and look at the mark of a connection that has echoed.
     """
 
-    verdict: Verdict = Verdict.ACCEPT
-    packet: bytes | None = None  #: the packet as it must travel on; None: as it came
-    events: list[Event] = field(default_factory=list)
-    released: list[Released] = field(default_factory=list)
-    connection: Connection | None = None  #: whose packet it was, if its octets were read
-    #: an Echo-Request of it has gone by: time for `Translator.look_at_mark`, which nobody waits for
-    echoed: bool = False
+    # No dataclass: one is made for every packet, and a dataclass is none of the compiler's.
+    __slots__ = ("connection", "echoed", "events", "packet", "released", "verdict")
+
+    def __init__(
+        self,
+        verdict: Verdict = Verdict.ACCEPT,
+        packet: bytes | None = None,
+        events: list[Event] | None = None,
+        released: list[Released] | None = None,
+        connection: Connection | None = None,
+        *,
+        echoed: bool = False,
+    ) -> None:
+        self.verdict = verdict
+        self.packet = packet  #: the packet as it must travel on; None: as it came
+        self.events = [] if events is None else events
+        self.released = [] if released is None else released
+        self.connection = connection  #: whose packet it was, if its octets were read
+        #: an Echo-Request of it has gone by: time for `Translator.look_at_mark`, which nobody
+        #: waits for
+        self.echoed = echoed

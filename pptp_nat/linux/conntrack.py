@@ -56,7 +56,7 @@ from pptp_nat.linux.conntrack_wire import (
     remark_message,
     spare_keys,
 )
-from pptp_nat.linux.datapath import LegOrder, Match, Tally
+from pptp_nat.linux.datapath import LegOrder, Match, Tally, match_of_leg
 from pptp_nat.linux.netlink import MOST_PER_SEND, Message, Netlink
 
 __all__ = ["ENTRY_MARK", "LIFETIME", "Change", "Conntrack", "CtEvent", "accounting"]
@@ -274,7 +274,7 @@ class Conntrack:
             errnos, received = self._netlink.exchange([delete_message(entry) for entry in batch])
             check(errnos, "deleting our conntrack entries")
             for leg, tally in last_counts(batch, received).items():
-                tallies[Match(*leg[:3])] = tally
+                tallies[match_of_leg(leg)] = tally
         return tallies
 
     def remark(self, orders: Sequence[LegOrder]) -> None:

@@ -23,7 +23,7 @@ from pptp_nat.linux.conntrack_wire import (
     Entry,
     read_entry,
 )
-from pptp_nat.linux.datapath import Match, Tally
+from pptp_nat.linux.datapath import Match, Tally, match_of_leg
 from pptp_nat.linux.netlink import HEADER, Received
 
 _ARRIVING: Final = struct.Struct("!4x12s4s4s4s24sH")  # of an entry, up to its original key
@@ -39,11 +39,15 @@ def read_count(body: bytes) -> tuple[Match, Tally] | None:
         start, source, between, destination, protocol, key = _ARRIVING.unpack_from(body)
         at = body.find(COUNT_HEADERS[0], _ARRIVING.size)
         if (start, between, protocol) == ARRIVING_HEADERS and 0 < at <= len(body) - _COUNTS_SIZE:
-            return Match(source, destination, key), Tally(*_COUNTS.unpack_from(body, at))
+            make = tuple.__new__
+            return (
+                make(Match, (source, destination, key)),
+                make(Tally, _COUNTS.unpack_from(body, at)),
+            )
     entry = read_entry(body)
     if entry is None or entry.original.protocol != GRE:
         return None
-    return Match(*entry.leg[:3]), entry.carried or Tally(0, 0)
+    return match_of_leg(entry.leg), entry.carried or Tally(0, 0)
 
 
 def read_counts(bodies: Iterable[bytes]) -> dict[Match, Tally]:
@@ -94,5 +98,5 @@ def last_counts(entries: Iterable[Entry], received: Iterable[Received]) -> dict[
     counted = {}
     for entry in entries:
         leg = entry.leg
-        counted[leg] = ended.get(Match(*leg[:3])) or entry.carried or Tally(0, 0)
+        counted[leg] = ended.get(match_of_leg(leg)) or entry.carried or Tally(0, 0)
     return counted

@@ -12,7 +12,7 @@ from pptp_nat.core.tuples import Leg
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.conntrack import Conntrack
 from pptp_nat.linux.conntrack_wire import CARRYING, Entry, Status
-from pptp_nat.linux.datapath import Carrying, Installed, LegOrder, Match, Tally
+from pptp_nat.linux.datapath import Carrying, Installed, LegOrder, Match, Tally, match_of_leg
 from pptp_nat.linux.shares import Left, Shares
 
 LONGEST_UNSEEN: Final = 86400.0  # seconds between two looks at what is left of lifetimes
@@ -69,7 +69,7 @@ class ConntrackPath:
                 if done.refused:
                     return str(done.refused[0][1])
                 try:
-                    flaws = (_flaw(leg, conntrack.entry(_match(leg))) for leg in PROBES)
+                    flaws = (_flaw(leg, conntrack.entry(match_of_leg(leg))) for leg in PROBES)
                     return next(filter(None, flaws), None)
                 finally:
                     conntrack.delete(list(PROBES))
@@ -84,7 +84,7 @@ class ConntrackPath:
         refused = [order for order, _ in done.refused]
         shared = {}
         for order in orders:
-            match, met = _match(order.leg), done.met.get(order.leg)
+            match, met = match_of_leg(order.leg), done.met.get(order.leg)
             if order in refused:
                 continue
             if match in self._shares:
@@ -118,7 +118,7 @@ class ConntrackPath:
         """Delete the entries whose last owner this was; return the counts of all of them."""
         shared: dict[Match, Left] = {}
         for leg in legs:
-            match, left = _match(leg), self._shares.leave(leg)
+            match, left = match_of_leg(leg), self._shares.leave(leg)
             if left is not None:
                 was = shared[match].was if match in shared else left.was
                 shared[match] = Left(was, left.now)
@@ -126,7 +126,7 @@ class ConntrackPath:
                 before = shared.pop(match, None)
                 self._unremoved[match] = leg if before is None else before.was.leg
         ending = list(self._unremoved.values())
-        last = {_match(e.leg): e.carried for e in self._conntrack.find(
+        last = {match_of_leg(e.leg): e.carried for e in self._conntrack.find(
             [left.was.leg for left in shared.values()])}  # fmt: skip
         last.update(self._conntrack.delete(ending))
         asked = {*shared, *self._unremoved}
@@ -138,15 +138,15 @@ class ConntrackPath:
             if match in last or match in self._earlier:
                 tallies[match] = _sum(self._earlier.get(match), last.get(match))
         for leg in ending:
-            self._distrust(_match(leg))
-            self._earlier.pop(_match(leg), None)
-            self._earlier_runs.pop(_match(leg), None)
+            self._distrust(match_of_leg(leg))
+            self._earlier.pop(match_of_leg(leg), None)
+            self._earlier_runs.pop(match_of_leg(leg), None)
         changed = [left for left in shared.values() if left.now != left.was]
         replacing = [left.now for left in changed if left.now.leg != left.was.leg]
         if replacing:
             done = self._conntrack.insert(replacing)
             for met in done.met.values():
-                self._remember(_match(met.order.leg), met.carried)
+                self._remember(match_of_leg(met.order.leg), met.carried)
         self._conntrack.remark([left.now for left in changed if left.now.leg == left.was.leg])
         return tallies
 
@@ -156,7 +156,7 @@ class ConntrackPath:
 
     def lost(self, leg: Leg, tally: Tally) -> None:
         """Keep the counts of a leg that others deleted; it may be installed again."""
-        self._remember(_match(leg), tally)
+        self._remember(match_of_leg(leg), tally)
 
     def tallies(self) -> Mapping[Match, Tally]:
         """Return the counts, also those of entries that were made anew; one dump."""
@@ -173,12 +173,12 @@ class ConntrackPath:
 
     def tallies_of(self, legs: Sequence[Leg]) -> Mapping[Match, Tally]:
         """Return the counts of these *legs* alone."""
-        found = {_match(entry.leg): entry.carried for entry in self._conntrack.find(legs)}
+        found = {match_of_leg(entry.leg): entry.carried for entry in self._conntrack.find(legs)}
         if len(found) < len(legs):
             self.catch_up()
         return {
             match: _sum(self._earlier.get(match), found.get(match))
-            for match in map(_match, legs) if match in found or match in self._earlier
+            for match in map(match_of_leg, legs) if match in found or match in self._earlier
         }  # fmt: skip
 
     def tally_pieces(self) -> Iterator[Mapping[Match, Tally]]:
@@ -222,7 +222,7 @@ class ConntrackPath:
         # One that several calls share is installed by each of them, as it once was.
         wanted: dict[Match, LegOrder | None] = {}
         for order in orders:
-            match = _match(order.leg)
+            match = match_of_leg(order.leg)
             wanted[match] = None if match in wanted else order
         if trusted:  # reading the table takes a tenth of a second, however little is in it
             there: Iterator[LegOrder] = iter(orders)
@@ -231,12 +231,12 @@ class ConntrackPath:
             there = (LegOrder(each.leg, each.mark & ~mark) for each in entries)
         taken: set[Match] = set()
         for found in there:
-            match = _match(found.leg)
+            match = match_of_leg(found.leg)
             if wanted.get(match) == found:
                 taken.add(match)
             else:
                 self._earlier_runs[match] = found.leg
-        return [order for order in orders if _match(order.leg) not in taken]
+        return [order for order in orders if match_of_leg(order.leg) not in taken]
 
     def left_over(self) -> Sequence[Leg]:
         """Return the entries of an earlier run that are no call's."""
@@ -248,7 +248,7 @@ class ConntrackPath:
 
     def credit(self, leg: Leg, tally: Tally) -> None:
         """Add what entries of *leg* had counted before the one that there is now."""
-        self._remember(_match(leg), tally)
+        self._remember(match_of_leg(leg), tally)
 
     def renew(self, now: float) -> None:
         """Make entries anew that have less than half of their lifetime left.
@@ -262,7 +262,7 @@ class ConntrackPath:
             return
         half = self._conntrack.lifetime // 2
         entries = list(self._conntrack.entries())
-        present = {_match(entry.leg) for entry in entries}
+        present = {match_of_leg(entry.leg) for entry in entries}
         absent = {match for match in self._earlier if match not in present}
         for match in absent & self._absent:  # nobody has put it back: it has no owner
             del self._earlier[match]
@@ -283,18 +283,16 @@ class ConntrackPath:
 
     def _remember_all(self, counted: Mapping[Leg, Tally]) -> None:
         for leg, tally in counted.items():
-            self._remember(_match(leg), tally)
+            self._remember(match_of_leg(leg), tally)
 
     def _remember(self, match: Match, tally: Tally) -> None:
         self._earlier[match] = _sum(self._earlier.get(match), tally)
         self._distrust(match)
 
 
-def _match(leg: Leg) -> Match:
-    return tuple.__new__(Match, leg[:3])
-
-
 def _sum(*tallies: Tally | None) -> Tally:
+    if len(tallies) == 2 and tallies[0] is None and tallies[1] is not None:
+        return tallies[1]  # nearly always: an entry that was never made anew
     known = [tally for tally in tallies if tally is not None]
     return Tally(sum(tally.packets for tally in known), sum(tally.octets for tally in known))
 

@@ -116,7 +116,7 @@ class Tuple(NamedTuple):
     @classmethod
     def of_match(cls, match: Match | Leg) -> Tuple:
         """Return the tuple of arriving GRE; the kernel gives all of it source key 0."""
-        return cls(GRE, match[0], 0, match[1], match[2])
+        return tuple.__new__(cls, (GRE, match[0], 0, match[1], match[2]))
 
 
 class Entry(NamedTuple):
@@ -136,14 +136,10 @@ class Entry(NamedTuple):
     def leg(self) -> Leg:
         """The leg that a GRE entry carries: what its reply undoes."""
         arriving, leaving = self.original, self.reply
-        return Leg(
-            arriving.source,
-            arriving.destination,
-            arriving.destination_key,
-            leaving.destination,
-            leaving.source,
-            leaving.source_key,
-        )
+        return tuple.__new__(Leg, (
+            arriving.source, arriving.destination, arriving.destination_key,
+            leaving.destination, leaving.source, leaving.source_key,
+        ))  # fmt: skip
 
     @property
     def placement(self) -> Placement:
@@ -230,7 +226,7 @@ def tuple_attribute(kind: int, value: Tuple) -> bytes:
 
 def get_message(value: Tuple) -> Message:
     """Ask for the entry one of whose two tuples is *value* (the kernel tries both)."""
-    return Message(CT_GET, 0, FAMILY + tuple_attribute(CTA_TUPLE_ORIG, value))
+    return tuple.__new__(Message, (CT_GET, 0, FAMILY + tuple_attribute(CTA_TUPLE_ORIG, value)))
 
 
 def new_message(leg: Leg, mark: int, spare_key: int, lifetime: int) -> Message:
@@ -259,7 +255,7 @@ def new_message(leg: Leg, mark: int, spare_key: int, lifetime: int) -> Message:
         body += _NAT_SRC.pack(
             _NAT_SRC_HEADER, _NAT_MINIP, new_source, _NAT_PROTO, _NAT_PORT, spare_key
         )
-    return Message(CT_NEW, F_CREATE | F_EXCL, FAMILY + body)
+    return tuple.__new__(Message, (CT_NEW, F_CREATE | F_EXCL, FAMILY + body))
 
 
 def delete_message(entry: Entry) -> Message:
@@ -316,7 +312,9 @@ def read_tuple(octets: bytes) -> Tuple | None:
             proto, num, protocol, src_port, source_key, dst_port, destination_key,
         ) = TUPLE.unpack(octets)  # fmt: skip
         if (ip, ip_src, ip_dst, proto, num, src_port, dst_port) == _TUPLE_HEADERS:
-            return Tuple(protocol, source, source_key, destination, destination_key)
+            return tuple.__new__(
+                Tuple, (protocol, source, source_key, destination, destination_key)
+            )
     parts = attributes(octets)
     try:
         addresses = attributes(parts[CTA_TUPLE_IP])

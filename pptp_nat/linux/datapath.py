@@ -31,6 +31,12 @@ class Match(NamedTuple):
     key: int
 
 
+def match_of_leg(leg: Leg | Match) -> Match:
+    """Return what names *leg*, which is itself a `Match` and more."""
+    # What a NamedTuple's constructor does, without its detour over Python: a dozen a set-up.
+    return tuple.__new__(Match, leg[:3])
+
+
 class Tally(NamedTuple):
     """GRE carried by one leg since it was installed; octets are those of the IP packets."""
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final
 
 from pptp_nat.core.packet import is_enhanced_gre
 from pptp_nat.core.tuples import Leg
-from pptp_nat.linux.datapath import Carrying, Installed, LegOrder, Match, Tally
+from pptp_nat.linux.datapath import Carrying, Installed, LegOrder, Match, Tally, match_of_leg
 from pptp_nat.linux.leg_table import ROW, TALLY, LegTable, Row, match_of, name_of
 from pptp_nat.linux.shares import Shares
 
@@ -61,7 +61,7 @@ class QueuePath:
         """Have the legs carry packets."""
         shared = {}
         for order in orders:
-            match = Match(*order.leg[:3])
+            match = match_of_leg(order.leg)
             name = name_of(order.leg)
             before = self._order(name)
             if before is not None:
@@ -111,7 +111,7 @@ class QueuePath:
             tally = self.legs.tally(name_of(leg))
             if tally is None:
                 continue
-            tallies[Match(*leg[:3])] = tally
+            tallies[match_of_leg(leg)] = tally
             left = self._shares.leave(leg)
             if left is None:
                 self._drop(name_of(leg))

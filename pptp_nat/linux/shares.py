@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pptp_nat.core.tuples import Leg
-from pptp_nat.linux.datapath import LegOrder, Match
+from pptp_nat.linux.datapath import LegOrder, Match, match_of_leg
 
 
 class Left(NamedTuple):
@@ -46,7 +46,7 @@ class Shares:
 
     def leave(self, leg: Leg) -> Left | None:
         """Take an owner of *leg* out; None: the match is not shared, so nobody is left."""
-        match = Match(*leg[:3])
+        match = match_of_leg(leg)
         owners = self._owners.get(match)
         if owners is None:
             return None
@@ -58,7 +58,7 @@ class Shares:
 
     def remark(self, order: LegOrder) -> bool:
         """Note another mark of a leg; whether it is one that carries."""
-        owners = self._owners.get(Match(*order.leg[:3]))
+        owners = self._owners.get(match_of_leg(order.leg))
         if owners is None:
             return True
         at = _latest(owners, order.leg)

@@ -17,7 +17,7 @@ from pptp_nat.core.events import Event, LegDown, LegMarked, LegUp
 from pptp_nat.core.states import CallState
 from pptp_nat.core.tuples import Leg, Party
 from pptp_nat.errors import AdapterError
-from pptp_nat.linux.datapath import DataPath, Installed, LegOrder, Match, Tally
+from pptp_nat.linux.datapath import DataPath, Installed, LegOrder, Match, Tally, match_of_leg
 from pptp_nat.router.carried import NO_GRE, Carried, Counts, add
 from pptp_nat.router.complaints import Complaints
 from pptp_nat.router.totals import Totals
@@ -109,7 +109,7 @@ class Carrier:
             return
         if done.shared:
             for up in ups:
-                match = Match(*up.leg[:3])
+                match = match_of_leg(up.leg)
                 if match in done.shared:
                     self._carried.join(up.call.id, match, done.shared[match])
         if done.error is not None:
@@ -132,12 +132,13 @@ class Carrier:
             self._complain(error, now)
             self._is_behind = True
             self._retry_at = now + _RETRY_SECONDS
-        for down in downs:
-            self.totals.end(down, (tallies or {}).get(Match(*down.leg[:3])))
         gone: dict[int, Counts | None] = {}
-        for call, party, leg in downs:
-            match = Match(*leg[:3])
-            tally = (tallies or {}).get(match, NO_GRE)
+        for down in downs:
+            call, party, leg = down
+            match = match_of_leg(leg)
+            counted = None if tallies is None else tallies.get(match)
+            self.totals.end(down, counted)
+            tally = NO_GRE if counted is None else counted
             self._carried.keep(call.id, party, self._carried.leave(call.id, match, tally))
             if call.state is CallState.GONE:
                 gone[call.id] = None if tallies is None else self._carried.former(call.id)
@@ -173,7 +174,7 @@ class Carrier:
     def _make_sure(self, ups: Sequence[LegUp], now: float) -> None:
         """Have legs there that may be there or not; of a common match each call is an owner."""
         first: dict[Match, LegUp] = {}
-        further = [up for up in ups if first.setdefault(Match(*up.leg[:3]), up) is not up]
+        further = [up for up in ups if first.setdefault(match_of_leg(up.leg), up) is not up]
         self.restore(first.values(), now)
         for up in further:
             if self._unsure:
@@ -192,7 +193,7 @@ class Carrier:
             return 0
         missing = {
             match: up for up in ups
-            if (match := Match(*up.leg[:3])) not in present and _name(up) not in self._wanted
+            if (match := match_of_leg(up.leg)) not in present and _name(up) not in self._wanted
         }  # fmt: skip
         if not missing:
             return 0
@@ -203,7 +204,7 @@ class Carrier:
             done = Installed({}, orders, error)
         if done.error is not None:
             self._complain(done.error, now)
-            unsure = (missing[Match(*order.leg[:3])] for order in done.refused)
+            unsure = (missing[match_of_leg(order.leg)] for order in done.refused)
             self._unsure.update((_name(up), up) for up in unsure)
             self._retry_at = now + _RETRY_SECONDS
         return len(orders) - len(done.refused)
@@ -260,14 +261,14 @@ class Carrier:
         if not self._carried:
             return Counts(*last)
         legs = ((call.leg(party), last[party]) for party in Party)
-        return self.counts(call, {Match(*leg[:3]): tally for leg, tally in legs if leg})
+        return self.counts(call, {match_of_leg(leg): tally for leg, tally in legs if leg})
 
     def _part(self, call: Call, leg: Leg | None, tallies: Mapping[Match, Tally]) -> Tally:
         if leg is None:
             return NO_GRE
-        match = Match(*leg[:3])
+        match = match_of_leg(leg)
         return self._carried.part(call.id, match, tallies.get(match, NO_GRE))
 
 
 def _name(each: LegUp | LegDown) -> tuple[Match, int]:
-    return Match(*each.leg[:3]), each.call.id
+    return match_of_leg(each.leg), each.call.id

@@ -7,7 +7,7 @@ import os
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pptp_nat import log
@@ -127,7 +127,7 @@ def test_no_value_forges_a_field_or_a_line(value) -> None:
 
 def test_a_terminal_gets_time_and_level() -> None:
     """The journal keeps them itself."""
-    record = logging.makeLogRecord({"created": 1772366400.25, "levelname": "INFO", "msg": "x"})
+    record = logging.makeLogRecord({"created": 1772366400.25, "levelno": logging.INFO, "msg": "x"})
 
     assert log.LineFormatter(journal=False).format(record) == (
         "time=2026-03-01T12:00:00.250Z level=info msg=x"
@@ -247,3 +247,62 @@ def test_configuring_twice_writes_once() -> None:
         "event=one",
         "event=two",
     ]
+
+
+@pytest.fixture
+def both_ways(monkeypatch):
+    """Give a function that logs an event directly and by a record, and returns both texts."""
+    package, of_module = logging.getLogger(log.ROOT), logging.getLogger(f"{log.ROOT}.some_module")
+    monkeypatch.setattr(package, "propagate", False)
+    monkeypatch.setattr(package, "level", logging.INFO)
+    package.manager._clear_cache()
+
+    def both_ways(level, fields, rate=0, times=1):
+        texts = []
+        for others in ([], [logging.NullHandler()]):  # who else listens wants records
+            stream = io.StringIO()
+            handler = log.LineHandler(stream, rate, journal=True, clock=Clock())
+            monkeypatch.setattr(package, "handlers", [handler, *others])
+            for _ in range(times):
+                log.event(of_module, level, "call-up", **fields)
+            handler.tell_suppressed()
+            texts.append(stream.getvalue())
+        return texts
+
+    yield both_ways
+    package.manager._clear_cache()
+
+
+@given(
+    fields=st.dictionaries(
+        st.sampled_from(["call", "client", "server", "connection", "text", "cause", "n"]),
+        st.none() | st.text() | st.integers() | st.binary() | st.floats() | st.booleans(),
+    ),
+    level=st.sampled_from([logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR]),
+    rate=st.integers(0, 3),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_line_is_the_same_with_and_without_a_record(both_ways, fields, level, rate) -> None:
+    """Records are left out where nobody but the handler would see them."""
+    direct, recorded = both_ways(level, fields, rate, times=4)
+
+    assert direct == recorded
+    assert bool(direct) == (level >= logging.INFO)
+
+
+def test_each_line_of_a_worker_says_whose_it_is(logger, written, monkeypatch) -> None:
+    """At its end, where it disturbs nobody."""
+    monkeypatch.setitem(log.ALWAYS, "worker", 1)
+    log.event(logger, logging.INFO, "call-up", call=7, cause=None)
+
+    assert written() == ["<6>call=7 event=call-up worker=1"]
+
+
+def test_a_text_that_was_quoted_once_is_quoted_again() -> None:
+    """Quoted texts are kept; one that equals another only nearly is another."""
+    for _ in range(2):
+        assert [log.quoted(each) for each in ("a b", "1", "True", "1.0")] == [
+            '"a b"', "1", "True", "1.0",
+        ]  # fmt: skip
+    assert [log.quoted(each) for each in (True, 1, 1.0)] == ["true", "1", "1"]
+    assert log.quoted("x" * 60, longest=10) == "x" * 10 + "..."
