@@ -33,13 +33,12 @@ from pptp_nat.errors import AdapterError
 from pptp_nat.linux.accounting import accounting, turn_on_accounting
 from pptp_nat.linux.conntrack_counts import last_counts, read_counts, read_datagram
 from pptp_nat.linux.conntrack_events import Change, CtEvent, Events, is_control, is_ours
+from pptp_nat.linux.conntrack_pieces import control_criteria, control_pieces
 from pptp_nat.linux.conntrack_placement import is_spoken, read_placement
 from pptp_nat.linux.conntrack_refusals import check, described, failed
-from pptp_nat.linux.conntrack_table import TUPLES, Reader
+from pptp_nat.linux.conntrack_table import Reader, entries_of
 from pptp_nat.linux.conntrack_wire import (
-    BY_DESTINATION_PORT,
     BY_PROTOCOL,
-    BY_SOURCE_PORT,
     CARRYING,
     TCP,
     Entry,
@@ -170,14 +169,13 @@ class Conntrack:
         Answered: the port that the opener dialled or that a port forward made of it.
         """
         seen: set[bytes] = set()  # most answer two of the questions
-        for port in ports:
-            dialled = Tuple(TCP, bytes(4), port, bytes(4), port)
-            for criteria in (
-                by_tuple(original=(BY_PROTOCOL | BY_DESTINATION_PORT, dialled), reply=None),
-                by_tuple(original=None, reply=(BY_PROTOCOL | BY_SOURCE_PORT, dialled)),
-            ):
-                listed = self._dump(criteria, "listing control connections in conntrack", seen)
-                yield from (each.placement for each in listed if is_control(each, ports))
+        for criteria in control_criteria(ports):
+            listed = self._dump(criteria, "listing control connections in conntrack", seen)
+            yield from (each.placement for each in listed if is_control(each, ports))
+
+    def control_pieces(self, ports: Collection[int]) -> Iterator[list[Placement]]:
+        """Yield the same in pieces of about a millisecond; with a socket of their own."""
+        return control_pieces(ports)
 
     # Entries that carry GRE.
 
@@ -362,20 +360,7 @@ class Conntrack:
 
     def _dump(self, criteria: bytes, doing: str, seen: set[bytes] | None = None) -> Iterator[Entry]:
         """Yield the entries that fit; those that were *seen*, by their tuples, are left out."""
-        read, bodies = Reader(), self._bodies(criteria, doing)
-        bodies.reverse()
-        while bodies:  # let go of one by one: 300,000 are 130 MB
-            body = bodies.pop()
-            if seen is not None:
-                if body[:TUPLES] in seen:
-                    continue
-                seen.add(body[:TUPLES])
-            row = read(body)
-            if row is not None and row.keyed:
-                rest = row.carried, row.returned, row.helper, row.identity
-                yield Entry(
-                    row.original, row.reply, row.status, row.mark, row.seconds_left or 0, *rest
-                )
+        yield from entries_of(self._bodies(criteria, doing), Reader(), seen)
 
     def _bodies(self, criteria: bytes, doing: str) -> list[bytes]:
         try:

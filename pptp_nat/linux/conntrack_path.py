@@ -112,7 +112,8 @@ class ConntrackPath:
         done = self._conntrack.insert(orders)
         self._remember_all(done.counted)
         refused = [order for order, _ in done.refused]
-        return Installed({}, refused, done.refused[0][1] if refused else None)
+        stay = {match_of_leg(leg): met.carried for leg, met in done.met.items() if met.stays}
+        return Installed(stay, refused, done.refused[0][1] if refused else None)
 
     def remove(self, legs: Sequence[Leg]) -> Mapping[Match, Tally]:
         """Delete the entries whose last owner this was; return the counts of all of them."""

@@ -70,7 +70,11 @@ class DataPath(Protocol):
         """Have the legs carry packets by the time this returns."""
 
     def restore(self, orders: Sequence[LegOrder]) -> Installed:
-        """Have legs carry packets that may do so already; nobody becomes an owner by that."""
+        """Have legs carry packets that may do so already; nobody becomes an owner by that.
+
+        Returns:
+            Matches whose leg was there after all, as far as that was met.
+        """
 
     def remove(self, legs: Sequence[Leg]) -> Mapping[Match, Tally]:
         """Stop carrying the legs whose last owner this was; return the last counts of each.

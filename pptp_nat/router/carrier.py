@@ -8,16 +8,17 @@ control message is not held back for it, since TCP would only repeat it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
 from pptp_nat.core.calls import Call
-from pptp_nat.core.events import Event, LegDown, LegMarked, LegUp
+from pptp_nat.core.events import Event, LegDown, LegMarked, LegUp, legs_up
 from pptp_nat.core.states import CallState
 from pptp_nat.core.tuples import Leg, Party
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.datapath import DataPath, Installed, LegOrder, Match, Tally, match_of_leg
+from pptp_nat.linux.leg_table import name_of
 from pptp_nat.router.carried import NO_GRE, Carried, Counts, add
 from pptp_nat.router.complaints import Complaints
 from pptp_nat.router.totals import Totals
@@ -25,6 +26,7 @@ from pptp_nat.state.records import LegCount
 
 FEW_CALLS: Final = 512  #: up to which counts are looked up one by one
 _AT_ONCE: Final = 16  #: calls looked up in one piece
+_COMPARED: Final = 128  #: calls compared in one step: less than a millisecond
 _RETRY_SECONDS: Final = 0.2
 _NOBODY: Final[Mapping[int, Counts | None]] = MappingProxyType({})
 
@@ -40,6 +42,7 @@ class Carrier:
         # Calls may have a match in common, so a leg is known by its call as well.
         self._wanted: dict[tuple[Match, int], LegUp] = {}  # what could not be installed yet
         self._unsure: dict[tuple[Match, int], LegUp] = {}  # what may be there or not
+        self._present: list[set[bytes]] = []  # of comparisons under way, what is carried
         self._is_behind = False  # some legs could not be removed yet
         self._complaints = Complaints()
         self._retry_at: float | None = None
@@ -107,6 +110,8 @@ class Carrier:
             self._unsure.update((_name(up), up) for up in ups)
             self._retry_at = now + _RETRY_SECONDS
             return
+        for present in self._present:
+            present.update(name_of(up.leg) for up in ups)
         if done.shared:
             for up in ups:
                 match = match_of_leg(up.leg)
@@ -185,15 +190,48 @@ class Carrier:
     def restore(self, ups: Iterable[LegUp], now: float) -> int:
         """Install what is wanted and no longer there; return how many legs that were."""
         try:
-            present = set(self.path.matches())
+            present = set(map(name_of, self.path.matches()))
         except AdapterError as error:
             self._complain(error, now)
             self._unsure.update((_name(up), up) for up in ups)
             self._retry_at = now + _RETRY_SECONDS
             return 0
+        return self._put_back(ups, present, now)
+
+    def compare(
+        self, calls: Mapping[int, Call], clock: Callable[[], float]
+    ) -> Generator[None, None, int | None]:
+        """Put back the legs of *calls* that nothing carries any more, in steps.
+
+        Calls may come, go and change their numbers between two steps: what is installed
+        meanwhile is there, and what is looked for is what *calls* holds at that moment.
+
+        Returns:
+            How many legs that were; None: the data path did not say what it carries.
+        """
+        present: set[bytes] = set()  # half the memory of matches
+        self._present.append(present)
+        try:
+            for piece in self.path.tally_pieces():
+                present.update(map(name_of, piece))
+                yield
+            numbers, restored = list(calls), 0
+            for start in range(0, len(numbers), _COMPARED):
+                some = numbers[start : start + _COMPARED]
+                live = [calls[number] for number in some if number in calls]
+                restored += self._put_back(legs_up(live), present, clock())
+                yield
+        except AdapterError as error:
+            self._complain(error, clock(), waits=False)
+            return None
+        finally:
+            self._present = [each for each in self._present if each is not present]
+        return restored
+
+    def _put_back(self, ups: Iterable[LegUp], present: Collection[bytes], now: float) -> int:
         missing = {
-            match: up for up in ups
-            if (match := match_of_leg(up.leg)) not in present and _name(up) not in self._wanted
+            match_of_leg(up.leg): up for up in ups
+            if name_of(up.leg) not in present and _name(up) not in self._wanted
         }  # fmt: skip
         if not missing:
             return 0
@@ -207,7 +245,7 @@ class Carrier:
             unsure = (missing[match_of_leg(order.leg)] for order in done.refused)
             self._unsure.update((_name(up), up) for up in unsure)
             self._retry_at = now + _RETRY_SECONDS
-        return len(orders) - len(done.refused)
+        return len(orders) - len(done.refused) - len(done.shared)
 
     def kept(self) -> Iterator[LegCount]:
         """Yield the counts that would be lost with this process."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final
 
 from pptp_nat import log
 from pptp_nat.core.calls import flow_key
-from pptp_nat.core.events import Outcome, legs_up
+from pptp_nat.core.events import Outcome
 from pptp_nat.core.states import ControlState
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Flow, Party
@@ -27,6 +28,8 @@ _RENEW_SECONDS: Final = 60.0
 _SUPPRESSED_SECONDS: Final = 10.0
 _RECONCILE_SECONDS: Final = 0.2  #: after entries of ours were deleted by others
 _AGAIN_SECONDS: Final = 1.0  #: after the kernel did not say whether an entry is there
+_LOOKED_AT: Final = 256  #: connections in one step
+_STEP_SECONDS: Final = 0.001  #: of one turn of the loop, so that packets wait no longer
 _LOST_SECONDS: Final = 90.0  #: the entry of a live connection is back by its next echo, 60 s
 
 
@@ -53,6 +56,7 @@ class Upkeep:
         self._tell = tell_suppressed
         self.restored = 0  #: entries that others had deleted
         self.strays = 0  #: packets to this router of GRE of no call that conntrack followed
+        self._work: deque[Iterator[None]] = deque()  # under way, one after the other
         self._lost: dict[bytes, tuple[Flow, float]] = {}  # connections without entry, until when
         self._due: dict[Callable[[float], None], float] = {
             self._renew: 0.0, self._tell_suppressed: 0.0,
@@ -60,13 +64,28 @@ class Upkeep:
 
     def next_timer(self) -> float | None:
         """Return when `tick` has something to do, in monotonic seconds."""
-        return min(self._due.values(), default=None)
+        return 0.0 if self._work else min(self._due.values(), default=None)
 
     def tick(self, now: float) -> None:
         """Do the chores that are due."""
         for chore in [chore for chore, due in self._due.items() if due <= now]:
             del self._due[chore]
             chore(now)
+        self._proceed()
+
+    def _proceed(self) -> None:
+        """Take steps of what is under way for about a millisecond."""
+        until = time.monotonic() + _STEP_SECONDS
+        while self._work:
+            try:
+                next(self._work[0])
+            except StopIteration:
+                self._work.popleft()
+            except BaseException:
+                self._work.popleft()  # else it would be tried for ever
+                raise
+            if time.monotonic() >= until:
+                return
 
     def on_events(self, _mask: int) -> None:
         """Read what happened to conntrack's entries."""
@@ -86,16 +105,26 @@ class Upkeep:
     def look_around(self, ports: Collection[int], now: float) -> None:
         """Compare all there is with the kernel, soon: somebody else watched it until now."""
 
-        def look(now: float) -> None:
-            live = {flow_key(each.flow) for each in self._conntrack.control_connections(ports)}
-            self.unseen([
-                each.flow
-                for key, each in self._translator.book.connections.items()
-                if key not in live and any(each.seat(party).inside for party in Party)
-            ], now)  # fmt: skip
-            self._reconcile(now)
+        def look(_now: float) -> None:
+            self._work.append(self._look(ports))
 
         self._due[look] = now + 1.0
+
+    def _look(self, ports: Collection[int]) -> Iterator[None]:
+        live: set[bytes] = set()
+        for piece in self._conntrack.control_pieces(ports):
+            live.update(flow_key(each.flow) for each in piece)
+            yield
+        connections = self._translator.book.connections
+        keys = list(connections)
+        for start in range(0, len(keys), _LOOKED_AT):
+            absent = (key for key in keys[start : start + _LOOKED_AT] if key not in live)
+            known = (connections[key] for key in absent if key in connections)
+            self.unseen([
+                each.flow for each in known if any(each.seat(party).inside for party in Party)
+            ], time.monotonic())  # fmt: skip
+            yield
+        yield from self._compare()
 
     def unseen(self, flows: Iterable[Flow], now: float) -> None:
         """Give connections that conntrack does not know the time to show that they live."""
@@ -129,9 +158,15 @@ class Upkeep:
                 self._carry_out(self._translator.moved([connection], now), now)
 
     def _reconcile(self, now: float) -> None:
-        """Put back the legs of live calls that others have deleted."""
-        calls = list(self._translator.book.calls.values())
-        restored = self._carrier.restore(legs_up(calls), now)
+        """Begin to put back the legs of live calls that others have deleted."""
+        del now
+        self._work.append(self._compare())
+
+    def _compare(self) -> Iterator[None]:
+        restored = yield from self._carrier.compare(self._translator.book.calls, time.monotonic)
+        if restored is None:
+            self._due.setdefault(self._reconcile, time.monotonic() + _RECONCILE_SECONDS)
+            return
         self.restored += restored
         if restored:
             log.event(_log, logging.WARNING, "entries-restored", count=restored)

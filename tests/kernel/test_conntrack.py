@@ -171,8 +171,11 @@ def test_control_connections_are_listed_by_either_port(
         connected(lab.inside, OTHER, (SERVER, 80), lab.server, (SERVER, 80)),
     ):
         listed = [placement.flow for placement in conntrack.control_connections([PORT, 1799])]
+        with lab.router.entered():
+            pieces = list(conntrack.control_pieces([PORT, 1799]))
 
     assert sorted([forwarded, masqueraded]) == sorted(listed)
+    assert listed == [placement.flow for piece in pieces for placement in piece]
 
 
 # Entries that carry GRE.
@@ -560,6 +563,20 @@ def test_a_leg_that_was_flushed_and_put_back_keeps_its_counts(
     assert [Gre(SERVER, CLIENT, 7)] == lab.back(Gre(SERVER, EXTERNAL, 1000))
     assert {match(inbound(1000, 7)): (2, 70)} == path.tallies()
     assert {match(inbound(1000, 7)): (2, 70)} == path.remove([inbound(1000, 7)])
+    assert path.matches() == []
+
+
+def test_a_leg_that_is_there_after_all_is_not_put_back_and_keeps_its_counts(
+    lab: ConntrackLab, path: ConntrackPath
+) -> None:
+    """A reading of the table may have passed over it."""
+    path.install(orders(inbound(1000, 7), mark=4))
+    lab.back(Gre(SERVER, EXTERNAL, 1000))
+
+    done = path.restore(orders(inbound(1000, 7), mark=4))
+
+    assert [match(inbound(1000, 7))] == list(done.shared)
+    assert {match(inbound(1000, 7)): (1, 35)} == path.remove([inbound(1000, 7)])
     assert path.matches() == []
 
 
