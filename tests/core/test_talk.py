@@ -44,7 +44,10 @@ def talks(draw: st.DrawFn) -> Talk:
 
 
 def of_stream(stream: Stream) -> list[object]:
-    return [getattr(stream, name) for name in Stream.__slots__]
+    return [
+        stream.next, stream.synced, stream.head, stream.history, stream.overlays, stream.floor,
+        stream.beyond, stream.cut, stream.held,
+    ]  # fmt: skip
 
 
 def known(talk: Talk) -> list[object]:
