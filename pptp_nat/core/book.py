@@ -42,7 +42,7 @@ from pptp_nat.core.tuples import Party
 _T = TypeVar("_T", bound=Hashable)
 _LN_2: Final = 0.69315
 _SHARED: Final = 256  #: different values that are shared
-REST: Final = 3.0  #: seconds without a word, after which a connection is put to sleep
+REST: Final = 1.0  #: seconds without a word, after which a connection is put to sleep
 _LOOKS: Final = 256  #: connections put to sleep in one go: less than a millisecond
 LIVE: Final = frozenset((CallState.REQUESTED, CallState.ANSWERED, CallState.UP))
 

@@ -16,8 +16,8 @@ monotonic seconds from the caller, `locate` and `draw` are the caller's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from typing import Final
 
 from pptp_nat.core.bindings import Bindings, Pair
@@ -38,7 +38,7 @@ from pptp_nat.core.packet import (
 )  # fmt: skip
 from pptp_nat.core.parts import WHOLE, Elsewhere, Part
 from pptp_nat.core.snapshot import CallRecord, Snapshot, restore, snapshot
-from pptp_nat.core.states import CallState, End, TcpEnd
+from pptp_nat.core.states import CallState, ControlState, End, TcpEnd
 from pptp_nat.core.stream import Progress
 from pptp_nat.core.tuples import Address, Flow, Party, Placement, Seat
 from pptp_nat.errors import AdapterError, ExhaustedError
@@ -46,6 +46,7 @@ from pptp_nat.errors import AdapterError, ExhaustedError
 _LOOKED_AT: Final = 64  #: connections, to find one that carries no call
 _WINDOW: Final = 1 << 16  #: octets around the expected one in which FIN, RST, SYN are believed
 _SWEEP_SECONDS: Final = 60.0
+_SWEPT: Final = 1024  #: looked at in one go: less than a millisecond
 _QUIET_SECONDS: Final = 120.0  #: after which no retransmission is to be expected
 
 Locate = Callable[[Flow], Placement | None]
@@ -85,6 +86,7 @@ class Translator:
         self._half_open: dict[bytes, int] = {}  # 12 octets of the opener's flow -> its first octet
         self._holds = self._dialogue.holds
         self._next_sweep: float | None = None
+        self._unswept: Iterator[Connection | Call] | None = None  # of the sweep under way
 
     @property
     def settings(self) -> Settings:
@@ -379,26 +381,36 @@ class Translator:
         self.book.tick(now)
         self.book.let_rest(now)
         if self._next_sweep is not None and self._next_sweep <= now:
-            self._next_sweep = now + _SWEEP_SECONDS
             self._sweep(now)
         return outcome
 
     def _sweep(self, now: float) -> None:
-        """Look once a minute for what is quiet: connections and calls."""
-        settings, book = self.settings, self.book
-        for connection in list(book.connections.values()):
-            quiet = now - connection.last_message
-            if quiet < _QUIET_SECONDS:
-                continue
-            connection.settle()
-            if quiet > settings.connection_idle and not connection.calls:
-                self._forget(connection, now)
-        if not settings.gre_idle:
+        """Look once a minute for what is quiet, connections and calls; some of them at a time."""
+        book = self.book
+        if self._unswept is None:
+            self._unswept = chain(list(book.connections.values()), list(book.calls.values()))
+        for each in (some := list(islice(self._unswept, _SWEPT))):
+            if isinstance(each, Call):
+                self._sweep_call(each, now)
+            elif each.state is not ControlState.CLOSED:
+                self._sweep_connection(each, now)
+        if len(some) < _SWEPT:
+            self._unswept, self._next_sweep = None, now + _SWEEP_SECONDS
+
+    def _sweep_connection(self, connection: Connection, now: float) -> None:
+        quiet = now - connection.last_message
+        if quiet < _QUIET_SECONDS:
             return
-        for call in list(book.calls.values()):
+        connection.settle()
+        if quiet > self.settings.connection_idle and not connection.calls:
+            self._forget(connection, now)
+
+    def _sweep_call(self, call: Call, now: float) -> None:
+        idle = self.settings.gre_idle
+        if idle and call.state is CallState.UP:
             active = max(call.last_gre or 0.0, call.up_since or now)
-            if call.state is CallState.UP and now - active > settings.gre_idle:
-                book.finish(call, End.IDLE, now)
+            if now - active > idle:
+                self.book.finish(call, End.IDLE, now)
 
 
 def _reversed(key: bytes) -> bytes:

@@ -22,7 +22,7 @@ ROW: Final = struct.Struct("=QQH2s8sIB7x")
 TALLY: Final = struct.Struct("=QQ")  #: the beginning of a row
 _MARK: Final = struct.Struct("=I")
 _MARK_AT: Final = 28
-_RECENT: Final = 512  #: legs that begin at once, and some more
+_RECENT: Final = 128  #: legs that begin at once, and some more
 _MORE: Final = 64  #: rows by which the table grows at least
 
 
