@@ -23,7 +23,7 @@ TALLY: Final = struct.Struct("=QQ")  #: the beginning of a row
 _MARK: Final = struct.Struct("=I")
 _MARK_AT: Final = 28
 _RECENT: Final = 128  #: legs that begin at once, and some more
-_MORE: Final = 64  #: rows by which the table grows at least
+_MORE: Final = 64  #: rows by which the table grows
 
 
 class Row(NamedTuple):
@@ -108,8 +108,7 @@ class LegTable:
 
     def _grow(self) -> None:
         begin = len(self.rows)
-        more = max(_MORE, begin // ROW.size // 8)
-        self.rows += bytes(more * ROW.size)
+        self.rows += bytes(_MORE * ROW.size)  # which reserves, but does not touch, an eighth more
         self._free += range(len(self.rows) - ROW.size, begin - 1, -ROW.size)
 
     def pop(self, name: bytes) -> Row:

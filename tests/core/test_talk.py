@@ -8,6 +8,7 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
+from pptp_nat.core import translator
 from pptp_nat.core.book import REST
 from pptp_nat.core.events import OddityMet
 from pptp_nat.core.messages import MessageType
@@ -183,3 +184,17 @@ def test_a_call_whose_parties_rest_takes_few_octets() -> None:
 
     assert len(nat.translator.book.calls) == len(hosts)
     assert held / 100 < 650
+
+
+def test_however_many_there_are_all_that_are_quiet_are_looked_at(monkeypatch) -> None:
+    """In several turns, between which packets come; each minute again."""
+    monkeypatch.setattr(translator, "_SWEPT", 2)
+    nat = Ladder()
+    hosts = [Host("", bytes((192, 168, 77, at))) for at in range(1, 8)]
+    followed = [nat.call(host, call_id=1).to(PAC).tcp.followed for host in hosts]
+    assert all(any(stream.history for stream in each.streams) for each in followed)
+    nat.wait(180)
+
+    assert not any(stream.history for each in followed for stream in each.streams)
+    nat.wait(7200 + 130)
+    assert not nat.translator.book.connections
