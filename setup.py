@@ -24,7 +24,7 @@ HOT = [
         f"pptp_nat/linux/{name}.py"
         for name in (
             "conntrack", "conntrack_path", "conntrack_placement", "conntrack_wire", "datapath",
-            "netlink", "nfqueue", "leg_table", "queue_path", "shares",
+            "netlink", "nfqueue", "leg_table", "queue_path", "gre_queue", "shares",
         )
     ),
 ]  # fmt: skip
