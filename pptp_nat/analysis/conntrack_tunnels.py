@@ -225,7 +225,8 @@ def _calls(tunnel: Tunnel, entry_mark: int) -> list[TableCall]:
     if len(outward) == len(inward) == 1:
         [out], [into] = outward, inward
         forth, back = _leg(out, reply=False), _leg(into, reply=False)
-        calls.append(TableCall(_carrier((out, into), entry_mark), (out, into), forth, back))
+        by = _carrier((out, into), entry_mark)
+        calls.append(tuple.__new__(TableCall, (by, (out, into), forth, back)))
         return calls
     for entry in outward:
         by = _carrier((entry,), entry_mark)
@@ -240,7 +241,7 @@ def _leg(entry: ListedEntry, *, reply: bool) -> Leg:
     way, counter = (entry.reply, entry.returned) if reply else (entry.original, entry.carried)
     other = entry.original if reply else entry.reply
     packets, octets = (None, None) if counter is None else counter
-    return Leg(entry, way.destination_key, other.source_key, packets, octets)
+    return tuple.__new__(Leg, (entry, way.destination_key, other.source_key, packets, octets))
 
 
 def _carrier(entries: tuple[ListedEntry, ...], entry_mark: int) -> str:

@@ -96,12 +96,13 @@ def _entry(row: TableRow) -> ListedEntry:
         keyed, status, state, left, carried, returned, mark, helper, identity, started,
     ) = row  # fmt: skip
     if keyed:
-        original = Way(_dotted(source), _dotted(destination), source_key, key)
-        reply = Way(_dotted(back_source), _dotted(back_destination), back_source_key, back_key)
+        original = tuple.__new__(Way, (_dotted(source), _dotted(destination), source_key, key))
+        back = _dotted(back_source), _dotted(back_destination), back_source_key, back_key
+        reply = tuple.__new__(Way, back)
     else:
         original = Way(_dotted(source), _dotted(destination), None, None)
         reply = Way(_dotted(back_source), _dotted(back_destination), None, None)
-    return ListedEntry(
+    return tuple.__new__(ListedEntry, (
         protocol,
         original,
         reply,
@@ -110,13 +111,14 @@ def _entry(row: TableRow) -> ListedEntry:
         not status & SEEN_REPLY,
         bool(status & ASSURED),
         bool(status & OFFLOADED),
-        None if carried is None else Count(*carried),
-        None if returned is None else Count(*returned),
+        None if carried is None else tuple.__new__(Count, carried),
+        None if returned is None else tuple.__new__(Count, returned),
         mark,
         helper or "",
         identity,
         started,
-    )
+        0,
+    ))  # fmt: skip
 
 
 # --- following ----------------------------------------------------------------------------------

@@ -186,11 +186,17 @@ def test_prometheus_says_what_the_table_and_conntrack_say(world: Callable[..., W
     for count in (8, 20):
         report = real_peers.converse(here.loop, clients[:count])
         assert report.good, report
-        rows = here.listed(count, "--state", "up")
         eventually(here, count, asked('pptp_nat_calls{state="up"}'))
-    rows = here.listed(20, "--state", "up")
-    kernel = _conntrack(here)
-    assert carried(rows) == (kernel[True], kernel[False])
+    rows: list[dict[str, Any]] = []
+
+    def all_is_said() -> bool:
+        """Whether table and conntrack agree, on what they had agreed on: acknowledgements lag."""
+        before = carried(rows)
+        rows[:] = here.listed(20, "--state", "up")
+        kernel = _conntrack(here)
+        return carried(rows) == (kernel[True], kernel[False]) == before
+
+    assert here.loop.run_until(all_is_said, PATIENCE, every=1.0)
     for direction, number in zip(("to_inside", "to_remote"), carried(rows), strict=True):
         query = f'pptp_nat_gre_packets_total{{direction="{direction}"}}'
         eventually(here, number, asked(query))
