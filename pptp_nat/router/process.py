@@ -6,6 +6,7 @@ is their own.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import logging
 import os
@@ -31,7 +32,7 @@ _T = TypeVar("_T")
 _log: Final = logging.getLogger(__name__)
 
 
-class Process:
+class Process(abc.ABC):
     """What a process that serves until it is stopped begins with, and how it ends.
 
     Args:
@@ -56,9 +57,9 @@ class Process:
         self.service = Service(os.environ, self._headline)
         self._closers.append(self.service.close)
 
+    @abc.abstractmethod
     def _headline(self) -> str:
         """Return what the service manager shows of us."""
-        raise NotImplementedError
 
     def _guarded(self, work: Callable[[_T], None], argument: _T) -> None:
         """Do *work*; what it raises ends that work, never the process."""
@@ -127,9 +128,9 @@ class Process:
             needs_restart=",".join(later) or None,
         )  # fmt: skip
 
+    @abc.abstractmethod
     def _applied(self) -> None:
         """Tell the parts what holds now."""
-        raise NotImplementedError
 
     def _note_reload(self, *, good: bool) -> None:
         if self.exporter is not None:
