@@ -93,7 +93,13 @@ QUEUE_C = Way(
     "queue-c", "pptp-nat queue in C", "pptp-nat, queue, rewriting in C", _NATTED, "queue",
     compiled="gre", measures=("gre",),
 )  # fmt: skip
-WAYS = (WIRE, PLAIN, TRACKED, KERNEL, CONNTRACK, WORKERS, BPF, REDIRECT, XDP, QUEUE, QUEUE_C)
+COMPILED = Way(
+    "compiled", "pptp-nat compiled", "pptp-nat, conntrack, compiled", _NATTED, "conntrack",
+    compiled="1", measures=("setup", "latency"),
+)  # fmt: skip
+WAYS = (
+    WIRE, PLAIN, TRACKED, KERNEL, CONNTRACK, COMPILED, WORKERS, BPF, REDIRECT, XDP, QUEUE, QUEUE_C,
+)  # fmt: skip
 #: Those of pptp-nat, one a data path.
 OURS: Final = tuple(way for way in WAYS if way.datapath)
 #: Whose GRE passes the daemon.
@@ -119,7 +125,8 @@ class Daemon:
     def __init__(self, namespace: str, way: Way, directory: Path) -> None:
         assert way.datapath
         directory.mkdir()
-        self._package = built_package(way.compiled, directory) if way.compiled else CHECKOUT
+        build = directory.parent
+        self._package = built_package(way.compiled, build) if way.compiled else CHECKOUT
         (directory / "state").mkdir()
         self.socket = directory / "socket"
         self._log = directory / "log"
@@ -297,21 +304,25 @@ class Lab:
         self._stack.close()
 
 
-def built_package(compiled: str, directory: Path) -> Path:
-    """Build the package with *compiled* of it in C below *directory*; return where it is.
+def built_package(compiled: str, build: Path) -> Path:
+    """Build the package with *compiled* of it in C below *build*, once; return where it is.
 
     Raises:
         BenchError: it cannot be built here.
     """
-    package = directory / "package"
-    command = [sys.executable, "setup.py", "-q", "build", "--build-base", str(directory / "build")]
+    package = build / f"package-{compiled}"
+    if package.exists():
+        return package
+    made = build / f"making-{compiled}"
+    command = [sys.executable, "setup.py", "-q", "build", "--build-base", str(made)]
     done = subprocess.run(
-        [*command, "--build-lib", str(package)], cwd=CHECKOUT, capture_output=True, text=True,
-        env={**os.environ, "PPTP_NAT_COMPILE": compiled}, check=False,
+        [*command, "--build-lib", str(made / "package")], cwd=CHECKOUT, capture_output=True,
+        text=True, env={**os.environ, "PPTP_NAT_COMPILE": compiled}, check=False,
     )  # fmt: skip
     if done.returncode:
-        raise BenchError(f"compiling the package: {done.stderr.strip().splitlines()[-1]}")
-    return package
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise BenchError(f"compiling the package: {said[-1]}")
+    return (made / "package").rename(package)
 
 
 def reason_not_here(way: Way) -> str | None:

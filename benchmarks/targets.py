@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from benchmarks.paths import OURS
 from benchmarks.results import Samples
@@ -65,6 +66,8 @@ def _judge(
 # Bounds.  Where there are two, the second one is that of the first design, which was raised.
 #: One daemon a data path, as it is configured by default.
 SINGLE = tuple(way.name for way in OURS if way.is_default)
+#: As Debian's package is; not built where a run is to be quick.
+COMPILED: Final = "compiled"
 # Calls, and how many times cheaper than the kernel helper the conntrack path must be.
 AGAINST_HELPER = {1: (0.97, 0.95), 1000: (5.0, None), 20000: (50.0, None)}
 AGAINST_TRACKED = (1.05, 1.10)
@@ -196,7 +199,7 @@ def _slowest_stage(
 
 
 def _setup(samples: Samples, ways: Sequence[str]) -> Iterator[Target]:
-    for way in ways:
+    for way in (*ways, *_compiled(samples, "setup")):
         for calls in samples.distinct("calls", measure="setup"):
             if FEW_UP < calls < MANY_UP:
                 continue
@@ -228,6 +231,10 @@ def _setup(samples: Samples, ways: Sequence[str]) -> Iterator[Target]:
         yield _judge(subject, AT_LEAST, TWO_WORKERS, ratios, note=note)
 
 
+def _compiled(samples: Samples, measure: str) -> tuple[str, ...]:
+    return (COMPILED,) if samples.pick(measure=measure, way=COMPILED) else ()
+
+
 def _beside_workers(samples: Samples, calls: int) -> str:
     """Say what peers take of the cores that two workers have, and how it is with heavier ones."""
     peers = samples.spread("light_peers_us", measure="setup", way="workers", calls=calls)
@@ -257,7 +264,7 @@ def _latency(samples: Samples, ways: Sequence[str]) -> Iterator[Target]:
         ("paced", "p50_us", "median", ADDED_MEDIAN_US),
         ("paced", "p99_us", "99 %", ADDED_P99_US),
     )
-    for way in ways:
+    for way in (*ways, *_compiled(samples, "latency")):
         for load, figure, name, bound in aims:
             values = added(samples, figure, way, load)
             flat_out = added(samples, figure, way, "flat out") if load == "paced" else {}
