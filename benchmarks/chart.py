@@ -38,6 +38,7 @@ COLOURS: Final = {
     "orange": ("#bc4c00", "#f0883e"),
     "olive": ("#5c6b00", "#b5c94c"),
     "slate": ("#3d4f8a", "#93a4dd"),
+    "rose": ("#a0454c", "#e5a3a8"),
 }
 _GROUND: Final = {"paper": ("#ffffff", "#0d1117"), "ink": ("#1f2328", "#e6edf3"),
                   "faint": ("#656d76", "#9198a1"), "rule": ("#d8dee4", "#30363d")}  # fmt: skip

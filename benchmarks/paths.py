@@ -98,7 +98,7 @@ COMPILED = Way(
     compiled="1", measures=("setup", "latency"),
 )  # fmt: skip
 WAYS = (
-    WIRE, PLAIN, TRACKED, KERNEL, CONNTRACK, COMPILED, WORKERS, BPF, REDIRECT, XDP, QUEUE, QUEUE_C,
+    WIRE, PLAIN, TRACKED, KERNEL, CONNTRACK, WORKERS, BPF, REDIRECT, XDP, QUEUE, QUEUE_C, COMPILED,
 )  # fmt: skip
 #: Those of pptp-nat, one a data path.
 OURS: Final = tuple(way for way in WAYS if way.datapath)
