@@ -7,7 +7,10 @@ packet is queued, and why there, is told in ``rules/README.md``.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from pptp_nat.errors import AdapterError
@@ -118,35 +121,64 @@ def check(settings: RuleSettings, backend: Backend) -> list[str]:
     if backend is Backend.NFTABLES:
         _one_worker(settings)
         problems = ruleset_nftables.check(settings)
-        other = "iptables" if ruleset_iptables_kernel.present() else ""
     else:
         problems = ruleset_iptables_kernel.check(settings)
-        other = "nftables" if ruleset_nftables.present() else ""
-    if other:
-        problems.append(
-            f"the {other} rules are in place as well: packets would be queued twice; {APPLY}"
-        )
+    problems += (
+        f"{holder} holds rules of ours as well, and both are in force: packets would be queued "
+        f"twice; {APPLY}"
+        for holder in _strangers(backend)
+    )
     return problems
 
 
 def apply(settings: RuleSettings, backend: Backend, features: Features | None = None) -> None:
     """Put the rules in place, first in their chains; ours of other settings go.
 
-    *features* left out are probed.  The other backend's rules go first: a packet
-    that is queued twice would be translated twice.
+    *features* left out are probed.  Rules of ours that another backend or the other kind of
+    iptables holds go as well.  Both in force would translate a packet twice, and none not
+    once: so ours come first and *hold* until the others are gone, that is, what they are to
+    queue they drop.  TCP sends it again, as it does while no daemon runs.
 
     Raises:
-        AdapterError: refused, or something that the data path needs is missing.
+        AdapterError: refused, or something that the data path needs is missing; then what was
+            in force before is in force still.
     """
+    place: Callable[..., None]
     if backend is Backend.NFTABLES:
         _one_worker(settings)
-        ruleset_iptables_kernel.remove()
-        ruleset_nftables.apply(settings)
+        ruleset_nftables.try_out(settings)
+        place = functools.partial(ruleset_nftables.apply, settings)
     else:
         features = features or ruleset_iptables_kernel.probe()
-        ruleset_iptables.plan(settings, features)  # may raise: before anything is touched
-        ruleset_nftables.remove()
-        ruleset_iptables_kernel.apply(settings, features)
+        ruleset_iptables.plan(settings, features)  # may raise
+        place = functools.partial(ruleset_iptables_kernel.apply, settings, features)
+    if strangers := _strangers(backend):
+        place(hold=True)
+        try:
+            _remove_of(strangers)
+        except AdapterError:
+            with contextlib.suppress(AdapterError):
+                if _strangers(backend):  # they bring the packets, then: ours would drop them
+                    _remove_of([backend.value])
+            raise
+    place()
+
+
+def _strangers(backend: Backend) -> list[str]:
+    """Return who else than *backend* has rules of ours: "nftables", or a kind of iptables."""
+    if backend is Backend.NFTABLES:
+        return ruleset_iptables_kernel.holders()
+    others = ruleset_iptables_kernel.holders(other_than="iptables")
+    return [*others, *(["nftables"] if ruleset_nftables.present() else [])]
+
+
+def _remove_of(holders: list[str]) -> None:
+    """Take away the rules of ours that *holders* have, named as by `_strangers`."""
+    for holder in holders:
+        if holder == Backend.NFTABLES.value:
+            ruleset_nftables.remove()
+        else:
+            ruleset_iptables_kernel.remove([holder])
 
 
 def _one_worker(settings: RuleSettings) -> None:

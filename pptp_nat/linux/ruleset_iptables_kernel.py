@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +24,7 @@ PACE_PROBE: Final = (
     "-j RETURN"
 )
 QUOTED: Final = re.compile(r'"(?:\\.|[^"\\])*"')
+QUEUED: Final = re.compile(r"-j NFQUEUE .*")
 TARGET: Final = re.compile(r"(?:^| )-[jg] (\S+)")
 COUNTS: Final = re.compile(r"\[(\d+):\d+\] -A (\S+) (.*)")
 LEGACY_TABLES: Final = Path("/proc/self/net/ip_tables_names")
@@ -83,47 +84,90 @@ def _removal(saved: Saved) -> dict[str, list[str]]:
     return lines
 
 
+def _return(saved: Saved) -> dict[str, list[str]]:
+    """Return by table the lines that bring back what is ours in *saved*, where it stood."""
+    lines: dict[str, list[str]] = {}
+    for table, chains in saved.items():
+        ours = [chain for chain in chains if chain.startswith(PREFIX)]
+        made = [f"-N {chain}" for chain in ours]
+        made += (f"-A {chain} {rule}" for chain in ours for rule in chains[chain])
+        made += (
+            f"-I {chain} {place} {rule}"
+            for chain, rules in chains.items() if chain not in ours
+            for place, rule in enumerate(rules, 1) if target_of(rule).startswith(PREFIX)
+        )  # fmt: skip
+        if made:
+            lines[table] = made
+    return lines
+
+
 def _restore(doing: str, tables: Mapping[str, list[str]], command: str) -> None:
     """Have each table changed as a whole or not at all."""
     text = "".join("\n".join([f"*{t}", *lines, "COMMIT", ""]) for t, lines in tables.items())
     must(doing, f"{command}-restore", "-w", "--noflush", text=text)
 
 
-def apply(settings: RuleSettings, features: Features) -> None:
+def _joined(*changes: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Return *changes* as one, in their order within each table."""
+    tables: dict[str, list[str]] = {}
+    for change in changes:
+        for table, lines in change.items():
+            tables.setdefault(table, []).extend(lines)
+    return tables
+
+
+def apply(settings: RuleSettings, features: Features, *, hold: bool = False) -> None:
     """Put the rules in place and first in their chains, whatever of ours was there before.
 
+    *hold*: what they are to queue they drop.
+
     Raises:
-        AdapterError: refused; then nothing of ours is left.
+        AdapterError: refused; then what of ours was there before is there still.
     """
-    planned = grouped(plan(settings, features))
-    tables = _removal(load())
-    for table, chains in planned.items():
-        tables.setdefault(table, []).extend(body(chains))
+    made = {
+        table: [QUEUED.sub("-j DROP", line) if hold else line for line in body(chains)]
+        for table, chains in grouped(plan(settings, features)).items()
+    }
+    before = load()
     try:
-        _restore("loading the iptables rules", tables, "iptables")
-    except AdapterError:
-        remove()
+        _restore("loading the iptables rules", _joined(_removal(before), made), "iptables")
+    except AdapterError:  # tables are loaded one by one: half of them would be worse than none
+        back = _joined(_removal(load()), _return(before))
+        _restore("bringing the former iptables rules back", back, "iptables")
         raise
 
 
-def remove() -> None:
-    """Take away whatever is ours, with every iptables that this router has rules of.
+def remove(commands: Sequence[str] | None = None) -> None:
+    """Take away whatever is ours, with *commands* or every iptables that this router has rules of.
 
     Raises:
         AdapterError: refused.
     """
-    for command in variants():
+    for command in variants() if commands is None else commands:
         if lines := _removal(load(command)):
             _restore("removing the iptables rules", lines, command)
 
 
-def present() -> bool:
-    """Whether anything of ours is in place, with whichever iptables.
+def holders(other_than: str = "") -> list[str]:
+    """Return the kinds of iptables that hold rules of ours, each by one command.
+
+    *other_than*: a command whose own kind is left out.
 
     Raises:
         AdapterError: the rules cannot be read.
     """
-    return any(_removal(load(command)) for command in variants())
+    kinds = {_kind(command): command for command in reversed(variants())}
+    left_out = _kind(other_than) if other_than else None
+    return [
+        command for kind, command in kinds.items() if kind != left_out and _removal(load(command))
+    ]
+
+
+def _kind(command: str) -> str:
+    """Return which part of the kernel *command* speaks to, as it says: nf_tables or legacy."""
+    ran = run(f"{command}-restore", "--version")
+    # Before version 1.8 there was only one kind, and it said nothing.
+    return "nf_tables" if ran is not None and "nf_tables" in ran.output else "legacy"
 
 
 def variants() -> list[str]:

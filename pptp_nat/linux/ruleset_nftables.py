@@ -13,6 +13,7 @@ Loading is one transaction that replaces the table, and removing is deleting it.
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,6 +26,7 @@ from pptp_nat.linux.ruleset_settings import APPLY, UNPACED, RuleSettings, must, 
 TABLE: Final = "pptp_nat"
 PACE: Final = "pace"  #: the chains that hold the bounds of control packets and of GRE
 GRE_PACE: Final = "gre_pace"
+QUEUED: Final = re.compile(r"\bqueue num \d+$", re.MULTILINE)
 DELETE: Final = f"table ip {TABLE}\ndelete table ip {TABLE}\n"
 #: RFC 2637 section 4.1: version 1, protocol 0x880B.  ``gre`` has no field names in old nft.
 ENHANCED: Final = "ip protocol gre @th,13,3 1 @th,16,16 0x880b"
@@ -285,13 +287,28 @@ def render(settings: RuleSettings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def apply(settings: RuleSettings) -> None:
+def try_out(settings: RuleSettings) -> None:
+    """Find out whether the kernel takes the table, and change nothing.
+
+    Raises:
+        AdapterError: it does not.
+    """
+    text = render(_affordable(settings))
+    must("trying out the nftables rules", "nft", "-c", "-f", "-", text=text)
+
+
+def apply(settings: RuleSettings, *, hold: bool = False) -> None:
     """Put the table in place of the one that may be there, in one transaction.
+
+    *hold*: what it is to queue it drops.
 
     Raises:
         AdapterError: refused; then what was there before is there still.
     """
-    must("loading the nftables rules", "nft", "-f", "-", text=render(_affordable(settings)))
+    text = render(_affordable(settings))
+    if hold:
+        text = QUEUED.sub("drop", text)
+    must("loading the nftables rules", "nft", "-f", "-", text=text)
 
 
 def _affordable(settings: RuleSettings) -> RuleSettings:
