@@ -16,15 +16,17 @@ HOT = [
     *(
         f"pptp_nat/{name}.py"
         for name in (
-            "router/carried", "router/carrier", "router/effects", "router/news", "state/recorder",
-            "state/records", "tables/views",
+            "router/carried", "router/carrier", "router/effects", "router/judge", "router/news",
+            "router/totals", "router/turns", "state/recorder", "state/records", "state/store",
+            "tables/views",
         )
     ),
     *(
         f"pptp_nat/linux/{name}.py"
         for name in (
-            "conntrack", "conntrack_path", "conntrack_placement", "conntrack_wire", "datapath",
-            "netlink", "nfqueue", "leg_table", "queue_path", "gre_queue", "shares",
+            "conntrack", "conntrack_counts", "conntrack_path", "conntrack_placement",
+            "conntrack_refusals", "conntrack_wire", "datapath", "gre_queue", "leg_table",
+            "netlink", "nfqueue", "queue_path", "shares",
         )
     ),
 ]  # fmt: skip

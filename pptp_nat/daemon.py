@@ -22,7 +22,7 @@ from pptp_nat.config import Config
 from pptp_nat.control.server import ControlServer
 from pptp_nat.control.sockets import Access
 from pptp_nat.core.calls import Call
-from pptp_nat.core.events import Outcome, Verdict
+from pptp_nat.core.events import Outcome
 from pptp_nat.core.translator import Translator
 from pptp_nat.linux.addresses import Addresses
 from pptp_nat.linux.batch import ROOMS
@@ -30,11 +30,12 @@ from pptp_nat.linux.conntrack import Conntrack, turn_on_accounting
 from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.gre_queue import GreQueue
-from pptp_nat.linux.nfqueue import LOCAL_HOOKS, Packet, Queue
+from pptp_nat.linux.nfqueue import Queue
 from pptp_nat.router.clockwork import HasFileno
 from pptp_nat.router.effects import Effects
 from pptp_nat.router.firewall import rule_settings
 from pptp_nat.router.footing import rule_problems
+from pptp_nat.router.judge import Judge
 from pptp_nat.router.listening import Listening
 from pptp_nat.router.moves import Moves
 from pptp_nat.router.news import News
@@ -145,12 +146,12 @@ class Daemon(Process):
             self.upkeep.look_around(self.config.control.ports, now)
         self.recorder = Recorder(self.translator, self.store, self.carrier.kept)
         self.recorder.begin(now)
-        self._effects = Effects(
+        self.judge.effects = effects = Effects(
             self.recorder, self.carrier, self.translator.look_at_mark, self._news.tell,
             self._on_fault,
         )  # fmt: skip
-        self.control_queue.attend(self._effects.before, self._effects.after)
-        self._clockwork.append(self._effects)
+        self.control_queue.attend(effects.before, effects.after)
+        self._clockwork.append(effects)
         self._standing.settled(self)
         self._closers.append(self.recorder.note_carried)
         self._clockwork.append(self.recorder)
@@ -184,8 +185,9 @@ class Daemon(Process):
 
     def _bind_queues(self, heritage: Heritage | None) -> None:
         control, gre = self.config.control, self.config.gre
+        self.judge = Judge(self.translator, self._meter)
         self.control_queue = Queue(
-            control.queue, self._judge, self._on_fault, length=control.queue_length,
+            control.queue, self.judge.judge, self._on_fault, length=control.queue_length,
             buffer=control.socket_buffer, repeat_mark=control.repeat_mark,
             inherited=None if heritage is None else heritage.control,
         )  # fmt: skip
@@ -216,7 +218,7 @@ class Daemon(Process):
         self._clockwork.append(server)
         server.on_subscribers = lambda: self.translator.observe(wanted=server.hears("message"))
         self._news = News(server.publish, lambda: bool(server.subscribers), self._handler.admits)
-        self._effects.tell = self._news.tell
+        self.judge.effects.tell = self._news.tell
         if self.exporter is not None:
             self.exporter.begin()
 
@@ -264,35 +266,9 @@ class Daemon(Process):
         assert self.gre_queue is not None
         self.gre_queue.serve(ROOMS)
 
-    def _judge(self, queue: Queue, packet: Packet) -> None:
-        """Give one control packet its verdict: make before, break after."""
-        now = time.monotonic()
-        outcome = self.translator.handle(
-            packet.octets, now,
-            packet_id=queue.next_id(), is_local=packet.hook in LOCAL_HOOKS,
-        )  # fmt: skip
-        self._effects.note(outcome, now)
-        for released in outcome.released:
-            queue.release(released.packet_id, released.packet)
-        if outcome.verdict is Verdict.ACCEPT:
-            queue.let_pass(packet, outcome.packet)
-        elif outcome.verdict is Verdict.HOLD:
-            queue.hold(packet)
-        else:
-            queue.drop(packet)
-        self._effects.follow(outcome, now)
-        if self._meter is not None:
-            self._meter.judged(outcome, now)
-
     def carry_out(self, outcome: Outcome, now: float) -> None:
         """Carry out what no packet in hand has caused."""
-        self._effects.note(outcome, now)
-        for released in outcome.released:
-            self.control_queue.release(released.packet_id, released.packet)
-        self._effects.follow(outcome, now)
-        self.control_queue.flush()
-        if self._meter is not None:
-            self._meter.tell(outcome.events, now)
+        self.judge.carry_out(self.control_queue, outcome, now)
 
     # People and time.
 

@@ -15,8 +15,8 @@ import pytest
 
 from pptp_nat.core.calls import Call
 from pptp_nat.core.events import Outcome, Released, Verdict
-from pptp_nat.daemon import Daemon
 from pptp_nat.linux.nfqueue import FORWARD, Queue
+from pptp_nat.router.judge import Judge
 
 from .test_carried import EXTERNALS, call
 from .test_effects import Router, comes_up, ends
@@ -25,22 +25,19 @@ from .test_gre_queue import MARK, message
 REFUSED = OSError(errno.ENOBUFS, "no memory for it")
 
 
-class Judge:
-    """A daemon that judges control packets as the test says, and a kernel that may not listen."""
+class Desk:
+    """A queue whose packets are judged as the test says, and a kernel that may not listen."""
 
     def __init__(self) -> None:
         self.router = Router()
         self.kernel, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.kernel.setblocking(False)
         self.outcomes: list[Outcome] = []
-        self.daemon = daemon = Daemon.__new__(Daemon)
-        daemon.translator = SimpleNamespace(  # type: ignore[assignment]
-            handle=lambda *_, **__: self.outcomes.pop(0)
-        )
-        daemon._effects = self.router.effects
-        daemon._meter = None
-        self.queue = daemon.control_queue = Queue(
-            17, daemon._judge, self.router.faults.append, length=100, buffer=1 << 16,
+        translator = SimpleNamespace(handle=lambda *_, **__: self.outcomes.pop(0))
+        self.judge = Judge(translator, None)  # type: ignore[arg-type]
+        self.judge.effects = self.router.effects
+        self.queue = Queue(
+            17, self.judge.judge, self.router.faults.append, length=100, buffer=1 << 16,
             repeat_mark=MARK, batch=1, inherited=ours.detach(),
         )  # fmt: skip
         self.queue.attend(self.router.effects.before, self.router.effects.after)
@@ -79,99 +76,99 @@ class Judge:
 
 
 @pytest.fixture
-def judge() -> Iterator[Judge]:
-    made = Judge()
+def desk() -> Iterator[Desk]:
+    made = Desk()
     yield made
     made.queue.close()
     made.kernel.close()
 
 
-def up_and_carried(judge: Judge) -> Call:
+def up_and_carried(desk: Desk) -> Call:
     made = call(1, EXTERNALS[0], 100)
-    judge.router.judge(*comes_up(made))
-    judge.router.send()
-    assert 2 == len(list(judge.router.path.matches()))
+    desk.router.judge(*comes_up(made))
+    desk.router.send()
+    assert 2 == len(list(desk.router.path.matches()))
     return made
 
 
 @pytest.mark.parametrize("verdict", [Verdict.ACCEPT, Verdict.DROP])
 def test_legs_of_a_call_that_has_ended_go_though_the_kernel_takes_no_verdict(
-    judge: Judge, verdict: Verdict
+    desk: Desk, verdict: Verdict
 ) -> None:
     """Else they would carry GRE of nobody, as long as this process lives."""
-    made = up_and_carried(judge)
+    made = up_and_carried(desk)
     with pytest.MonkeyPatch.context() as patch:
-        judge.deafen(patch)
-        names = judge.arrive(Outcome(verdict, events=ends(made)))
+        desk.deafen(patch)
+        names = desk.arrive(Outcome(verdict, events=ends(made)))
         with pytest.raises(OSError, match="no memory"):
-            judge.queue.serve(10)
-    assert [] == judge.heard()
-    judge.queue.serve(10)
+            desk.queue.serve(10)
+    assert [] == desk.heard()
+    desk.queue.serve(10)
 
-    assert names == judge.heard(), "one verdict, none twice"
-    assert [] == list(judge.router.path.matches())
-    assert {1} == set(judge.router.ended)
+    assert names == desk.heard(), "one verdict, none twice"
+    assert [] == list(desk.router.path.matches())
+    assert {1} == set(desk.router.ended)
 
 
-def test_a_packet_that_lets_held_ones_go_has_its_verdict_too(judge: Judge) -> None:
+def test_a_packet_that_lets_held_ones_go_has_its_verdict_too(desk: Desk) -> None:
     """One packet without a verdict takes a place in the kernel's queue for good."""
-    made = up_and_carried(judge)
-    first, second = judge.arrive(Outcome(Verdict.HOLD), Outcome(Verdict.HOLD))
-    judge.queue.serve(10)
+    made = up_and_carried(desk)
+    first, second = desk.arrive(Outcome(Verdict.HOLD), Outcome(Verdict.HOLD))
+    desk.queue.serve(10)
     released = [Released(number, bytes(40)) for number in (1, 2)]
     with pytest.MonkeyPatch.context() as patch:
-        judge.deafen(patch)
-        (third,) = judge.arrive(Outcome(events=ends(made), released=released))
+        desk.deafen(patch)
+        (third,) = desk.arrive(Outcome(events=ends(made), released=released))
         with pytest.raises(OSError, match="no memory"):
-            judge.queue.serve(10)
-    judge.queue.serve(10)
+            desk.queue.serve(10)
+    desk.queue.serve(10)
 
-    assert [first, second, third] == judge.heard()
-    assert [] == list(judge.router.path.matches())
+    assert [first, second, third] == desk.heard()
+    assert [] == list(desk.router.path.matches())
 
 
 def test_what_no_packet_has_caused_is_carried_out_though_the_kernel_takes_no_verdict(
-    judge: Judge,
+    desk: Desk,
 ) -> None:
     """A time that runs out lets a packet go and ends a call."""
-    made = up_and_carried(judge)
-    names = judge.arrive(Outcome(Verdict.HOLD))
-    judge.queue.serve(10)
+    made = up_and_carried(desk)
+    names = desk.arrive(Outcome(Verdict.HOLD))
+    desk.queue.serve(10)
     with pytest.MonkeyPatch.context() as patch:
-        judge.deafen(patch)
+        desk.deafen(patch)
         outcome = Outcome(events=ends(made), released=[Released(1, bytes(40))])
         with pytest.raises(OSError, match="no memory"):
-            judge.daemon.carry_out(outcome, 2.0)
-    judge.queue.serve(10)
+            desk.judge.carry_out(desk.queue, outcome, 2.0)
+    desk.queue.serve(10)
 
-    assert names == judge.heard()
-    assert [] == list(judge.router.path.matches())
+    assert names == desk.heard()
+    assert [] == list(desk.router.path.matches())
 
 
 def test_what_waits_for_the_kernel_is_never_more_in_one_send_than_it_takes(
-    judge: Judge, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Thousands of packets that are rewritten; one send of them all would be refused for ever."""
-    room = judge.queue._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-    ours, names = judge.queue._socket, []
+    room = desk.queue._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    ours, names = desk.queue._socket, []
     with monkeypatch.context() as patch:
-        judge.deafen(patch)
+        desk.deafen(patch)
         for _ in range(2 * room // 1400):
-            names += judge.arrive(Outcome(packet=bytes(1400)))
+            names += desk.arrive(Outcome(packet=bytes(1400)))
             with pytest.raises(OSError, match="no memory"):
-                judge.queue.serve(10)
+                desk.queue.serve(10)
     sizes, heard = [], []
 
     def send(octets: bytes) -> int:
         sizes.append(len(octets))
         sent = ours.send(octets)
-        heard.extend(judge.heard())
+        heard.extend(desk.heard())
         return sent
 
     ears = SimpleNamespace(send=send, recv_into=ours.recv_into)
     with monkeypatch.context() as patch:
-        patch.setattr(judge.queue, "_socket", ears)
-        judge.queue.serve(10)
+        patch.setattr(desk.queue, "_socket", ears)
+        desk.queue.serve(10)
 
     assert names == heard
     assert max(sizes) < room
