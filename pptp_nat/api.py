@@ -32,6 +32,7 @@ LONGEST_REQUEST: Final = 64 << 10  #: octets of a request, its line feed include
 LONGEST_ANSWER: Final = 16 << 20  #: octets of one line that a client reads
 ANSWER_SECONDS: Final = 15.0  #: how long a client waits for the daemon's next octet
 SUBSCRIBE: Final = "subscribe"
+OWN_ID: Final = 1  #: of the one request that `send` sends on a connection
 
 _FRAME: Final = frozenset({"v", "id", "ok"})
 _ENCODER: Final = json.JSONEncoder(
@@ -62,6 +63,10 @@ class RefusedRequest(PptpNatError):
     def __init__(self, reason: str, number: int) -> None:
         super().__init__(reason)
         self.number = number
+
+
+class Refused(UsageError):
+    """The daemon says no, perhaps after a part of its answer."""
 
 
 class BrokenOff(UsageError):
@@ -196,7 +201,7 @@ def stream(
 def send(peer: socket.socket, request: Mapping[str, object]) -> None:
     """Send *request*, ``do`` and arguments."""
     try:
-        peer.sendall(encode({"v": VERSION, "id": 1, **request}) + b"\n")
+        peer.sendall(encode({"v": VERSION, "id": OWN_ID, **request}) + b"\n")
     except ConnectionError:  # refused: the reason is there to be read
         return
 
@@ -215,6 +220,15 @@ def next_answer(path: Path, answers: BufferedReader) -> dict[str, Any]:
         line = b""
     if not line.endswith(b"\n"):
         raise BrokenOff(f"the daemon on {path} broke off in its answer; look at its log")
+    return understood(path, line)
+
+
+def understood(path: Path, line: bytes) -> dict[str, Any]:
+    """Return the *line* that the daemon at *path* has said, without its frame.
+
+    Raises:
+        UsageError: it says no, or what nobody understands; `Refused` if it says no.
+    """
     try:
         answer = json.loads(line)
     except ValueError:
@@ -225,7 +239,7 @@ def next_answer(path: Path, answers: BufferedReader) -> dict[str, Any]:
             "use the pptp-nat of the daemon's own version"
         )
     if answer.get("ok", True) is not True:
-        raise UsageError(str(answer.get("error")))
+        raise Refused(str(answer.get("error")))
     return {name: value for name, value in answer.items() if name not in _FRAME}
 
 

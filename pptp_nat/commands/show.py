@@ -38,6 +38,11 @@ def status(options: Namespace) -> int:
             f"the daemon is not bound to queue {', '.join(loose) or 'any'}: "
             "look at its log, and for another program on that queue"
         )
+    if row.silent:
+        raise UsageError(
+            f"worker {', '.join(map(str, row.silent))} does not answer: its calls are not in "
+            "these figures; one that hangs is started again within a minute"
+        )
     return 0
 
 
@@ -46,9 +51,11 @@ def calls(options: Namespace) -> int:
     fresh = ""
     while True:
         with _without_collecting():
-            count, lines, counted = _calls(options)
+            count, lines, counted, missing = _calls(options)
             if options.watch is None:
                 _write(lines)
+                if missing:
+                    raise UsageError(missing)
                 if options.output in ("text", "extended"):
                     _trail(count, "call", counted)
                 return 0
@@ -57,6 +64,8 @@ def calls(options: Namespace) -> int:
             sys.stdout.write(fresh)
             _write(lines)
         sys.stdout.flush()
+        if missing:
+            sys.stderr.write(f"pptp-nat: {missing}\n")
         fresh = "\n"
         time.sleep(options.watch)
 
@@ -84,8 +93,11 @@ def clear(options: Namespace) -> int:
     return 0
 
 
-def _calls(options: Namespace) -> tuple[int, Iterable[str], float]:
-    """Return how many calls are meant, their lines, and when they were counted, Unix seconds."""
+def _calls(options: Namespace) -> tuple[int, Iterable[str], float, str]:
+    """Return how many calls are meant, their lines, when they were counted, and what is missing.
+
+    The time is in Unix seconds.
+    """
     which = table.Filter(
         state=options.state, client=options.client, server=options.server, call_id=options.call_id
     )
@@ -94,11 +106,11 @@ def _calls(options: Namespace) -> tuple[int, Iterable[str], float]:
         now = time.time()
         if options.output in _BY_ROW:
             line, whole = _BY_ROW[options.output]
-            lines, counted = packed.lines(options.socket, arguments, lambda row: line(row, now))
-            return len(lines), whole(lines), counted
-        rows, counted = packed.ask(options.socket, arguments)
+            lines, told = packed.lines(options.socket, arguments, lambda row: line(row, now))
+            return len(lines), whole(lines), *told
+        rows, told = packed.told(options.socket, arguments)
         rendered = _BY_TABLE[options.output](map(packed.unpack, rows), now)
-        return len(rows), rendered, counted
+        return len(rows), rendered, *told
 
 
 def _made(make: Callable[[Mapping[str, Any]], Row], item: Mapping[str, Any], path: Path) -> Row:

@@ -122,14 +122,7 @@ class Answers:
         for queue, purpose in ((daemon.control_queue, "control"), (daemon.gre_queue, "gre")):
             if queue is None:
                 continue
-            seen = queue_counters(queue.number)
-            if seen is None:
-                # A table that is not ours to read says nothing against our own open socket.
-                yield QueueRow(queue.number, purpose, bound=not os.access(QUEUES, os.R_OK))
-            else:
-                yield QueueRow(
-                    queue.number, purpose, True, seen.waiting, seen.dropped, seen.user_dropped
-                )
+            yield queue_row(queue.number, purpose)
 
     def _list(self, arguments: Mapping[str, object]) -> Answer:
         packed, fresh = (_said(arguments, name) for name in ("packed", "fresh"))
@@ -217,6 +210,15 @@ class Answers:
         calls = [c for c in daemon.translator.book.calls.values() if views.fits(c, wanted)]
         daemon.clear(calls)
         return {"cleared": len(calls)}
+
+
+def queue_row(number: int, purpose: str) -> QueueRow:
+    """Return what the kernel says of the queue *number*, whose socket is open."""
+    seen = queue_counters(number)
+    if seen is None:
+        # A table that is not ours to read says nothing against our own open socket.
+        return QueueRow(number, purpose, bound=not os.access(QUEUES, os.R_OK))
+    return QueueRow(number, purpose, True, seen.waiting, seen.dropped, seen.user_dropped)
 
 
 def _slices(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:

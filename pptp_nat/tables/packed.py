@@ -13,9 +13,10 @@ from __future__ import annotations
 import json
 import time
 from socket import inet_aton
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pptp_nat import api
+from pptp_nat.errors import UsageError
 from pptp_nat.tables.table import (
     CallRow,
     Code,
@@ -46,22 +47,36 @@ _NO_RESULT: Final = json.dumps(result_json(_NOTHING))
 Values = list[Any]
 
 
+class Told(NamedTuple):
+    """What is said of a list."""
+
+    counted: float  #: when, Unix seconds; of several workers the one who did it first
+    missing: str  #: why some calls are not in it; "" where all are
+
+
 def ask(path: Path, arguments: Mapping[str, object]) -> tuple[list[Values], float]:
     """Ask the daemon at *path* for calls; return them, and when they were counted, Unix seconds.
 
     Raises:
-        UsageError: nobody answers there, or the answer is no; says why.
+        UsageError: nobody answers there, the answer is no, or some are missing; says why.
         KeyError, ValueError: the answer is laid out otherwise.
     """
-    rows: list[Values] = []
-    counted = _each(path, arguments, rows.extend)
+    rows, (counted, missing) = told(path, arguments)
+    if missing:
+        raise UsageError(missing)
     return rows, counted
+
+
+def told(path: Path, arguments: Mapping[str, object]) -> tuple[list[Values], Told]:
+    """Ask as `ask` does, and take what there is where some are missing."""
+    rows: list[Values] = []
+    return rows, _each(path, arguments, rows.extend)
 
 
 def lines(
     path: Path, arguments: Mapping[str, object], line: Callable[[Values], str]
-) -> tuple[list[str], float]:
-    """Ask as `ask` does; return a *line* for each call, as `table.in_order` would have them.
+) -> tuple[list[str], Told]:
+    """Ask as `told` does; return a *line* for each call, as `table.in_order` would have them.
 
     Lines are written while the daemon goes on, so that two cores share the work.
     """
@@ -70,24 +85,30 @@ def lines(
     def write(rows: list[Values]) -> None:
         found.extend(zip(map(_place, rows), map(line, rows), strict=True))
 
-    counted = _each(path, arguments, write)
+    about = _each(path, arguments, write)
     found.sort()  # no two calls have one place
-    return [text for _, text in found], counted
+    return [text for _, text in found], about
 
 
 def _each(
     path: Path, arguments: Mapping[str, object], take: Callable[[list[Values]], None]
-) -> float:
-    """Have *take* take the rows as they come; return when they were counted, Unix seconds."""
-    counted = 0.0
-    for item in api.stream(path, {"do": "list", "packed": True, **arguments}):
-        if "rows" in item:
-            take(item["rows"])
-        elif tuple(item["columns"]) != COLUMNS:
-            raise ValueError("other columns")
-        else:
-            counted = item["counted"]
-    return counted or time.time()
+) -> Told:
+    """Have *take* take the rows as they come."""
+    counted, some = time.time(), False
+    try:
+        for item in api.stream(path, {"do": "list", "packed": True, **arguments}):
+            if "rows" in item:
+                take(item["rows"])
+                some = True
+            elif tuple(item["columns"]) != COLUMNS:
+                raise ValueError("other columns")
+            else:
+                counted = min(counted, item["counted"])  # each worker says when
+    except api.Refused as error:
+        if not some:
+            raise
+        return Told(counted, str(error))
+    return Told(counted, "")
 
 
 def unpack(values: Values) -> CallRow:

@@ -162,6 +162,8 @@ def status_text(row: StatusRow, now: float) -> Iterator[str]:
         yield "paced " + " ".join(f"{name}={count}" for name, count in row.paced.items())
     yield f"calls {_by_state(row.calls)}"
     yield f"control connections {_by_state(row.connections)} opaque={row.opaque}"
+    if row.silent:
+        yield "workers that do not answer " + " ".join(map(str, row.silent))
     yield "socket " + " ".join(
         f"{name}={number}" for name, number in zip(row.api._fields, row.api, strict=True)
     )

@@ -161,6 +161,7 @@ class StatusRow:
     api: ApiRow
     #: packets that the rules have dropped ahead of the queues, by the limit's name; None: not told
     paced: Mapping[str, int] | None = None
+    silent: tuple[int, ...] = ()  #: workers that do not answer; what they have is not in here
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,6 +392,7 @@ def status_item(row: StatusRow) -> dict[str, Any]:
         "opaque": row.opaque,
         "api": row.api._asdict(),
         "paced": None if row.paced is None else dict(row.paced),
+        "silent": list(row.silent),
     }
 
 
@@ -402,4 +404,5 @@ def status_row(item: Mapping[str, Any]) -> StatusRow:
         QueueRow(*(queue[name] for name in QueueRow._fields)) for queue in item["queues"]
     )
     api = ApiRow(*(item["api"][name] for name in ApiRow._fields))
-    return StatusRow(**{**known, "queues": queues, "api": api})
+    silent = tuple(item.get("silent", ()))
+    return StatusRow(**{**known, "queues": queues, "api": api, "silent": silent})

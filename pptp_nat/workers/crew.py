@@ -49,6 +49,10 @@ class Member:
         self.delay = 0.0
         self.due: float | None = None  #: when it is started again
 
+    def owes(self, now: float, seconds: float) -> bool:
+        """Whether it has owed an answer for *seconds*; *now* is monotonic."""
+        return self.asked is not None and now - self.asked >= seconds
+
 
 class Crew:
     """All workers.

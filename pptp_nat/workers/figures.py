@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from pptp_nat import api
-from pptp_nat.errors import UsageError
 from pptp_nat.scrape.metrics import Distribution, Sample
-from pptp_nat.workers.merged import PATIENCE
+from pptp_nat.workers.asking import Round
 
 if TYPE_CHECKING:
     from pptp_nat.workers.supervisor import Supervisor
@@ -36,21 +35,18 @@ class Figures:
         self._longest = 0.0
 
     def take(self) -> Generator[None, None, Found]:
-        """Ask all workers and add up what they say; who is missing is left out."""
+        """Ask all workers and add up what they say; who does not answer is left out."""
         supervisor = self._supervisor
-        parts: list[Found] = []
         missing = supervisor.missing()
-        for index, path in enumerate(supervisor.sockets()):
-            if index in missing:
-                continue
-            part: Found = {}
-            try:
-                for item in api.stream(path, {"do": "figures"}, timeout=PATIENCE):
-                    part[item["family"]] = [_sample(each) for each in item["samples"]]
-                    yield
-            except UsageError:  # it has died this moment
-                continue
-            parts.append(part)
+        asking = Round(supervisor.places(), {"do": "figures"})
+        told: dict[int, Found] = {}
+        for said in asking:
+            if said is not None:
+                item = json.loads(said.item)
+                part = told.setdefault(said.worker, {})
+                part[item["family"]] = [_sample(each) for each in item["samples"]]
+            yield
+        parts = [part for index, part in told.items() if index in asking.answered]
         steps = [each.value for part in parts for each in part["scrape_longest_step_seconds"]]
         self._longest = max((each for each in steps if isinstance(each, float)), default=0.0)
         found = summed(parts, supervisor.config.control.workers)
@@ -63,7 +59,7 @@ class Figures:
             ("api_clients_dropped_total", row.dropped), ("api_clients_garbled_total", row.garbled),
             ("config_last_reload_successful", meter.reloads_good),
             ("config_last_reload_success_timestamp_seconds", meter.reloaded),
-            ("workers", len(supervisor.sockets()) - len(missing)),
+            ("workers", len(parts)),
             ("worker_restarts_total", supervisor.restarts),
         ):  # fmt: skip
             found[name] = [Sample((), value)]

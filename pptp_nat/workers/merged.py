@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import selectors
-import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,20 +15,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pptp_nat import __version__, api, log
 from pptp_nat.control import sockets
+from pptp_nat.control.answers import queue_row
+from pptp_nat.control.server import Steps
 from pptp_nat.control.subscription import EVENT_TYPES, MOST_RATE, About
 from pptp_nat.errors import UsageError
 from pptp_nat.tables.table import QueueRow
+from pptp_nat.workers.asking import Round
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterable
 
     from pptp_nat.api import Request
+    from pptp_nat.control.answers import Answer
     from pptp_nat.workers.supervisor import Supervisor
 
 _log: Final = logging.getLogger(__name__)
-PATIENCE: Final = 5.0  #: seconds for a worker's next octet
+_BEGIN_SECONDS: Final = 1.0  #: for subscriptions to begin
 _AGAIN_SECONDS: Final = 1.0  #: until a worker that has hung up is subscribed to again
-_LONG: Final = frozenset(("list", "legs", "connections"))
+_LONG: Final = ("list", "legs", "connections")
 
 
 class Merged:
@@ -37,56 +42,81 @@ class Merged:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
 
-    def __call__(
-        self, request: Request
-    ) -> Mapping[str, object] | Iterable[Mapping[str, object] | None]:
+    def __call__(self, request: Request) -> Answer:
         """Answer *request*.
 
+        What a worker that does not answer would know is left out, and that is said.
+
         Raises:
-            UsageError: a worker says no, or one is missing that would know.
+            UsageError: a worker says no.
         """
         asked = {"do": request.do, **request.arguments}
         if request.do == "takeover":
             raise UsageError("takeover: a daemon with workers hands nothing over; restart it")
-        if request.do == "status":
-            if request.arguments:
-                self._ask(asked)  # it says what is wrong
-            return self._status()
         if request.do in _LONG:
             return self._stream(asked)
+        if request.do == "status":
+            return Steps(self._status(asked))
         if request.do == "clear":
-            return {"cleared": sum(int(str(each["cleared"])) for each in self._ask(asked))}
-        return self._ask({"do": request.do})[0]  # it says what there is
+            return Steps(self._clear(asked))
+        # Workers do what we alone may ask for: no other word goes to them.
+        known = ", ".join(("status", *_LONG, "clear"))
+        raise UsageError(f"{request.do}: no such request; there are {known}")
 
-    def _paths(self) -> list[Path]:
+    def _stream(self, asked: Mapping[str, object]) -> Iterator[bytes | None]:
+        """Yield what all workers have, and say at the end whose is missing."""
+        asking = self._round(asked)
+        for said in asking:
+            yield said.item if said is not None else None
+        self._is_whole(asking)
+
+    def _clear(self, asked: Mapping[str, object]) -> Iterator[Mapping[str, object] | None]:
+        """Yield how many calls all workers have cleared."""
+        asking = self._round(asked)
+        for _ in asking:
+            yield None
+        cleared = sum(int(answer["cleared"]) for answer in asking.answered.values())
+        self._is_whole(asking, f"{cleared} calls cleared, but ")
+        yield {"cleared": cleared}
+
+    def _round(self, asked: Mapping[str, object]) -> Round:
+        return Round(self._supervisor.places(), asked)
+
+    def _is_whole(self, asking: Round, so_far: str = "") -> None:
+        """Raise `UsageError` unless all workers have answered *asking*."""
+        if asking.refused:
+            raise UsageError(next(iter(asking.refused.values())))
         missing = self._supervisor.missing()
-        if missing:
-            raise UsageError(f"worker {missing[0]} is being started again; ask in a moment")
-        return self._supervisor.sockets()
+        away = [f"worker {index} is being started again" for index in missing]
+        silent = self._silent(asking)
+        away += (f"worker {index} does not answer" for index in silent)
+        if away:
+            raise UsageError(
+                f"{so_far}{', '.join(away)}: its calls are not among these; ask in a moment"
+            )
 
-    def _ask(self, asked: Mapping[str, object]) -> list[dict[str, Any]]:
-        return [api.ask(path, asked, timeout=PATIENCE) for path in self._paths()]
+    def _silent(self, asking: Round) -> list[int]:
+        """Return the workers that run and have not answered *asking*."""
+        known, missing = len(self._supervisor.sockets()), self._supervisor.missing()
+        return [
+            index for index in range(known)
+            if index not in asking.answered and index not in missing
+        ]
 
-    def _stream(self, asked: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
-        for path in self._paths():
-            yield from api.stream(path, asked, timeout=PATIENCE)
-
-    def _status(self) -> Mapping[str, object]:
+    def _status(self, asked: Mapping[str, object]) -> Iterator[Mapping[str, object] | None]:
         supervisor = self._supervisor
-        missing = supervisor.missing()
-        answers = [
-            api.ask(path, {"do": "status"}, timeout=PATIENCE)
-            for index, path in enumerate(supervisor.sockets())
-            if index not in missing
-        ]
+        asking = self._round(asked)
+        for _ in asking:
+            yield None
+        if asking.refused:
+            raise UsageError(next(iter(asking.refused.values())))
+        answers = list(asking.answered.values())
+        silent, missing = self._silent(asking), supervisor.missing()
+        first = supervisor.config.control.queue
         queues = [queue for answer in answers for queue in answer["queues"]]
-        queues += [
-            QueueRow(
-                supervisor.config.control.queue + index, "control", bound=False
-            )._asdict()
-            for index in missing
-        ]
-        return {
+        queues += (queue_row(first + index, "control")._asdict() for index in silent)
+        queues += (QueueRow(first + index, "control", bound=False)._asdict() for index in missing)
+        yield {
             "version": __version__,
             "pid": os.getpid(),
             "started": supervisor.started,
@@ -98,6 +128,7 @@ class Merged:
             "opaque": sum(answer["opaque"] for answer in answers),
             "api": supervisor.api_row()._asdict(),
             "paced": next((each["paced"] for each in answers if each["paced"] is not None), None),
+            "silent": silent,
         }
 
 
@@ -134,31 +165,42 @@ class Ears:
     def want(self, types: frozenset[str], paths: Sequence[Path]) -> None:
         """Hear events of *types* from the workers that listen at *paths*, by the time it returns.
 
+        One that hangs is waited for no longer than `_BEGIN_SECONDS`, and is heard once it goes on.
+
         Raises:
-            UsageError: one of them does not answer.
+            UsageError: one of them is not there.
         """
         if types != self._types:
             self.close()
         self._types = types
+        complaint: UsageError | None = None
+        waiting: list[socket.socket] = []
         for path in paths if types else ():
             if path not in self._peers:
-                self._listen(path)
+                try:
+                    waiting.append(self._listen(path))
+                except UsageError as error:
+                    complaint = error
+        deadline = time.monotonic() + _BEGIN_SECONDS
+        while waiting and (patience := deadline - time.monotonic()) > 0:
+            begun, _, _ = select.select(waiting, [], [], patience)  # from here on nothing is missed
+            waiting = [peer for peer in waiting if peer not in begun]
+        if complaint is not None:
+            raise complaint
 
-    def _listen(self, path: Path) -> None:
-        peer = sockets.connect(path, PATIENCE)
+    def _listen(self, path: Path) -> socket.socket:
+        """Subscribe; the first thing that comes back says that it has begun."""
+        peer = sockets.connect(path, 0.0)
         try:
-            asked = {"do": api.SUBSCRIBE, "types": sorted(self._types), "rate": MOST_RATE}
-            api.send(peer, asked)
-            octets = b""
-            while b"\n" not in octets:  # from here on nothing is missed
-                more = peer.recv(1 << 16)
-                octets += more or b"\n"  # it has ended; `_hear` finds out
+            api.send(
+                peer, {"do": api.SUBSCRIBE, "types": sorted(self._types), "rate": MOST_RATE}
+            )
         except OSError as error:
             peer.close()
             raise UsageError(f"{path}: {error}") from error
-        peer.setblocking(False)
-        self._peers[path], self._rests[path] = peer, octets.partition(b"\n")[2]
+        self._peers[path], self._rests[path] = peer, b""
         self._selector.register(peer, selectors.EVENT_READ, lambda _mask: self._hear(path))
+        return peer
 
     def next_timer(self) -> float | None:
         """Return when `tick` has something to do, in monotonic seconds."""

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pptp_nat import __version__, api, log
+from pptp_nat import __version__, log
 from pptp_nat import config as configuration
 from pptp_nat.config import Config
 from pptp_nat.control.server import ControlServer
@@ -39,9 +39,10 @@ from pptp_nat.router.process import Process
 from pptp_nat.scrape.measuring import exporter_for
 from pptp_nat.tables.table import ApiRow
 from pptp_nat.workers import estate
+from pptp_nat.workers.asking import PATIENCE, Round
 from pptp_nat.workers.board import Board
 from pptp_nat.workers.crew import Crew, Member
-from pptp_nat.workers.merged import PATIENCE, Ears, Merged, wanted_types
+from pptp_nat.workers.merged import Ears, Merged, wanted_types
 from pptp_nat.workers.worker import Post, socket_of
 
 if TYPE_CHECKING:
@@ -152,6 +153,15 @@ class Supervisor(Process):
         """Return the workers that do not serve now."""
         return [member.index for member in self.crew.members if not member.is_ready]
 
+    def places(self) -> dict[int, Path]:
+        """Return where those workers listen that are worth asking: that serve, and do not hang."""
+        now = time.monotonic()
+        return {
+            member.index: socket_of(self.config, member.index)
+            for member in self.crew.members
+            if member.is_ready and not member.owes(now, PATIENCE)
+        }
+
     @property
     def restarts(self) -> int:
         """How many workers were started again."""
@@ -187,15 +197,12 @@ class Supervisor(Process):
         """Tell the workers; one that is started again meanwhile begins with what holds by then."""
         values = configuration.live_values(self.config)
         missing = self.missing()
-        for index, path in enumerate(self.sockets()):
-            if index in missing:
-                continue
-            try:
-                api.ask(path, {"do": "configure", **values}, timeout=PATIENCE)
-            except UsageError as error:  # it has died this moment; the others hear it all the same
-                log.event(
-                    _log, logging.ERROR, "worker-not-reloaded", worker=index, reason=str(error)
-                )
+        # Also who owes an answer: he reads it once he goes on.
+        places = {i: path for i, path in enumerate(self.sockets()) if i not in missing}
+        asking = Round(places, {"do": "configure", **values})
+        asking.finish()
+        for index, reason in {**asking.silent, **asking.refused}.items():
+            log.event(_log, logging.ERROR, "worker-not-reloaded", worker=index, reason=reason)
 
 
 def _source(supervisor: Supervisor, meter: Meter) -> Source:

@@ -7,16 +7,16 @@ import logging
 import selectors
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pptp_nat import api
+from pptp_nat.api import Request
 from pptp_nat.config import Config
-from pptp_nat.errors import PptpNatError, UsageError
+from pptp_nat.errors import PptpNatError
 from pptp_nat.router.process import Process
 from pptp_nat.workers.crew import Crew, Member
 from pptp_nat.workers.merged import Ears
@@ -73,26 +73,27 @@ def test_one_that_dies_so_at_the_start_is_told_in_one_line(
 
 
 def test_a_reload_that_one_worker_does_not_hear_reaches_the_others(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = []
-
-    def ask(path: Path, _request: object, **_how: object) -> dict[str, Any]:
-        asked.append(path.name)
-        if path.name == "1":
-            raise UsageError("it says nothing")
-        return {}
-
-    monkeypatch.setattr(api, "ask", ask)
     supervisor = Supervisor.__new__(Supervisor)
     supervisor.config = Config()
     supervisor.crew = SimpleNamespace(  # type: ignore[assignment]
-        members=[SimpleNamespace(index=index, is_ready=index != 3) for index in range(5)]
+        members=[SimpleNamespace(index=index, is_ready=index != 3) for index in range(4)]
     )
-    monkeypatch.setattr(Supervisor, "sockets", lambda _: [Path(str(index)) for index in range(5)])
-    supervisor._applied()
+    places = [tmp_path / str(index) for index in range(4)]
+    monkeypatch.setattr(Supervisor, "sockets", lambda _: places)
 
-    assert ["0", "1", "2", "4"] == asked
+    def heard(index: int) -> Callable[[Request], dict[str, object]]:
+        return lambda request: asked.append((index, request.do)) or {}  # type: ignore[func-returns-value]
+
+    with (
+        threaded_daemon(places[0], heard(0)), threaded_daemon(places[2], heard(2)),
+        threaded_daemon(places[3], heard(3)),
+    ):  # fmt: skip
+        supervisor._applied()
+
+    assert [(0, "configure"), (2, "configure")] == sorted(asked)
     (line,) = caplog.records
     assert ("worker-not-reloaded", 1) == (line.msg, line.fields["worker"])  # type: ignore[attr-defined]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -179,13 +178,6 @@ def test_workers_neither_take_over_nor_hand_over(capsys: pytest.CaptureFixture[s
 
     with pytest.raises(UsageError, match="hands nothing over"):
         Merged(None)(Request(1, "takeover", {}, 0))  # type: ignore[arg-type]
-
-
-def test_while_a_worker_is_away_nobody_is_shown_a_part(tmp_path: Path) -> None:
-    stub = SimpleNamespace(missing=lambda: [1], sockets=lambda: [tmp_path / "0", tmp_path / "1"])
-
-    with pytest.raises(UsageError, match="worker 1 is being started again"):
-        list(Merged(stub)(Request(1, "list", {}, 0)))  # type: ignore[arg-type]
 
 
 def test_places_of_workers_that_are_no_more_are_known(tmp_path: Path) -> None:
