@@ -5,7 +5,7 @@ from __future__ import annotations
 import selectors
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from pptp_nat import api
 from pptp_nat.control import sockets
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 #: Seconds of waiting for a worker's next octet; no time counts in which nobody waits, since
 #: who reads our answer is slow.
 PATIENCE: Final = 5.0
-_STEP: Final = 0.02  #: seconds of waiting at a time; the supervisor's loop turns in between
+#: Seconds of waiting at a time, shared by all who wait; the supervisor's loop turns in between.
+_STEP: Final = 0.02
+_STOOD_STILL: Final = 1.0  #: seconds; more between two looks is not the worker's fault
 _OCTETS: Final = 1 << 18
 _ITEM: Final = b'{"v":%d,"id":%d,"ok":true,"item":' % (api.VERSION, api.OWN_ID)
 
@@ -42,6 +44,8 @@ class Round:
         request: ``do`` and arguments.
     """
 
+    waiting: ClassVar = 0  #: rounds that are not at their end
+
     def __init__(self, places: Mapping[int, Path], request: Mapping[str, object]) -> None:
         self.refused: dict[int, str] = {}  #: who says no, and why
         self.silent: dict[int, str] = {}  #: who has not answered to the end, and why
@@ -51,9 +55,11 @@ class Round:
 
     def __iter__(self) -> Iterator[Said | None]:
         with selectors.DefaultSelector() as selector:
+            Round.waiting += 1
             try:
                 yield from self._talk(selector)
             finally:
+                Round.waiting -= 1
                 for key in list(selector.get_map().values()):
                     key.fileobj.close()  # type: ignore[union-attr]
 
@@ -74,19 +80,21 @@ class Round:
                 api.send(peer, self._request)
             except OSError as error:
                 self._leave(selector, peer, index, str(error))
-        while talks := [key.data for key in selector.get_map().values()]:
-            began = time.monotonic()
-            ready = [key.data for key, _ in selector.select(_STEP)]
-            waited = min(_STEP, time.monotonic() - began)  # not longer: this process stood still
-            for talk in ready:
-                talk.waited = -waited
-                yield from self._hear(selector, talk)
-            for talk in talks:
+        began = time.monotonic()
+        while selector.get_map():
+            if ready := [key.data for key, _ in selector.select(_STEP / Round.waiting)]:
+                for talk in ready:
+                    talk.waited = 0.0
+                    yield from self._hear(selector, talk)
+                began = time.monotonic()  # who reads our answer may be slow: that does not count
+                continue
+            yield None
+            now = time.monotonic()
+            waited, began = min(_STOOD_STILL, now - began), now
+            for talk in [key.data for key in selector.get_map().values()]:
                 talk.waited += waited
                 if talk.waited >= PATIENCE:
                     self._leave(selector, talk.peer, talk.index, "it says nothing")
-            if not ready:
-                yield None
 
     def _hear(self, selector: selectors.BaseSelector, talk: _Talk) -> Iterator[Said]:
         try:

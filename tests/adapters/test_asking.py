@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -189,6 +190,22 @@ def test_while_one_hangs_the_loop_turns_and_nobody_waits_twice(crew: Stub) -> No
     assert {0} == set(round_.answered)
     assert turns > 10
     assert longest < LONG / 2
+
+
+def test_many_who_ask_wait_no_longer_than_one(merged: Path) -> None:
+    """Their waiting is shared: each in its turn would have the last wait for all of them."""
+    askers = [
+        threading.Thread(target=api.ask, args=(merged, {"do": "status"}), kwargs={"timeout": 600})
+        for _ in range(8)
+    ]
+    began = time.monotonic()
+    for each in askers:
+        each.start()
+    for each in askers:
+        each.join()
+
+    assert time.monotonic() - began < 8 * LONG
+    assert 0 == asking.Round.waiting
 
 
 def test_who_is_known_to_hang_is_not_asked_again(
