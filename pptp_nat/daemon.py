@@ -143,9 +143,10 @@ class Daemon(Process):
             heritage.confirm()  # from here on there is one daemon again, and the store is free
             replace_programs(self.carrier.path)
             self._open_store()
+        if heritage is not None or adopted.trusted is not None:
             self.upkeep.look_around(self.config.control.ports, now)
         self.recorder = Recorder(self.translator, self.store, self.carrier.kept)
-        self.recorder.begin(now)
+        self.recorder.begin(now, adopted.trusted)
         self.judge.effects = effects = Effects(
             self.recorder, self.carrier, self.translator.look_at_mark, self._news.tell,
             self._on_fault,

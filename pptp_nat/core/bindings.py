@@ -108,7 +108,7 @@ class Bindings:
 
     __slots__ = (
         "_closed", "_draw", "_elsewhere", "_part", "_pools", "_shares", "_waiting", "_zeros",
-        "preserve", "quarantine", "released",
+        "doubt", "preserve", "quarantine", "released",
     )  # fmt: skip
 
     def __init__(
@@ -130,6 +130,9 @@ class Bindings:
         self._zeros: Counter[Pair] = Counter()  # owners of 0, which any number may have
         self.preserve = preserve
         self.quarantine = quarantine
+        #: says until when a number is to be kept back that something of an earlier run still
+        #: carries, None if nothing does; as long as that is not known of all numbers
+        self.doubt: Callable[[Pair, int], float | None] | None = None
         #: (until, pair, number) of what was put into quarantine since somebody looked, if he wants
         self.released: list[tuple[float, Pair, int]] | None = None
 
@@ -174,6 +177,13 @@ class Bindings:
         Raises:
             ExhaustedError: ``call_id_block_full``, since it was chosen.
         """
+        number = self._take(pair, own, block)
+        while self.doubt is not None and (until := self.doubt(pair, number)) is not None:
+            self._wait(until, pair, number)
+            number = self._take(pair, own, block)
+        return number
+
+    def _take(self, pair: Pair, own: int, block: int) -> int:
         pool = self._pools.get(pair)
         if pool is None:
             pool = self._pools[pair] = _Pool(self._closed)
@@ -268,14 +278,17 @@ class Bindings:
             return
         if self._is_shared(pair, number):
             return
-        self._waiting.append((now + self.quarantine, pair, number))
-        if self.released is not None:
-            self.released.append(self._waiting[-1])
+        self._wait(now + self.quarantine, pair, number)
 
     def keep_back(self, pair: Pair, number: int, until: float) -> None:
         """Have *number* in quarantine as an earlier run has left it; *until* never falls."""
         if self.claim(pair, number):
-            self._waiting.append((until, pair, number))
+            self._wait(until, pair, number)
+
+    def _wait(self, until: float, pair: Pair, number: int) -> None:
+        self._waiting.append((until, pair, number))
+        if self.released is not None:
+            self.released.append(self._waiting[-1])
 
     def drop(self, pair: Pair, number: int) -> None:
         """Free *number* at once: no GRE can have used it."""

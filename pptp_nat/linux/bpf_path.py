@@ -319,10 +319,11 @@ class BpfPath:
         self._changes.drain()
         self._attach()
 
-    def renew(self, now: float) -> None:  # noqa: ARG002
+    def renew(self, now: float) -> Iterator[None]:  # noqa: ARG002
         """Attach again what others have detached."""
         self._settle()
         self._attach()
+        yield
 
     def _attach(self) -> None:
         """Have all devices that route run our programs; what cannot is in `unserved`."""

@@ -33,6 +33,7 @@ from pptp_nat.errors import AdapterError
 from pptp_nat.linux.accounting import accounting, turn_on_accounting
 from pptp_nat.linux.conntrack_counts import last_counts, read_counts, read_datagram
 from pptp_nat.linux.conntrack_events import Change, CtEvent, Events, is_control, is_ours
+from pptp_nat.linux.conntrack_legs import Standing, leg_pieces
 from pptp_nat.linux.conntrack_pieces import control_criteria, control_pieces
 from pptp_nat.linux.conntrack_placement import is_spoken, read_placement
 from pptp_nat.linux.conntrack_refusals import check, described, failed
@@ -290,6 +291,10 @@ class Conntrack:
         for entry in self._dump(by_mark(self.entry_mark), "listing our conntrack entries"):
             if self._is_mine(entry) and self._part.has_leg(entry.leg):
                 yield entry
+
+    def leg_pieces(self) -> Iterator[list[Standing]]:
+        """Yield what our GRE entries carry, those of an earlier run too; see `count_pieces`."""
+        return leg_pieces(self.entry_mark, self._part)
 
     def counts(self) -> dict[Match, Tally]:
         """Return what our GRE entries match and have counted; quicker than `entries`."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from types import MappingProxyType
 from typing import Final
 
 from pptp_nat.core.tuples import Leg
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.conntrack import Conntrack
+from pptp_nat.linux.conntrack_legs import Standing
 from pptp_nat.linux.conntrack_wire import CARRYING, Entry, Status
 from pptp_nat.linux.datapath import Carrying, Installed, LegOrder, Match, Tally, match_of_leg
 from pptp_nat.linux.shares import Left, Shares
@@ -51,6 +53,9 @@ class ConntrackPath:
         self._absent: set[Match] = set()  # of these, whose entries were not there last time
         #: reads the events that are waiting, for what others have deleted just now
         self.catch_up: Callable[[], None] = _nothing
+        #: whether several calls have the leg of a match; the one that is being installed counts
+        self.has_several: Callable[[Match], bool] = _always
+        self._aged: list[Leg] = []  # found with less than half of its lifetime left
         self._due = -math.inf  # when the next entry has half of its lifetime left
         #: of each reading in pieces under way, the legs whose entries have ended since it began:
         #: what the kernel wrote of them may still lie in the socket
@@ -105,7 +110,8 @@ class ConntrackPath:
         """Whether the entry of *match* has no owner, whom nobody is now."""
         unremoved = match in self._unremoved
         self._unremoved.pop(match, None)
-        return self._earlier_runs.pop(match, None) is not None or unremoved
+        left = self._earlier_runs.pop(match, None) is not None
+        return left or unremoved or not self.has_several(match)
 
     def restore(self, orders: Sequence[LegOrder]) -> Installed:
         """Have the kernel carry legs whose entries others have deleted; their counts go on."""
@@ -225,11 +231,9 @@ class ConntrackPath:
         for order in orders:
             match = match_of_leg(order.leg)
             wanted[match] = None if match in wanted else order
-        if trusted:  # reading the table takes a tenth of a second, however little is in it
-            there: Iterator[LegOrder] = iter(orders)
-        else:
-            mark, entries = self._conntrack.entry_mark, self._conntrack.entries()
-            there = (LegOrder(each.leg, each.mark & ~mark) for each in entries)
+        there: Iterable[LegOrder] = orders
+        if not trusted:  # reading the table takes a tenth of a second, however little is in it
+            there = chain.from_iterable(map(self._found, self._conntrack.leg_pieces()))
         taken: set[Match] = set()
         for found in there:
             match = match_of_leg(found.leg)
@@ -251,32 +255,55 @@ class ConntrackPath:
         """Add what entries of *leg* had counted before the one that there is now."""
         self._remember(match_of_leg(leg), tally)
 
-    def renew(self, now: float) -> None:
-        """Make entries anew that have less than half of their lifetime left.
+    def renew(self, now: float) -> Iterator[None]:
+        """Make entries anew that have less than half of their lifetime left, in steps.
 
         Most calls do nothing: a look is due when the oldest entry can be that
         old, and once a day.
         """
         if self._unremoved:
             self.remove([])
-        if now < self._due:
-            return
+        if now >= self._due:
+            for _ in self.standing(now):
+                yield
+        while self._aged:
+            some, self._aged = self._aged[-_RENEWED:], self._aged[:-_RENEWED]
+            counted, error = self._conntrack.renew(self._conntrack.find(some))
+            self._remember_all(counted)
+            if error is not None:
+                self._due = now  # once more
+                raise error
+            yield
+
+    def standing(self, now: float) -> Iterator[Sequence[LegOrder]]:
+        """Yield what is carried, also by an earlier run, in pieces of about a millisecond.
+
+        A leg that comes or goes meanwhile may be left out, or come twice.  Whoever reads
+        all of it spares `renew` a look of its own.
+        """
         half = self._conntrack.lifetime // 2
-        entries = list(self._conntrack.entries())
-        present = {match_of_leg(entry.leg) for entry in entries}
+        aged: list[Leg] = []
+        least = half
+        present: set[Match] = set()
+        for piece in self._conntrack.leg_pieces():
+            for leg, _, left in piece:
+                if left < half:
+                    aged.append(leg)
+                elif left - half < least:
+                    least = left - half
+            if self._earlier:
+                present.update(match_of_leg(each.leg) for each in piece)
+            yield self._found(piece)
         absent = {match for match in self._earlier if match not in present}
         for match in absent & self._absent:  # nobody has put it back: it has no owner
             del self._earlier[match]
         self._absent = absent
-        aged = [entry for entry in entries if entry.seconds_left < half]
-        self._due = now  # once more if the kernel refuses
-        for start in range(0, len(aged), _RENEWED):
-            counted, error = self._conntrack.renew(aged[start : start + _RENEWED])
-            self._remember_all(counted)
-            if error is not None:
-                raise error
-        left = [entry.seconds_left - half for entry in entries if entry.seconds_left >= half]
-        self._due = now + min([LONGEST_UNSEEN, half, *left])
+        self._aged = aged
+        self._due = now + min(LONGEST_UNSEEN, least)
+
+    def _found(self, piece: Iterable[Standing]) -> list[LegOrder]:
+        others = ~self._conntrack.entry_mark
+        return [LegOrder(leg, mark & others) for leg, mark, _ in piece]
 
     def close(self) -> None:
         """Let go of the sockets; the entries stay and go on carrying."""
@@ -296,6 +323,10 @@ def _sum(*tallies: Tally | None) -> Tally:
         return tallies[1]  # nearly always: an entry that was never made anew
     known = [tally for tally in tallies if tally is not None]
     return Tally(sum(tally.packets for tally in known), sum(tally.octets for tally in known))
+
+
+def _always(_match: Match) -> bool:
+    return True
 
 
 def _nothing() -> None:

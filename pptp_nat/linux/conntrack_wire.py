@@ -202,6 +202,8 @@ _CARRYING: Final = attribute(CTA_STATUS, _U32.pack(CARRYING))
 _TIMEOUT_HEADER: Final = ATTRIBUTE.pack(8, CTA_TIMEOUT)
 _GRE_FROM: Final = _PROTO + _NUM + bytes((GRE, 0, 0, 0)) + _SRC_PORT
 _REPLY_HEADERS: Final = TUPLE_HEADER[CTA_TUPLE_REPLY] + _IP + _IP_SRC
+#: How its reply does: before its source, its destination, its original and its spare key.
+LEAVING_HEADERS: Final = (_REPLY_HEADERS, _IP_DST, _GRE_FROM, _DST_PORT)
 #: A new entry behind its family: both tuples, status, timeout, mark.
 _NEW: Final = struct.Struct("!12s4s4s4s16sH2x4sH2x12s4s4s4s16sH2x4sH2x8s4sI4sI")
 

@@ -127,8 +127,8 @@ class DataPath(Protocol):
     def matches(self) -> Iterable[Match]:
         """Return what is installed, also by an earlier run where the path outlives us."""
 
-    def renew(self, now: float) -> None:
-        """Do what keeps legs alive; called about once a minute with monotonic seconds."""
+    def renew(self, now: float) -> Iterator[None]:
+        """Do what keeps legs alive, in steps; called about once a minute with monotonic seconds."""
 
     def close(self) -> None:
         """Let go of sockets.  Legs in the kernel stay."""

@@ -167,8 +167,9 @@ class QueuePath:
         """Return what is carried; nothing outlives the daemon."""
         return list(map(match_of, self.legs.names()))
 
-    def renew(self, now: float) -> None:
+    def renew(self, now: float) -> Iterator[None]:  # noqa: ARG002
         """Do nothing: legs here do not age."""
+        return iter(())
 
     def close(self) -> None:
         """Do nothing: the queue is its owner's."""

@@ -7,6 +7,7 @@ control message is not held back for it, since TCP would only repeat it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -17,6 +18,7 @@ from pptp_nat.core.events import Event, LegDown, LegMarked, LegUp, legs_up
 from pptp_nat.core.states import CallState
 from pptp_nat.core.tuples import Leg, Party
 from pptp_nat.errors import AdapterError
+from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.datapath import DataPath, Installed, LegOrder, Match, Tally, match_of_leg
 from pptp_nat.linux.leg_table import name_of
 from pptp_nat.router.carried import NO_GRE, Carried, Counts, add
@@ -39,10 +41,13 @@ class Carrier:
         self.totals = Totals()
         self.failures = 0
         self._carried = Carried()
+        if isinstance(path, ConntrackPath):
+            path.has_several = self.totals.has_several
         # Calls may have a match in common, so a leg is known by its call as well.
         self._wanted: dict[tuple[Match, int], LegUp] = {}  # what could not be installed yet
         self._unsure: dict[tuple[Match, int], LegUp] = {}  # what may be there or not
         self._present: list[set[bytes]] = []  # of comparisons under way, what is carried
+        self._missing: list[set[bytes]] = []  # the same, what was not met yet
         self._is_behind = False  # some legs could not be removed yet
         self._complaints = Complaints()
         self._retry_at: float | None = None
@@ -89,18 +94,27 @@ class Carrier:
             return _NOBODY
         return self._remove(downs, now)
 
-    def adopt(self, ups: Sequence[LegUp], now: float, *, trusted: bool = False) -> int:
+    def adopt(
+        self, ups: Callable[[], Iterable[LegUp]], now: float, *, trusted: bool = False
+    ) -> int:
         """Carry the legs of an earlier run's calls; return how many were not there any more.
 
-        *trusted*: they are all there, another process carried them until now.
+        Args:
+            ups: returns all of them, again and again: they are many, and not kept.
+            now: monotonic seconds.
+            trusted: they are all there, as far as anybody knows; whoever wants to be sure
+                compares afterwards (`pptp_nat.router.comparison`).
         """
-        self.totals.adopt(ups)
-        orders = [LegOrder(each.leg, each.mark) for each in ups]
+        self.totals.adopt(ups())
+        mine = list(ups()) if not trusted or not self.path.outlives_us else [
+            up for up in ups() if self.totals.has_several(match_of_leg(up.leg))
+        ] if self.totals.shares else []  # fmt: skip
+        orders = [LegOrder(each.leg, each.mark) for each in mine]
         absent = set(self.path.take_over(orders, trusted=trusted))
-        missing = [up for up, order in zip(ups, orders, strict=True) if order in absent]
+        missing = [up for up, order in zip(mine, orders, strict=True) if order in absent]
         if missing:
             self._install(missing, now)
-        return len(missing)
+        return 0 if trusted else len(missing)
 
     def _install(self, ups: Sequence[LegUp], now: float) -> None:
         try:
@@ -112,6 +126,8 @@ class Carrier:
             return
         for present in self._present:
             present.update(name_of(up.leg) for up in ups)
+        for missing in self._missing:
+            missing.difference_update(name_of(up.leg) for up in ups)
         if done.shared:
             for up in ups:
                 match = match_of_leg(up.leg)
@@ -228,6 +244,35 @@ class Carrier:
             self._present = [each for each in self._present if each is not present]
         return restored
 
+    @contextlib.contextmanager
+    def awaiting(self, names: set[bytes]) -> Iterator[set[bytes]]:
+        """Give *names*, from which each goes that is installed meanwhile."""
+        self._missing.append(names)
+        try:
+            yield names
+        finally:
+            self._missing = [each for each in self._missing if each is not names]
+
+    def install(self, ups: Sequence[LegUp], now: float) -> int:
+        """Carry *ups* in place of what is there; return their number."""
+        self._install(ups, now)
+        return len(ups)
+
+    def put_back(self, ups: Sequence[LegUp], now: float) -> int:
+        """Carry *ups* again, whose entries others deleted; return how many legs that were."""
+        return self._put_back(ups, (), now)
+
+    def end(self, legs: Sequence[Leg], now: float) -> list[Leg]:
+        """End those of *legs* that are no call's; return those that were there to the last."""
+        strange = [leg for leg in legs if self.totals.owner(name_of(leg)) is None]
+        try:
+            ended = self.path.remove(strange)
+        except AdapterError as error:
+            self._complain(error, now)
+            self._is_behind, self._retry_at = True, now + _RETRY_SECONDS
+            return strange
+        return [leg for leg in strange if match_of_leg(leg) in ended]
+
     def _put_back(self, ups: Iterable[LegUp], present: Collection[bytes], now: float) -> int:
         missing = {
             match_of_leg(up.leg): up for up in ups
@@ -252,10 +297,11 @@ class Carrier:
         for match, tally in self.path.kept():
             yield LegCount(*match, *tally)
 
-    def renew(self, now: float) -> bool:
-        """Do what keeps legs alive; whether all of it could be done."""
+    def renew(self, now: float) -> Generator[None, None, bool]:
+        """Do what keeps legs alive, in steps; return whether all of it could be done."""
         try:
-            self.path.renew(now)
+            for _ in self.path.renew(now):
+                yield
         except AdapterError as error:
             self._complain(error, now, waits=False)
             return False

@@ -12,7 +12,7 @@ Some 150 octets per leg.  What is read is let go piece by piece: the counts of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from pptp_nat.core.calls import Call
@@ -66,6 +66,24 @@ class Totals:
     def __len__(self) -> int:
         return len(self._known)
 
+    @property
+    def shares(self) -> int:
+        """How many legs several calls have."""
+        return len(self._further)
+
+    def names(self) -> set[bytes]:
+        """Return the names of all legs (`name_of`)."""
+        return set(self._known)
+
+    def owner(self, name: bytes) -> int | None:
+        """Return the identity of the call that has the leg *name*, of several the latest."""
+        known = self._known.get(name)
+        return None if known is None else _call_of(known)
+
+    def has_several(self, match: Match) -> bool:
+        """Whether more than one call has the leg that *match* names."""
+        return bool(self._further) and name_of(match) in self._further
+
     def begin(self, up: LegUp) -> None:
         """Count what *up* carries from here on."""
         name = name_of(up.leg)
@@ -80,11 +98,11 @@ class Totals:
             client = self._client[name] = up.call.connection.seat(inside).own
             self.clients.setdefault(client, ClientTotals()).legs += 1
 
-    def adopt(self, ups: Sequence[LegUp]) -> None:
+    def adopt(self, ups: Iterable[LegUp]) -> None:
         """Count what legs of an earlier run carry from the first look at them on."""
         for up in ups:
             self.begin(up)
-        self.unread(ups)
+            self.unread((up,))
 
     def unread(self, ups: Iterable[LegUp]) -> None:
         """Take legs that have begun for those of an earlier run, which had carried something.

@@ -13,14 +13,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final
 
 from pptp_nat import log
-from pptp_nat.core.calls import flow_key
+from pptp_nat.core.calls import Connection, flow_key
 from pptp_nat.core.events import Outcome
 from pptp_nat.core.states import ControlState
 from pptp_nat.core.translator import Translator
-from pptp_nat.core.tuples import Flow, Party
+from pptp_nat.core.tuples import Flow, Party, Placement
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.conntrack import Conntrack
 from pptp_nat.linux.conntrack_events import Change
+from pptp_nat.linux.conntrack_path import ConntrackPath
+from pptp_nat.router import comparison
 from pptp_nat.router.carrier import Carrier
 
 _log: Final = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ _RENEW_SECONDS: Final = 60.0
 _SUPPRESSED_SECONDS: Final = 10.0
 _RECONCILE_SECONDS: Final = 0.2  #: after entries of ours were deleted by others
 _AGAIN_SECONDS: Final = 1.0  #: after the kernel did not say whether an entry is there
+_LOOK_SECONDS: Final = 1.0  #: after a start, until what was trusted is compared
 _LOOKED_AT: Final = 256  #: connections in one step
 _STEP_SECONDS: Final = 0.001  #: of one turn of the loop, so that packets wait no longer
 _LOST_SECONDS: Final = 90.0  #: the entry of a live connection is back by its next echo, 60 s
@@ -103,28 +106,61 @@ class Upkeep:
                 self._due.setdefault(self._reconcile, now + _RECONCILE_SECONDS)
 
     def look_around(self, ports: Collection[int], now: float) -> None:
-        """Compare all there is with the kernel, soon: somebody else watched it until now."""
+        """Compare all there is with the kernel, soon: until now somebody else watched it, or none.
+
+        What an earlier run has left is no call's then, be it carried or not.
+        """
+        path = self._carrier.path
+        if isinstance(path, ConntrackPath):
+            comparison.doubt(self._translator, self._conntrack)
+            self._due[self._renew] = now + _RENEW_SECONDS  # this look is one for lifetimes, too
 
         def look(_now: float) -> None:
             self._work.append(self._look(ports))
 
-        self._due[look] = now + 1.0
+        self._due[look] = now + _LOOK_SECONDS
 
     def _look(self, ports: Collection[int]) -> Iterator[None]:
-        live: set[bytes] = set()
-        for piece in self._conntrack.control_pieces(ports):
-            live.update(flow_key(each.flow) for each in piece)
-            yield
+        try:
+            yield from self._look_at_connections(ports)
+            path = self._carrier.path
+            if not isinstance(path, ConntrackPath):
+                yield from self._compare()
+                return
+            compared = yield from comparison.Comparison(
+                self._translator, self._carrier, path, self._carry_out
+            ).steps()
+        except AdapterError:
+            self.look_around(ports, time.monotonic())
+            return
+        comparison.sure(self._translator)
+        self.restored += compared.put_back
+        log.event(_log, logging.INFO, "compared", **compared._asdict())
+
+    def _look_at_connections(self, ports: Collection[int]) -> Iterator[None]:
+        """Notice what has become of control connections while nobody listened."""
         connections = self._translator.book.connections
-        keys = list(connections)
-        for start in range(0, len(keys), _LOOKED_AT):
-            absent = (key for key in keys[start : start + _LOOKED_AT] if key not in live)
-            known = (connections[key] for key in absent if key in connections)
+        absent = set(connections)
+        for piece in self._conntrack.control_pieces(ports):
+            moved = []
+            for placement in piece:
+                key = flow_key(placement.flow)
+                absent.discard(key)
+                connection = connections.get(key)
+                if connection is not None and _has_moved(connection, placement):
+                    moved.append(connection.flow)
+            if moved:  # looked at once more, since what was read may be old
+                now = time.monotonic()
+                self.unseen(moved, now - _LOST_SECONDS)
+                self._due[self._check_lost] = now
+            yield
+        while absent:
+            some = [absent.pop() for _ in range(min(_LOOKED_AT, len(absent)))]
+            known = [connections[key] for key in some if key in connections]
             self.unseen([
                 each.flow for each in known if any(each.seat(party).inside for party in Party)
             ], time.monotonic())  # fmt: skip
             yield
-        yield from self._compare()
 
     def unseen(self, flows: Iterable[Flow], now: float) -> None:
         """Give connections that conntrack does not know the time to show that they live."""
@@ -154,7 +190,7 @@ class Upkeep:
                 continue
             if placement is None:
                 self._carry_out(self._translator.connection_lost(flow, now), now)
-            elif any(placement.seat(party) != connection.seat(party) for party in Party):
+            elif _has_moved(connection, placement):
                 self._carry_out(self._translator.moved([connection], now), now)
 
     def _reconcile(self, now: float) -> None:
@@ -177,5 +213,13 @@ class Upkeep:
 
     def _renew(self, now: float) -> None:
         self._due[self._renew] = now + _RENEW_SECONDS
-        if not self._carrier.renew(now):
-            self._due.setdefault(self._reconcile, now + _RECONCILE_SECONDS)
+        self._work.append(self._renewal(now))
+
+    def _renewal(self, now: float) -> Iterator[None]:
+        if not (yield from self._carrier.renew(now)):
+            self._due.setdefault(self._reconcile, time.monotonic() + _RECONCILE_SECONDS)
+
+
+def _has_moved(connection: Connection, placement: Placement) -> bool:
+    """Whether a party is seen as somebody else than it was."""
+    return any(placement.seat(party) != connection.seat(party) for party in Party)

@@ -1,6 +1,6 @@
 """What an earlier run has left: records, the kernel's entries, live control connections.
 
-The three are reconciled once, at the start, before a packet is read:
+The three are reconciled once, at the start:
 
     records      say which calls there are, with both numbers of each party
     connections  conntrack's dump, say which of them can still be told about
@@ -11,13 +11,17 @@ put back.  Legs that no call on record explains are those of calls that have end
 if the records are exact.  If not, those of calls of which no record is left: a
 control connection that joins their hosts makes them a call again (`rebuilt`).
 The rest is nobody's: it is removed, and its numbers are kept back.
+
+Where the records are exact and of this boot, only the process has died: the kernel
+carries what it did.  Then they are believed, packets are served, and connections and
+legs are looked at afterwards, in steps (`pptp_nat.router.comparison`).
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from pptp_nat import log
@@ -52,6 +56,8 @@ class Adopted(NamedTuple):
 
     unseen: list[Flow]  #: control connections that conntrack does not know (any more)
     outcomes: list[Outcome]  #: what ends with it
+    #: what was trusted, since it is exact and of this boot: to be compared with the kernel soon
+    trusted: Found | None = None
 
 
 class Adoption:
@@ -79,6 +85,14 @@ class Adoption:
         left_out = 0
         if found is not None:
             left_out = len(translator.restore(_as_of_now(found, book.settings, now), now))
+            if found.exact and found.this_boot and self._carrier.path.outlives_us:
+                self._carry_on(found, now)
+                log.event(
+                    _log, logging.INFO, "adopted", calls=len(book.calls),
+                    connections=len(book.connections), exact=True, source=found.source,
+                    left_out=left_out,
+                )  # fmt: skip
+                return Adopted([], [], found)
         unseen: list[Flow] = []
         moved: list[Connection] = []
         for key, connection in book.connections.items():
@@ -90,9 +104,8 @@ class Adoption:
             elif any(placement.seat(party) != connection.seat(party) for party in Party):
                 moved.append(connection)
         outcomes = [translator.moved(moved, now), translator.ended(self._ended(found), now)]
-        ups = list(legs_up(book.calls.values()))
-        missing = self._carrier.adopt(ups, now)
-        self._credit(found, ups)
+        missing = self._carrier.adopt(self._legs, now)
+        self._credit(found)
         again, orphans = 0, self._carrier.path.left_over()
         if found is None or not found.exact:
             again, orphans = self._rebuild(placements.values(), now)
@@ -126,15 +139,20 @@ class Adoption:
     def inherit(self, found: Found, now: float) -> None:
         """Go on with what another process hands over: there is nothing to reconcile."""
         self._translator.restore(_as_of_now(found, self._translator.book.settings, now), now)
-        ups = list(legs_up(self._translator.book.calls.values()))
-        self._carrier.adopt(ups, now, trusted=True)
-        self._credit(found, ups)
+        self._carry_on(found, now)
 
-    def _credit(self, found: Found | None, ups: Sequence[LegUp]) -> None:
+    def _carry_on(self, found: Found, now: float) -> None:
+        self._carrier.adopt(self._legs, now, trusted=True)
+        self._credit(found)
+
+    def _legs(self) -> Iterator[LegUp]:
+        return legs_up(self._translator.book.calls.values())
+
+    def _credit(self, found: Found | None) -> None:
         """Give the data path the counts that died with the process that had them."""
-        if found is None or not found.this_boot:
+        if found is None or not found.this_boot or not found.contents.carried:
             return
-        legs = {each.leg[:3]: each.leg for each in ups}
+        legs = {each.leg[:3]: each.leg for each in self._legs()}
         for match, known in found.contents.carried.items():
             leg = legs.get(match)
             if leg is not None:

@@ -31,7 +31,7 @@ from pptp_nat.core.translator import Translator
 from pptp_nat.state import records
 from pptp_nat.state.on_record import OnRecord
 from pptp_nat.state.records import LegCount
-from pptp_nat.state.store import Store
+from pptp_nat.state.store import Found, Store
 
 _OF_CALLS: Final = (CallChanged, LegUp, LegDown)
 _TURN: Final = 128  #: records that are written anew in one turn: less than a millisecond
@@ -67,8 +67,16 @@ class Recorder:
         self._look_at = 0.0  # when what was carried is written again
         self._book.bindings.released = []
 
-    def begin(self, now: float) -> None:
-        """Write everything there is; what was in the store before may go."""
+    def begin(self, now: float, found: Found | None = None) -> None:
+        """Write everything there is; what was in the store before may go.
+
+        Args:
+            now: monotonic seconds.
+            found: all there is, if it is that: where the store can, it goes on with it.
+        """
+        if found is not None and self._store.resume(found):
+            self.note_carried()
+            return
         for _ in self._on_record.news(self._carried()):
             pass  # `_renew` writes them
         self._renew(now)

@@ -257,12 +257,12 @@ def _said(octets: bytes | None) -> bytes:
 # Reading.
 
 
-def read(octets: bytes, into: Contents) -> int:
-    """Read records into *into*; return where the last complete one ends.
+def read(octets: bytes, into: Contents, at: int = 0) -> int:
+    """Read records from *at* on into *into*; return where the last complete one ends.
 
     What follows is a record that was cut off, or damage: see `is_torn`.
     """
-    at, end, begin = 0, len(octets), form.HEADER.size
+    end, begin = len(octets), form.HEADER.size
     while at + begin <= end:
         check, size, kind = form.HEADER.unpack_from(octets, at)
         stop = at + begin + size

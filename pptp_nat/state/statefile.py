@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -66,6 +68,50 @@ def check_end(octets: bytes, end: int) -> None:
     """
     if not records.is_torn(octets, end):
         raise DamagedError(f"octet {end} begins no record")
+
+
+class Generation(NamedTuple):
+    """A file of a journal that was read."""
+
+    number: int
+    path: Path
+    end: int  #: of its last whole record, octets
+
+
+def size_of(known: records.Contents) -> int:
+    """Return about how many octets all records of what is *known* take."""
+    form = record_format
+    connection = form.CONNECTION_BODY.size + form.POSITIONS_BODY.size + 2 * form.HEADER.size
+    call = form.CALL_BODY.size + form.HEADER.size
+    return connection * len(known.connections) + call * len(known.calls)
+
+
+def joined(first: Generation, later: Iterable[Generation]) -> tuple[int, int]:
+    """Append *later* generations to the *first*; return its descriptor and its size.
+
+    Until the file of a later one is gone its records stand there twice.
+
+    Raises:
+        OSError: that cannot be done; what is there still says the same.
+    """
+    descriptor, size = os.open(first.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC), first.end
+    try:
+        os.ftruncate(descriptor, size)  # behind it is a record that was cut off
+        for each in later:
+            octets = each.path.read_bytes()[HEADER_SIZE : each.end]
+            append_whole(descriptor, octets)
+            each.path.unlink()
+            size += len(octets)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor, size
+
+
+def append_whole(descriptor: int, octets: bytes) -> None:
+    """Write *octets*.  Raises `OSError`, also where only some of them could be written."""
+    if os.write(descriptor, octets) < len(octets):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def boot_identity() -> bytes:

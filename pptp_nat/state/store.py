@@ -43,13 +43,16 @@ from pptp_nat.state.records import Contents
 from pptp_nat.state.statefile import (
     HEADER_SIZE,
     DamagedError,
+    Generation,
     Header,
     boot_identity,
     check_end,
     create,
+    joined,
     make_directory,
     make_header,
     read_header,
+    size_of,
     write_whole,
 )
 
@@ -83,6 +86,13 @@ class Store(Protocol):
 
     def read(self) -> Found | None:
         """Return what an earlier run has left; called once, before anything is written."""
+
+    def resume(self, found: Found) -> bool:
+        """Go on with what was *found*, so that nothing of it has to be appended again.
+
+        Returns:
+            False: it is not what `read` returned of this store, or cannot be gone on with.
+        """
 
     def append(self, octets: bytes, *, lasting: bool = True) -> None:
         """Have *octets*, whole records, outlive this process by the time this returns.
@@ -136,6 +146,8 @@ class Journal:
         self._again = 0.0
         self._generation = max((number for number, _ in self._files()), default=0)
         self._boot = boot_identity()
+        self._read_from: list[Generation] = []
+        self._was_read: Found | None = None  # in these
         self._lasting = 0  # how many appends were worth a copy
         self._copied = 0
         self._ending = threading.Event()
@@ -186,14 +198,17 @@ class Journal:
     def _read_journal(self) -> Found | None:
         files = self._files()
         contents, header = Contents(), None
+        read: list[Generation] = []
         try:
-            for _, path in files:
+            for number, path in files:
                 octets = path.read_bytes()
                 if not octets:
                     continue  # made, and not a record written
                 header = read_header(octets)
-                end = HEADER_SIZE + records.read(octets[HEADER_SIZE:], contents)
+                end = records.read(octets, contents, HEADER_SIZE)
                 check_end(octets, end)
+                if header.boot == self._boot:
+                    read.append(Generation(number, path, end))
         except (OSError, DamagedError) as error:
             for _, path in files:
                 self._set_aside(path, self._directory / f"{_NAME}damaged", error)
@@ -202,7 +217,9 @@ class Journal:
             return None
         here = header.boot == self._boot
         exact = here and not contents.astray
-        return Found(contents, exact, here, header.wall, str(self._directory))
+        found = Found(contents, exact, here, header.wall, str(self._directory))
+        self._read_from, self._was_read = read if len(read) == len(files) else [], found
+        return found
 
     def _read_copy(self, path: Path, *, final: bool) -> Found | None:
         contents = Contents()
@@ -258,6 +275,21 @@ class Journal:
         self.written += written
         if written < len(octets):
             self._fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    def resume(self, found: Found) -> bool:
+        """Go on with the journal that was read, if all of it is of this boot and exact."""
+        read, was_read = self._read_from, self._was_read
+        self._read_from, self._was_read = [], None
+        if found is not was_read or not found.exact or not read:
+            return False
+        try:
+            self._descriptor, self._size = joined(read[0], read[1:])
+        except OSError as error:
+            self._complain("going on with the journal", self._directory, error)
+            return False
+        self._generation = read[0].number
+        self._limit = max(SMALLEST, GROWTH * size_of(found.contents))
+        return True
 
     def _fail(self, error: OSError) -> None:
         self._complain("writing the journal", self._directory, error)
