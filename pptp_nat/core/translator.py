@@ -326,12 +326,6 @@ class Translator:
         """Give back what `claim` took, by way of quarantine."""
         self.book.bindings.release(Pair(external, remote), number, now)
 
-    def keep_back(self, external: Address, remote: Address, number: int, now: float) -> Outcome:
-        """Keep back *number*, which was carried until now for a call that is over."""
-        outcome, bindings = self._outcome(), self.book.bindings
-        bindings.keep_back(Pair(external, remote), number, now + bindings.quarantine)
-        return outcome
-
     def heard(self, call: Call, packets: int, now: float) -> None:
         """Take note that *call* has carried so many GRE packets in all, both ways."""
         if packets != call.packets:

@@ -94,14 +94,15 @@ class Comparison:
 
     def _remove(self, strange: Sequence[Leg]) -> Generator[None, None, int]:
         """End legs that are still nobody's; return how many there were."""
-        removed = 0
+        removed, bindings = 0, self._translator.book.bindings
         for start in range(0, len(strange), _AT_ONCE):
-            ended = self._carrier.end(strange[start : start + _AT_ONCE], time.monotonic())
+            now = time.monotonic()
+            ended = self._carrier.end(strange[start : start + _AT_ONCE], now)
             for leg in ended:
                 if leg.destination != leg.new_destination:
-                    now = time.monotonic()
-                    kept = self._translator.keep_back(leg.destination, leg.source, leg.key, now)
-                    self._carry_out(kept, now)
+                    pair = Pair(leg.destination, leg.source)
+                    bindings.keep_back(pair, leg.key, now + bindings.quarantine)
+            self._carry_out(Outcome(), now)  # which puts that on record
             removed += len(ended)
             yield
         return removed

@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 from pptp_nat import log
@@ -40,11 +41,12 @@ from pptp_nat.core.states import CallState, ControlState
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Address, Flow, Leg, Party, Placement
 from pptp_nat.errors import AdapterError
-from pptp_nat.linux.datapath import Match, Tally
+from pptp_nat.linux.datapath import Match, Tally, match_of_leg
 from pptp_nat.router.carrier import Carrier
 from pptp_nat.state.store import Found
 
 _log: Final = logging.getLogger(__name__)
+_SAMPLED: Final = 32  #: calls that are looked at before records are believed
 _MANY: Final = 64  # legs that are removed at a time
 
 #: source, destination, new source and new destination of a leg
@@ -85,7 +87,7 @@ class Adoption:
         left_out = 0
         if found is not None:
             left_out = len(translator.restore(_as_of_now(found, book.settings, now), now))
-            if found.exact and found.this_boot and self._carrier.path.outlives_us:
+            if found.exact and found.this_boot and self._is_carried():
                 self._carry_on(found, now)
                 log.event(
                     _log, logging.INFO, "adopted", calls=len(book.calls),
@@ -119,6 +121,18 @@ class Adoption:
                 moved=len(moved), unseen=len(unseen),
             )  # fmt: skip
         return Adopted(unseen, outcomes)
+
+    def _is_carried(self) -> bool:
+        """Whether some of the legs, taken from everywhere, are carried as calls want it.
+
+        They are not after the table was flushed, or with another data path before.
+        """
+        path, calls = self._carrier.path, self._translator.book.calls
+        if not path.outlives_us:
+            return False
+        some = islice(calls.values(), 0, None, 1 + len(calls) // _SAMPLED)
+        legs = {match_of_leg(each.leg): each.leg for each in legs_up(some)}
+        return len(path.tallies_of(list(legs.values()))) == len(legs)
 
     def _ended(self, found: Found | None) -> list[Call]:
         """Return the calls of an old copy that have ended since: the kernel carries none of it."""

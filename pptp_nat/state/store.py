@@ -288,6 +288,7 @@ class Journal:
             self._complain("going on with the journal", self._directory, error)
             return False
         self._generation = read[0].number
+        self._lasting += 1  # the former process may have died before its copy of that
         self._limit = max(SMALLEST, GROWTH * size_of(found.contents))
         return True
 
@@ -307,6 +308,7 @@ class Journal:
     def renew(self) -> None:
         """Begin the next generation; this one is still read until `renewed`."""
         self._let_go()
+        self._read_from, self._was_read = [], None
         self._generation += 1
         header = make_header(Header(self._boot, time.time() - time.monotonic(), self._generation))
         path = self._directory / f"{_NAME}{self._generation}"

@@ -70,6 +70,92 @@ def test_what_was_written_is_there_after_a_crash_exactly(make: Maker) -> None:
     assert 7 == found.contents.last_id
 
 
+def test_an_exact_journal_is_gone_on_with(make: Maker, tmp_path: Path) -> None:
+    """A record that was cut off goes, what follows it is whole; nothing is written twice."""
+    crash(begun(make(), 1, 2))
+    (file,) = (tmp_path / "journal").glob("journal.*")
+    size = file.stat().st_size
+    with file.open("ab") as torn:
+        torn.write(kept(3)[:-1])
+    heir = make()
+    found = heir.read()
+    assert found is not None
+    assert heir.resume(found)
+    assert size == file.stat().st_size == heir.size
+    heir.append(kept(4))
+    crash(heir)
+
+    assert {1, 2, 4} == numbers(make())
+
+
+@pytest.mark.parametrize("moment", ["before", "after it was copied"])
+def test_a_journal_that_was_written_anew_is_gone_on_with(
+    make: Maker, tmp_path: Path, moment: str
+) -> None:
+    """Two generations become one; a crash in the middle of that leaves both, and costs nothing."""
+    first = begun(make(), 1)
+    first.renew()
+    first.append(kept(2))
+    crash(first)
+    one, other = sorted((tmp_path / "journal").glob("journal.*"))
+    if moment != "before":
+        with one.open("ab") as file:
+            file.write(other.read_bytes()[statefile.HEADER_SIZE :])
+    heir = make()
+    found = heir.read()
+    assert found is not None
+    assert heir.resume(found)
+    heir.append(kept(3))
+    assert [one] == list((tmp_path / "journal").glob("journal.*"))
+    crash(heir)
+
+    assert {1, 2, 3} == numbers(make())
+
+
+def test_what_is_not_exact_or_somebody_else_s_is_not_gone_on_with(
+    make: Maker, tmp_path: Path
+) -> None:
+    first = begun(make(), 1)
+    first.append(records.astray())
+    crash(first)
+    heir = make()
+    found = heir.read()
+    assert found is not None
+    assert not heir.resume(found), "octets went by unread"
+    crash(heir)
+    stranger = Journal(tmp_path / "other", None, sync=3600.0)
+    begun(stranger, 5)
+    crash(stranger)
+    stranger = Journal(tmp_path / "other", None, sync=3600.0)
+    others = stranger.read()
+    assert others is not None
+    fresh = make()
+    assert not fresh.resume(others)
+    assert not stranger.resume(others._replace(source="divided among workers"))
+    crash(stranger)
+    crash(fresh)
+
+
+def test_a_journal_that_cannot_be_gone_on_with_is_written_anew(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = begun(make(), 1)
+    first.renew()
+    first.append(kept(2))
+    crash(first)
+    heir = make()
+    found = heir.read()
+    assert found is not None
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda _descriptor, octets: len(octets) // 2)
+        assert not heir.resume(found)
+    heir.renew()
+    heir.append(kept(3))
+    crash(heir)
+
+    assert {1, 2, 3} == numbers(make())
+
+
 def test_a_journal_has_one_owner(make: Maker, tmp_path: Path) -> None:
     first = begun(make(), 1)
     with pytest.raises(UsageError, match=r"another daemon keeps its journal there; stop it"):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import time
+from collections.abc import Iterator
 from typing import Any
 
 from pptp_nat.core.events import Outcome
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Flow, Leg, Placement, Seat
 from pptp_nat.errors import AdapterError
+from pptp_nat.linux.queue_path import QueuePath
+from pptp_nat.router.carrier import Carrier
 from pptp_nat.router.upkeep import Upkeep
 from pptp_nat.state.adoption import rebuilt
 
@@ -56,4 +60,42 @@ def test_all_connections_that_are_lost_together_end() -> None:
     assert 20 == len(ended)
     for due in (0.0, 400.0):
         translator.tick(300.0 + due)
+    assert {} == dict(translator.book.calls)
+
+
+class Moved:
+    """A conntrack that knows one control connection, now by another address of the router."""
+
+    def __init__(self, placement: Placement) -> None:
+        self.placement = placement
+
+    def control_pieces(self, _ports: object) -> Iterator[list[Placement]]:
+        yield [self.placement]
+
+    def locate(self, _flow: Flow, *, search: bool = True) -> Placement | None:
+        assert not search, "nobody is inside at both ends"
+        return self.placement
+
+
+def test_a_connection_that_is_seen_as_somebody_else_since_a_start_ends_with_its_calls() -> None:
+    """Its server knows its calls by an address that is another call's now, or nobody's."""
+    client = bytes((192, 168, 77, 9))
+    live = Placement(
+        Flow(client, 4711, SERVER, 1723), Seat(client, ROUTER), Seat(SERVER, SERVER), 0
+    )
+    translator = Translator(lambda _: None, lambda: 7)
+    legs = [
+        Leg(SERVER, ROUTER, 1000, SERVER, client, 7), Leg(client, SERVER, 9, ROUTER, SERVER, 9)
+    ]  # fmt: skip
+    translator.restore(rebuilt(legs, [live], {}, translator.book.next_id, 1.0), 1.0)
+    here: Any = Moved(live._replace(originator=Seat(client, bytes((198, 18, 7, 3)))))
+    ended: list[Outcome] = []
+    upkeep = Upkeep(
+        translator, Carrier(QueuePath()), here, lambda outcome, _now: ended.append(outcome),
+        lambda: None,
+    )  # fmt: skip
+    upkeep.look_around([1723], time.monotonic() - 10.0)
+    while not ended:
+        upkeep.tick(time.monotonic())
+    translator.tick(time.monotonic() + 10.0)
     assert {} == dict(translator.book.calls)

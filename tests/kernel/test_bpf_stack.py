@@ -360,7 +360,8 @@ def test_programs_that_others_have_taken_away_come_back(router: Router) -> None:
     command("tc", "qdisc", "del", "dev", "wan", "clsact")
     assert [] == router.out(gre(CLIENT, SERVER, 101)), "a program that is missing lets nothing out"
 
-    router.path.renew(0.0)
+    for _ in router.path.renew(0.0):
+        pass
 
     (seen,) = router.out(gre(CLIENT, SERVER, 100))
     assert (ROUTER, SERVER, 100) == fields(seen)
