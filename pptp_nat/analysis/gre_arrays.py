@@ -93,19 +93,17 @@ class ArrayQuality(GreQuality):
             seen = [Evidence(self.file, sent.numbers.item(at), times.item(at)) for at in latest]
             before = self.largest_at if largest == self.largest else []
             self.largest, self.largest_at = largest, [*before, *seen][-KEPT:]
-        bins, cuts = self._shares(times)
-        begins, ends = cuts[:-1], cuts[1:]
-        octets = np.add.reduceat(lengths, begins, dtype=np.int64).tolist()
-        for each, count, here in zip(bins, (ends - begins).tolist(), octets, strict=True):
-            each.packets += count
-            each.octets += here
+        bins, begins, counts = self._shares(times)
+        np.asarray(self.timeline.packets)[bins] += counts
+        np.asarray(self.timeline.octets)[bins] += np.add.reduceat(lengths, begins, dtype=np.int64)
 
-    def _shares(self, times: Any) -> tuple[list[Any], Any]:  # noqa: ANN401  of numpy
-        """Return the bins that hold some of *times*, and where in them each begins and ends."""
-        bins, edges = self.timeline.between(times.item(0), times.item(-1))
-        cuts = np.concatenate(((0,), np.searchsorted(times, edges), (len(times),)))
-        full = np.flatnonzero(cuts[1:] > cuts[:-1])
-        return [bins[at] for at in full.tolist()], np.append(cuts[full], len(times))
+    def _shares(self, times: Any) -> tuple[Any, Any, Any]:  # noqa: ANN401  of numpy
+        """Return the bins that hold some of *times*, where in them each begins, how many it has."""
+        first, edges = self.timeline.between(times.item(0), times.item(-1))
+        cuts = np.concatenate(((0,), times.searchsorted(edges), (len(times),)))
+        counts = cuts[1:] - cuts[:-1]
+        full = counts.nonzero()[0]
+        return full + first, cuts[full], counts[full]
 
     def _speak(self, sent: ArrayColumns, heard: ArrayColumns) -> None:
         """Look for pauses; those of less than a second are nothing to speak of."""
@@ -188,19 +186,13 @@ class ArrayQuality(GreQuality):
         self._count_delays(np.maximum(delays[delays != 0.0], SHORTEST))
         at = int(waiting.argmax())
         self._most(waiting.item(at), came.item(at))
-        bins, cuts = self._shares(came)
-        begins = cuts[:-1]
-        columns = (
-            np.maximum.reduceat(waiting, begins), np.add.reduceat(delays, begins),
-            np.add.reduceat(delays != 0.0, begins, dtype=np.int64),
-            np.maximum.reduceat(delays, begins),
-        )  # fmt: skip
-        rows = zip(bins, *(column.tolist() for column in columns), strict=True)
-        for each, outstanding, delay, delayed, longest in rows:
-            each.outstanding = max(each.outstanding, outstanding)
-            each.delay += delay
-            each.delayed += delayed
-            each.longest = max(each.longest, longest)
+        bins, begins, _ = self._shares(came)
+        told = self.timeline
+        np.asarray(told.delay)[bins] += np.add.reduceat(delays, begins)
+        np.asarray(told.delayed)[bins] += np.add.reduceat(delays != 0.0, begins, dtype=np.int64)
+        for column, values in ((told.outstanding, waiting), (told.longest, delays)):
+            here = np.asarray(column)
+            here[bins] = np.maximum(here[bins], np.maximum.reduceat(values, begins))
 
     def _count_delays(self, delays: Any) -> None:  # noqa: ANN401  of numpy
         """See `pptp_nat.analysis.gre_measures.Delays.add`."""

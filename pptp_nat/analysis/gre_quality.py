@@ -176,11 +176,12 @@ class GreQuality:
             ][::-1]
             before = self.largest_at if largest == self.largest else []
             self.largest, self.largest_at = largest, [*before, *found][-KEPT:]
-        bins, cuts = self.timeline.shares(times)
-        for each, begin, end in zip(bins, cuts, cuts[1:], strict=False):
+        timeline = self.timeline
+        bin_, cuts = timeline.shares(times)
+        for at, (begin, end) in enumerate(pairwise(cuts), bin_):
             if begin < end:
-                each.packets += end - begin
-                each.octets += sum(lengths[begin:end])
+                timeline.packets[at] += end - begin
+                timeline.octets[at] += sum(lengths[begin:end])
 
     def _unlike(self, sent: Columns) -> None:
         """Count payload without number and number without payload (section 4.1, S bit)."""
@@ -225,7 +226,7 @@ class GreQuality:
             self.lost -= 1
             self.reordered += 1
             self.depth = max(self.depth, behind - 1)
-            self.timeline.at(time).lost -= 1
+            self.timeline.lost[self.timeline.at(time)] -= 1
         elif behind <= (_LATE_AT_MOST if sequence > 1 else _ANEW):
             self.duplicates += 1
         else:
@@ -242,7 +243,7 @@ class GreQuality:
     def _pass_over(self, begin: int, count: int, evidence: Evidence) -> None:
         """Note *count* numbers from *begin* on as lost, until they come late."""
         self.lost += count
-        self.timeline.at(evidence.time).lost += count
+        self.timeline.lost[self.timeline.at(evidence.time)] += count
         if len(self.losses) < KEPT:
             self.losses.append(evidence)
         end = begin + count
@@ -334,14 +335,15 @@ class GreQuality:
         unknown = len(delays) - len(known)
         most = max(waiting)
         self._most(most, came[waiting.index(most)])
-        bins, cuts = self.timeline.shares(came)
-        for each, begin, end in zip(bins, cuts, cuts[1:], strict=False):
+        timeline = self.timeline
+        bin_, cuts = timeline.shares(came)
+        for at, (begin, end) in enumerate(pairwise(cuts), bin_):
             if begin < end:
-                each.outstanding = max(each.outstanding, *waiting[begin:end])
                 part = delays[begin:end]
-                each.delay += sum(part)
-                each.delayed += end - begin - (part.count(0.0) if unknown else 0)
-                each.longest = max(each.longest, *part)
+                timeline.outstanding[at] = max(timeline.outstanding[at], *waiting[begin:end])
+                timeline.delay[at] += sum(part)
+                timeline.delayed[at] += end - begin - (part.count(0.0) if unknown else 0)
+                timeline.longest[at] = max(timeline.longest[at], *part)
 
     def _most(self, waiting: int, time: float) -> None:
         if self.outstanding < waiting < HALF:

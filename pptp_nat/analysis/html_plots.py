@@ -118,7 +118,7 @@ def plots(measures: dict[Role, GreQuality], windows: dict[Role, int | None]) -> 
 
     *windows* are the packets that the receiver of each role's GRE takes at once.
     """
-    begins = [each.timeline.items()[0][0] for each in measures.values() if each.timeline.bins]
+    begins = [each.timeline.items()[0][0] for each in measures.values() if each.timeline.used]
     start = min(begins, default=0.0)
 
     def lines(value: Callable[[Bin, float], float | None]) -> list[Series]:

@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate, repeat
-from typing import Final
+from typing import Final, NamedTuple
 
 _FINEST: Final = 0.25  #: seconds
 _BINS: Final = 128
 
 
-class Bin:
+class Bin(NamedTuple):
     """What happened between two moments."""
 
-    __slots__ = ("delay", "delayed", "longest", "lost", "octets", "outstanding", "packets")
-
-    def __init__(self) -> None:
-        self.packets = 0
-        self.octets = 0  #: of GRE payload
-        self.lost = 0  #: numbers passed over, less those that came late
-        self.outstanding = 0  #: most packets without acknowledgement
-        self.delay = 0.0  #: seconds, sum of all
-        self.delayed = 0  #: how many they are
-        self.longest = 0.0  #: of them
-
-    def take(self, other: Bin) -> None:
-        """Add *other* to this one."""
-        self.packets += other.packets
-        self.octets += other.octets
-        self.lost += other.lost
-        self.outstanding = max(self.outstanding, other.outstanding)
-        self.delay += other.delay
-        self.delayed += other.delayed
-        self.longest = max(self.longest, other.longest)
+    packets: int
+    octets: int  #: of GRE payload
+    lost: int  #: numbers passed over, less those that came late
+    outstanding: int  #: most packets without acknowledgement
+    delay: float  #: seconds, sum of all
+    delayed: int  #: how many they are
+    longest: float  #: of them
 
     @property
     def mean_delay(self) -> float | None:
@@ -46,59 +34,86 @@ class Timeline:
     """Bins of equal width that stand at multiples of it, so that two timelines match.
 
     The width doubles whenever more than 128 would be needed.  Times before the first
-    bin count as in it.
+    bin count as in it.  Each field of `Bin` is a column here, which has room for more
+    bins than are in use; whoever looks at one as memory lets go of it before the next
+    time is looked for.
     """
 
     def __init__(self) -> None:
         self.width = _FINEST  #: seconds
         self.base = 0  #: the first bin begins at base * width
-        self.bins: list[Bin] = []
+        self.used = 0  #: bins
+        self.packets, self.octets, self.lost = array("q"), array("q"), array("q")
+        self.outstanding, self.delayed = array("q"), array("q")
+        self.delay, self.longest = array("d"), array("d")
 
-    def at(self, time: float) -> Bin:
-        """Return the bin that holds *time*."""
-        return self.bins[self._index(time)]
-
-    def shares(self, times: Sequence[float]) -> tuple[list[Bin], list[int]]:
-        """Return the bins that hold *times*, and the index of the first of each; the last's end.
+    def shares(self, times: Sequence[float]) -> tuple[int, list[int]]:
+        """Return the first bin that holds *times*; where in them each bin begins, the last ends.
 
         Where *times* do not rise, every one of them is in some bin, if not in its own.
         """
-        bins, edges = self.between(times[0], times[-1])
+        begin, edges = self.between(times[0], times[-1])
         cuts = accumulate(map(bisect_left, repeat(times), edges), max)
-        return bins, [0, *cuts, len(times)]
+        return begin, [0, *cuts, len(times)]
 
-    def between(self, first: float, last: float) -> tuple[list[Bin], list[float]]:
-        """Return the bins from one time to another, and the times at which one ends."""
+    def between(self, first: float, last: float) -> tuple[int, list[float]]:
+        """Return the bin of one of two times, and the times at which it and others end.
+
+        These are all bins up to the one of the other time, whose end is not among them.
+        """
         for time in (first, last):
-            self._index(time)  # the latest may make all bins wider
-        begin, end = sorted((self._index(first), self._index(last)))
-        edges = [(self.base + at) * self.width for at in range(begin + 1, end + 1)]
-        return self.bins[begin : end + 1], edges
+            self.at(time)  # the latest may make all bins wider
+        begin, end = sorted((self.at(first), self.at(last)))
+        return begin, [(self.base + at) * self.width for at in range(begin + 1, end + 1)]
 
-    def _index(self, time: float) -> int:
+    def at(self, time: float) -> int:
         """Return which bin holds *time*; make it, and all of them wider if there are too many."""
-        if not self.bins:
+        if not self.used:
             self.base = math.floor(time / self.width)
         while (at := math.floor(time / self.width) - self.base) >= _BINS:
             self._coarsen()
         at = max(at, 0)
-        while len(self.bins) <= at:
-            self.bins.append(Bin())
+        if at >= self.used:
+            self.used = at + 1
+            missing = self.used - len(self.packets)
+            if missing > 0:
+                for column in self._columns():
+                    column.frombytes(bytes(column.itemsize * max(missing, len(column))))
         return at
+
+    def _columns(self) -> tuple[array[int] | array[float], ...]:
+        """Return all columns, in the order of `Bin`."""
+        return (
+            self.packets, self.octets, self.lost, self.outstanding,
+            self.delay, self.delayed, self.longest,
+        )  # fmt: skip
 
     def _coarsen(self) -> None:
         """Make the bins twice as wide."""
-        old, first = self.bins, self.base
+        lone = self.base % 2  # the first is the second half of its new bin
+        self.used = (self.used + lone + 1) // 2
         self.width *= 2
-        self.base = first // 2
-        self.bins = []
-        for index, each in enumerate(old):
-            at = (first + index) // 2 - self.base
-            if at < len(self.bins):
-                self.bins[at].take(each)
-            else:
-                self.bins.append(each)
+        self.base //= 2
+        for each in self._columns():
+            join = max if each is self.outstanding or each is self.longest else _sum
+            room = len(each)
+            if lone:
+                each.insert(0, 0)
+            if len(each) % 2:
+                each.append(0)
+            joined = array(each.typecode, map(join, each[::2], each[1::2]))
+            joined.frombytes(bytes(each.itemsize * (room - len(joined))))
+            each[:] = joined
+
+    @property
+    def bins(self) -> list[Bin]:
+        """All that are in use."""
+        return list(map(Bin, *(each[: self.used] for each in self._columns())))
 
     def items(self) -> list[tuple[float, Bin]]:
         """Return each bin with the time at which it begins, in seconds."""
         return [((self.base + at) * self.width, each) for at, each in enumerate(self.bins)]
+
+
+def _sum(one: float, other: float) -> float:
+    return one + other
