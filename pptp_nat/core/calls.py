@@ -23,7 +23,7 @@ from pptp_nat.core.refused import Refused
 from pptp_nat.core.states import CallState, ControlState, End
 from pptp_nat.core.stream import Stream
 from pptp_nat.core.talk import Echo, Talk, identity, settled, spoke, woken
-from pptp_nat.core.tuples import Address, Flow, Leg, Party, Placement, Seat
+from pptp_nat.core.tuples import Address, Flow, Leg, Party, Placement, Seat, flow_key
 
 NOBODY: Final = -1  #: in place of a call ID that is not known yet
 # A call's numbers lie in one int, each one higher than it is, so that 0 is `NOBODY`:
@@ -61,6 +61,20 @@ class Call:
         self._over: tuple[End | None, tuple[int, int, int, int] | None] = _NOTHING
         (octets,) = _OCTETS.unpack(_TIME.pack(now))
         self._numbers: int = octets << _CREATED | (requester | pns << 1) << _ROLES
+
+    @classmethod
+    def restored(
+        cls, number: int, connection: Connection, requester: Party, pns: Party, created: float,
+        numbers: tuple[int, int, int, int],
+    ) -> Call:  # fmt: skip
+        """Return a call of an earlier run; *numbers* are own, own, seen, seen, or `NOBODY`."""
+        call = cls(number, connection, requester, pns, created)
+        own, others_own, seen, others_seen = numbers
+        if own != NOBODY:
+            call._numbers |= own + 1 | seen + 1 << _SEEN
+        if others_own != NOBODY:
+            call._numbers |= (others_own + 1 | others_seen + 1 << _SEEN) << _BITS
+        return call
 
     @property
     def requester(self) -> Party:
@@ -147,24 +161,34 @@ class Connection:
         "_kept", "_talk", "is_local", "key", "mark", "passive", "said", "seen_as", "state",
     )  # fmt: skip
 
-    def __init__(self, number: int, placement: Placement, now: float, *, is_local: bool) -> None:
-        self._talk: Talk | bytes = Talk(number, now, now)
-        self.key = flow_key(placement.flow)
-        (one, one_seen_as), (other, other_seen_as) = placement.originator, placement.responder
-        #: by party, what it is seen as; None: as its own address
-        self.seen_as: tuple[Address | None, Address | None] = (
-            None if one == one_seen_as else one_seen_as,
-            None if other == other_seen_as else other_seen_as,
-        )
-        self.mark = placement.mark
+    def __init__(
+        self, talk: Talk | bytes, key: bytes, seen_as: tuple[Address | None, Address | None],
+        mark: int, *, is_local: bool, passive: str | None,
+    ) -> None:  # fmt: skip
+        self._talk = talk
+        self.key = key
+        self.seen_as = seen_as  #: by party, what it is seen as; None: as its own address
+        self.mark = mark
         self.is_local = is_local  #: one party is this router itself
-        #: why its octets pass untouched for good, if they do
-        self.passive = "kernel_helper" if placement.helper else None
+        self.passive = passive  #: why its octets pass untouched for good, if they do
         self.state = ControlState.OPENING
         #: its calls: nearly always one, then some, then so many that they are looked up
         self._kept: Call | tuple[Call, ...] | Index[Call] = ()
         #: of themselves, by party: see `introduce`
         self.said: tuple[bytes | None, bytes | None] = _NOTHING
+
+    @classmethod
+    def placed(cls, number: int, placement: Placement, now: float, *, is_local: bool) -> Connection:
+        """Return a connection that begins *now*, between the hosts of *placement*."""
+        (one, one_seen_as), (other, other_seen_as) = placement.originator, placement.responder
+        seen_as = (
+            None if one == one_seen_as else one_seen_as,
+            None if other == other_seen_as else other_seen_as,
+        )
+        return cls(
+            Talk(number, now, now), flow_key(placement.flow), seen_as, placement.mark,
+            is_local=is_local, passive="kernel_helper" if placement.helper else None,
+        )  # fmt: skip
 
     @property
     def talk(self) -> Talk:
@@ -388,14 +412,6 @@ class Connection:
 
 def _few(kept: Call | tuple[Call, ...]) -> tuple[Call, ...]:
     return (kept,) if isinstance(kept, Call) else kept
-
-
-def flow_key(flow: Flow) -> bytes:
-    """Return the 12 octets that name one direction of a TCP connection."""
-    return (
-        flow.source + flow.destination
-        + flow.source_port.to_bytes(2, "big") + flow.destination_port.to_bytes(2, "big")
-    )  # fmt: skip
 
 
 def external_addresses(connection: Connection) -> tuple[Address, ...]:

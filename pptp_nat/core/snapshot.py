@@ -23,7 +23,8 @@ from pptp_nat.core.messages import MessageType
 from pptp_nat.core.refused import Asked, Refused
 from pptp_nat.core.states import CallState, ControlState, End
 from pptp_nat.core.stream import Stream
-from pptp_nat.core.tuples import Address, Flow, Party, Placement, Seat
+from pptp_nat.core.talk import OVERLAYS, Talk, resting
+from pptp_nat.core.tuples import Address, Party
 
 
 class StreamRecord(NamedTuple):
@@ -113,6 +114,7 @@ class Snapshot:
 
 
 _UNKNOWN: Final = StreamRecord()
+_PARTIES: Final = tuple(Party)
 
 
 def stream_record(stream: Stream, *, whole: bool = False) -> StreamRecord:
@@ -216,24 +218,41 @@ def _age(record: CallRecord) -> int:
 
 
 def _connection(record: ConnectionRecord) -> Connection:
-    key = record.key
-    flow = Flow(
-        key[:4], int.from_bytes(key[8:10], "big"), key[4:8], int.from_bytes(key[10:], "big")
-    )
+    talk: Talk | bytes | None = _row(record)
+    if talk is None:
+        positions = record.positions
+        talk = Talk(record.id, record.created, positions.last_message)
+        talk.refused = _refused(positions.refused)
+        for stream, known in zip(
+            (talk.originators, talk.responders), positions.streams, strict=True
+        ):
+            if known != _UNKNOWN:
+                for name, value in known._asdict().items():
+                    setattr(stream, name, value)
     first, second = record.seen_as
-    placement = Placement(
-        flow, Seat(flow.source, first or flow.source),
-        Seat(flow.destination, second or flow.destination), record.mark,
+    return Connection(
+        talk, record.key, (first, second), record.mark,
+        is_local=record.is_local, passive=record.passive,
     )  # fmt: skip
-    connection = Connection(record.id, placement, record.created, is_local=record.is_local)
-    connection.passive = record.passive
-    connection.talk.last_message = record.positions.last_message
-    connection.talk.refused = _refused(record.positions.refused)
-    for stream, known in zip(connection.streams, record.positions.streams, strict=True):
-        if known != _UNKNOWN:
-            for name, value in known._asdict().items():
-                setattr(stream, name, value)
-    return connection
+
+
+def _row(record: ConnectionRecord) -> bytes | None:
+    """Return what `Talk.row` would, of parties that are as nearly all are; else None."""
+    _, spoke, fresh, (first, second), refused = record.positions
+    if fresh or refused is not None or record.id >> 48:
+        return None
+    for known in (first, second):
+        following, synced, head, cut, floor, overlays, history = known
+        if following is None or not synced or head or history:
+            return None
+        if cut is not None or floor is not None or len(overlays) > OVERLAYS:
+            return None
+    assert first.next is not None
+    assert second.next is not None
+    return resting(
+        record.id, record.created, spoke, (first.next, first.overlays),
+        (second.next, second.overlays),
+    )  # fmt: skip
 
 
 def _refused(record: RefusedRecord | None) -> Refused | None:
@@ -246,13 +265,12 @@ def _refused(record: RefusedRecord | None) -> Refused | None:
 
 
 def _call(record: CallRecord, connection: Connection) -> Call:
-    call = Call(record.id, connection, record.requester, record.pns, record.created)
+    call = Call.restored(
+        record.id, connection, record.requester, record.pns, record.created, record.numbers
+    )
     call.up_since, call.last_gre, call.packets = record.up_since, record.last_gre, record.packets
-    call.end, call.codes = record.end, record.codes
-    for party in Party:
-        own, seen = record.numbers[party], record.numbers[2 + party]
-        if own != NOBODY:
-            call.give(party, own, seen)
+    if record.end is not None or record.codes is not None:
+        call.end, call.codes = record.end, record.codes
     return call
 
 
@@ -261,7 +279,9 @@ def _take(book: Book, connection: Connection, record: CallRecord) -> bool:
     if record.state is CallState.GONE:
         return True
     taken: list[tuple[Pair, int]] = []
-    for party in Party:
+    for party in _PARTIES:
+        if connection.seen_as[party] is None and not connection.is_local:
+            continue
         if record.numbers[party] == NOBODY:
             continue
         if not (connection.chooses(party) or connection.claims(party)):

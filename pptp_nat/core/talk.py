@@ -38,8 +38,9 @@ _ANSWER: Final = struct.Struct("=df")  #: when the last echo was answered, and a
 # Bits of a row: of each stream whether `next` is known and whether it is synced, whether an
 # answer follows, and whose.
 _KNOWN, _SYNCED, _SECOND, _ANSWERED, _BY = 1, 2, 2, 16, 32
+_BOTH: Final = (_KNOWN | _SYNCED) << _SECOND | _KNOWN | _SYNCED
 _HISTORY: Final = 0xFF  #: octets of each stream that fit
-_OVERLAYS: Final = 0xFF * OVERLAY_OCTETS
+OVERLAYS: Final = 0xFF * OVERLAY_OCTETS  #: octets of each stream's that fit
 
 
 class Echo(NamedTuple):
@@ -103,7 +104,7 @@ class Talk:
             return None
         overlays, others = first.overlays, second.overlays
         history, kept = first.history, second.history
-        if len(overlays) > _OVERLAYS or len(others) > _OVERLAYS:
+        if len(overlays) > OVERLAYS or len(others) > OVERLAYS:
             return None
         if len(history) > _HISTORY or len(kept) > _HISTORY:
             return None
@@ -120,6 +121,21 @@ class Talk:
             len(others) // OVERLAY_OCTETS, len(history), len(kept), bits,
         )  # fmt: skip
         return fixed + overlays + others + history + kept + answer
+
+
+def resting(
+    number: int, created: float, spoke_at: float,
+    first: tuple[int, bytes], second: tuple[int, bytes],
+) -> bytes:  # fmt: skip
+    """Return the row of parties of an earlier run, whose streams are synced and at rest.
+
+    *first* and *second* are of each stream `Stream.next` and its overlays, 255 at most.
+    """
+    (following, overlays), (other_following, others) = first, second
+    return _ROW.pack(
+        number & 0xFFFFFFFF, number >> 32, created, spoke_at, following, other_following,
+        len(overlays) // OVERLAY_OCTETS, len(others) // OVERLAY_OCTETS, 0, 0, _BOTH,
+    ) + overlays + others  # fmt: skip
 
 
 def _bits(stream: Stream) -> int:

@@ -22,7 +22,7 @@ from typing import Final
 
 from pptp_nat.core.bindings import Bindings, Pair
 from pptp_nat.core.book import Book, Settings
-from pptp_nat.core.calls import Call, Connection, external_addresses, flow_key
+from pptp_nat.core.calls import Call, Connection, external_addresses
 from pptp_nat.core.dialogue import Dialogue
 from pptp_nat.core.events import LegMarked, Outcome, Verdict
 from pptp_nat.core.held import Held
@@ -40,7 +40,7 @@ from pptp_nat.core.parts import WHOLE, Elsewhere, Part
 from pptp_nat.core.snapshot import CallRecord, Snapshot, restore, snapshot
 from pptp_nat.core.states import CallState, ControlState, End, TcpEnd
 from pptp_nat.core.stream import Progress
-from pptp_nat.core.tuples import Address, Flow, Party, Placement, Seat
+from pptp_nat.core.tuples import Address, Flow, Party, Placement, Seat, flow_key
 from pptp_nat.errors import AdapterError, ExhaustedError
 
 _LOOKED_AT: Final = 64  #: connections, to find one that carries no call
@@ -196,7 +196,7 @@ class Translator:
                 opener, Seat(opener.source, opener.source),
                 Seat(opener.destination, opener.destination), 0,
             )  # fmt: skip
-        connection = Connection(book.next_id(), placement, now, is_local=is_local)
+        connection = Connection.placed(book.next_id(), placement, now, is_local=is_local)
         book.open_connection(connection)
         start = self._half_open.pop(connection.key, None)
         if start is not None:

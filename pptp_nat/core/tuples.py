@@ -48,6 +48,14 @@ class Flow(NamedTuple):
         return Flow(self.destination, self.destination_port, self.source, self.source_port)
 
 
+def flow_key(flow: Flow) -> bytes:
+    """Return the 12 octets that name one direction of a TCP connection."""
+    return (
+        flow.source + flow.destination
+        + flow.source_port.to_bytes(2, "big") + flow.destination_port.to_bytes(2, "big")
+    )  # fmt: skip
+
+
 class Seat(NamedTuple):
     """Where one party sits: its own address and the one that the other party sees."""
 

@@ -24,7 +24,7 @@ from pptp_nat.linux.leg_table import name_of
 from pptp_nat.router.carried import NO_GRE, Carried, Counts, add
 from pptp_nat.router.complaints import Complaints
 from pptp_nat.router.totals import Totals
-from pptp_nat.state.records import LegCount
+from pptp_nat.state.contents import LegCount
 
 FEW_CALLS: Final = 512  #: up to which counts are looked up one by one
 _AT_ONCE: Final = 16  #: calls looked up in one piece
@@ -94,21 +94,19 @@ class Carrier:
             return _NOBODY
         return self._remove(downs, now)
 
-    def adopt(
-        self, ups: Callable[[], Iterable[LegUp]], now: float, *, trusted: bool = False
-    ) -> int:
-        """Carry the legs of an earlier run's calls; return how many were not there any more.
+    def adopt(self, calls: Collection[Call], now: float, *, trusted: bool = False) -> int:
+        """Carry the legs of an earlier run's *calls*; return how many were not there any more.
 
-        Args:
-            ups: returns all of them, again and again: they are many, and not kept.
-            now: monotonic seconds.
-            trusted: they are all there, as far as anybody knows; whoever wants to be sure
-                compares afterwards (`pptp_nat.router.comparison`).
+        *trusted*: they are all there, as far as anybody knows; whoever wants to be sure
+        compares afterwards (`pptp_nat.router.comparison`).
         """
-        self.totals.adopt(ups())
-        mine = list(ups()) if not trusted or not self.path.outlives_us else [
-            up for up in ups() if self.totals.has_several(match_of_leg(up.leg))
-        ] if self.totals.shares else []  # fmt: skip
+        self.totals.adopt(calls)
+        ups: Iterable[LegUp] = legs_up(calls)
+        if trusted and self.path.outlives_us:
+            # Nothing is to be done but for legs that several calls have.
+            several = self.totals.has_several
+            ups = (up for up in ups if several(match_of_leg(up.leg))) if self.totals.shares else ()
+        mine = list(ups)
         orders = [LegOrder(each.leg, each.mark) for each in mine]
         absent = set(self.path.take_over(orders, trusted=trusted))
         missing = [up for up, order in zip(mine, orders, strict=True) if order in absent]

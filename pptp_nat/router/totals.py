@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from pptp_nat.core.calls import Call
-from pptp_nat.core.events import LegDown, LegUp
+from pptp_nat.core.events import LegDown, LegUp, legs_up
 from pptp_nat.core.tuples import Address
 from pptp_nat.linux.datapath import Match, Tally
 from pptp_nat.linux.leg_table import name_of
@@ -98,9 +98,33 @@ class Totals:
             client = self._client[name] = up.call.connection.seat(inside).own
             self.clients.setdefault(client, ClientTotals()).legs += 1
 
-    def adopt(self, ups: Iterable[LegUp]) -> None:
-        """Count what legs of an earlier run carry from the first look at them on."""
-        for up in ups:
+    def adopt(self, calls: Iterable[Call]) -> None:
+        """Count what the legs of an earlier run's *calls* carry from the first look on."""
+        known, by_client = self._known, self.by_client
+        for call in calls:
+            connection, number = call.connection, call.id << 1
+            if by_client or connection.is_local:
+                self._adopt_one_by_one(call)
+                continue
+            key, seen_as = connection.key, connection.seen_as
+            one, other = key[:4], key[4:8]
+            inside = inside_party(call)
+            seen = call.seen
+            to_one = to_other = None
+            if seen[0] >= 0:
+                to_one = other + (seen_as[0] or one) + seen[0].to_bytes(2, "big")
+            if seen[1] >= 0:
+                to_other = one + (seen_as[1] or other) + seen[1].to_bytes(2, "big")
+            if to_one in known or to_other in known:
+                self._adopt_one_by_one(call)
+                continue
+            if to_one is not None:
+                known[to_one] = ~(number | (inside == 0))
+            if to_other is not None:
+                known[to_other] = ~(number | (inside == 1))
+
+    def _adopt_one_by_one(self, call: Call) -> None:
+        for up in legs_up((call,)):
             self.begin(up)
             self.unread((up,))
 

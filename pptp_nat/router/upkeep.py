@@ -13,11 +13,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final
 
 from pptp_nat import log
-from pptp_nat.core.calls import Connection, flow_key
+from pptp_nat.core.calls import Connection
 from pptp_nat.core.events import Outcome
 from pptp_nat.core.states import ControlState
 from pptp_nat.core.translator import Translator
-from pptp_nat.core.tuples import Flow, Party, Placement
+from pptp_nat.core.tuples import Flow, Party, Placement, flow_key
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.conntrack import Conntrack
 from pptp_nat.linux.conntrack_events import Change

@@ -21,15 +21,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
 from pptp_nat import log
 from pptp_nat.core.bindings import Pair
 from pptp_nat.core.book import Settings
-from pptp_nat.core.calls import NOBODY, Call, Connection, flow_key
-from pptp_nat.core.events import LegUp, Outcome, legs_up
+from pptp_nat.core.calls import NOBODY, Call, Connection
+from pptp_nat.core.events import Outcome, legs_up
 from pptp_nat.core.snapshot import (
     CallRecord,
     ConnectionRecord,
@@ -39,13 +39,14 @@ from pptp_nat.core.snapshot import (
 )
 from pptp_nat.core.states import CallState, ControlState
 from pptp_nat.core.translator import Translator
-from pptp_nat.core.tuples import Address, Flow, Leg, Party, Placement
+from pptp_nat.core.tuples import Address, Flow, Leg, Party, Placement, flow_key
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.datapath import Match, Tally, match_of_leg
 from pptp_nat.router.carrier import Carrier
 from pptp_nat.state.store import Found
 
 _log: Final = logging.getLogger(__name__)
+_LAST_GRE: Final = CallRecord._fields.index("last_gre")
 _SAMPLED: Final = 32  #: calls that are looked at before records are believed
 _MANY: Final = 64  # legs that are removed at a time
 
@@ -83,7 +84,6 @@ class Adoption:
             AdapterError: the kernel does not say what it carries.
         """
         translator, book = self._translator, self._translator.book
-        placements = {flow_key(placement.flow): placement for placement in live}
         left_out = 0
         if found is not None:
             left_out = len(translator.restore(_as_of_now(found, book.settings, now), now))
@@ -95,6 +95,7 @@ class Adoption:
                     left_out=left_out,
                 )  # fmt: skip
                 return Adopted([], [], found)
+        placements = {flow_key(placement.flow): placement for placement in live}
         unseen: list[Flow] = []
         moved: list[Connection] = []
         for key, connection in book.connections.items():
@@ -106,7 +107,7 @@ class Adoption:
             elif any(placement.seat(party) != connection.seat(party) for party in Party):
                 moved.append(connection)
         outcomes = [translator.moved(moved, now), translator.ended(self._ended(found), now)]
-        missing = self._carrier.adopt(self._legs, now)
+        missing = self._carrier.adopt(book.calls.values(), now)
         self._credit(found)
         again, orphans = 0, self._carrier.path.left_over()
         if found is None or not found.exact:
@@ -156,17 +157,14 @@ class Adoption:
         self._carry_on(found, now)
 
     def _carry_on(self, found: Found, now: float) -> None:
-        self._carrier.adopt(self._legs, now, trusted=True)
+        self._carrier.adopt(self._translator.book.calls.values(), now, trusted=True)
         self._credit(found)
-
-    def _legs(self) -> Iterator[LegUp]:
-        return legs_up(self._translator.book.calls.values())
 
     def _credit(self, found: Found | None) -> None:
         """Give the data path the counts that died with the process that had them."""
         if found is None or not found.this_boot or not found.contents.carried:
             return
-        legs = {each.leg[:3]: each.leg for each in self._legs()}
+        legs = {each.leg[:3]: each.leg for each in legs_up(self._translator.book.calls.values())}
         for match, known in found.contents.carried.items():
             leg = legs.get(match)
             if leg is not None:
@@ -216,7 +214,9 @@ def _as_of_now(found: Found, settings: Settings, now: float) -> Snapshot:
         return taken
     # Nobody has looked at what it carried since; it has its whole time again.
     calls = [
-        each._replace(last_gre=now) if each.state is CallState.UP else each for each in taken.calls
+        tuple.__new__(CallRecord, (*each[:_LAST_GRE], now, *each[_LAST_GRE + 1 :]))
+        if each.state is CallState.UP else each
+        for each in taken.calls
     ]
     return Snapshot(
         taken.last_id, taken.connections, calls, taken.kept_back, taken.half_open,

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from pptp_nat.state.records import LegCount
+from pptp_nat.state.contents import LegCount
 
 _PARTS: Final = 64  #: that are sorted one by one: a list of Python's numbers is five times as large
 

@@ -29,8 +29,8 @@ from pptp_nat.core.events import (
 from pptp_nat.core.states import CallState, ControlState
 from pptp_nat.core.translator import Translator
 from pptp_nat.state import records
+from pptp_nat.state.contents import LegCount
 from pptp_nat.state.on_record import OnRecord
-from pptp_nat.state.records import LegCount
 from pptp_nat.state.store import Found, Store
 
 _OF_CALLS: Final = (CallChanged, LegUp, LegDown)

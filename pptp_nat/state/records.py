@@ -11,12 +11,11 @@ Numbers are in network order; `pptp_nat.state.record_format` has the layouts.
 from __future__ import annotations
 
 import json
-import math
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from math import isnan
+from typing import Final
 
 from pptp_nat.core.bindings import Pair
 from pptp_nat.core.book import Book
@@ -26,7 +25,6 @@ from pptp_nat.core.refused import Asked
 from pptp_nat.core.snapshot import (
     CallRecord,
     ConnectionRecord,
-    KeptBack,
     Positions,
     RefusedRecord,
     Snapshot,
@@ -34,60 +32,13 @@ from pptp_nat.core.snapshot import (
 )
 from pptp_nat.core.snapshot import positions as positions_of
 from pptp_nat.core.states import CallState, ControlState, End
-from pptp_nat.core.tuples import Address, Party
+from pptp_nat.core.tuples import Party
 from pptp_nat.state import record_format as form
+from pptp_nat.state.contents import Contents, LegCount
 
-
-class LegCount(NamedTuple):
-    """GRE of a leg that nobody else counts: source, destination and key of what arrives."""
-
-    source: Address
-    destination: Address
-    key: int
-    packets: int
-    octets: int
-
-
-@dataclass(slots=True)
-class Contents:
-    """What records say together."""
-
-    last_id: int = 0
-    connections: dict[int, ConnectionRecord] = field(default_factory=dict)
-    positions: dict[int, Positions] = field(default_factory=dict)
-    calls: dict[int, CallRecord] = field(default_factory=dict)
-    kept_back: dict[tuple[Pair, int], float] = field(default_factory=dict)
-    carried: dict[tuple[Address, Address, int], LegCount] = field(default_factory=dict)
-    half_open: dict[bytes, int] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    messages: dict[tuple[MessageType | None, bool], int] = field(default_factory=dict)
-    ends: dict[End, int] = field(default_factory=dict)
-    whole: bool = False  #: all that a translator knew, at one moment
-    astray: bool = False  #: octets have gone by since that nobody has read
-
-    def snapshot(self, now: float) -> Snapshot:
-        """Return all of it but what is over at *now*, and of two with one flow the later one."""
-        latest = {self.connections[number].key: number for number in sorted(self.connections)}
-        return Snapshot(
-            self.last_id,
-            [
-                each._replace(positions=self.positions.get(each.id, each.positions))
-                for each in map(self.connections.__getitem__, latest.values())
-            ],
-            [
-                each
-                for each in self.calls.values()
-                if each.connection in self.connections
-                and latest[self.connections[each.connection].key] == each.connection
-                and (each.state is not CallState.GONE or (each.due or 0.0) > now)
-            ],
-            [
-                KeptBack(until, pair, number)
-                for (pair, number), until in self.kept_back.items()
-                if until > now
-            ],
-            self.half_open, self.counts, self.messages, self.ends,
-        )  # fmt: skip
+_make: Final = tuple.__new__
+_PARTIES: Final = tuple(Party)
+_UNKNOWN: Final = (StreamRecord(), StreamRecord())
 
 
 def record(kind: int, body: bytes) -> bytes:
@@ -255,6 +206,9 @@ def _said(octets: bytes | None) -> bytes:
 
 
 # Reading.
+#
+# A hundred thousand records of each kind are read before anybody is served, so NamedTuples are
+# made without the detour of their constructors over Python.
 
 
 def read(octets: bytes, into: Contents, at: int = 0) -> int:
@@ -289,10 +243,6 @@ def is_torn(octets: bytes, at: int) -> bool:
     return kind in _READERS and size <= form.LONGEST and rest < form.HEADER.size + size
 
 
-def _moment(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
 def _read_last_id(body: bytes, into: Contents) -> None:
     into.last_id = max(into.last_id, form.ID_BODY.unpack(body)[0])
 
@@ -307,11 +257,12 @@ def _read_connection(body: bytes, into: Contents) -> None:
         size = body[at]
         said.append(body[at + 1 : at + 1 + size] or None)
         at += 1 + size
-    into.connections[number] = ConnectionRecord(
+    into.connections[number] = _make(ConnectionRecord, (
         number, key, (first if flags & 2 else None, second if flags & 4 else None), mark,
-        bool(flags & 1), form.PASSIVE[passive], form.CONTROL_STATES[state], created, _moment(due),
-        (said[0], said[1]), Positions(number, created),
-    )  # fmt: skip
+        bool(flags & 1), form.PASSIVE[passive], form.CONTROL_STATES[state], created,
+        None if isnan(due) else due,
+        (said[0], said[1]), _make(Positions, (number, created, (), _UNKNOWN, None)),
+    ))  # fmt: skip
     into.last_id = max(into.last_id, number)
 
 
@@ -331,14 +282,14 @@ def _read_positions(body: bytes, into: Contents) -> None:
         at = last + history
         if at > len(body):
             raise ValueError(at)
-        streams.append(StreamRecord(
+        streams.append(_make(StreamRecord, (
             following if flags & 1 else None, bool(flags & 2), body[begin:middle],
             cut if flags & 4 else None, floor if flags & 8 else None,
             body[middle:last], body[last:at],
-        ))  # fmt: skip
-    into.positions[number] = Positions(
+        )))  # fmt: skip
+    into.positions[number] = _make(Positions, (
         number, last_message, tuple(fresh), (streams[0], streams[1]), _read_refused(body, at)
-    )
+    ))  # fmt: skip
 
 
 def _read_refused(body: bytes, at: int) -> RefusedRecord | None:
@@ -365,13 +316,12 @@ def _read_closed(body: bytes, into: Contents) -> None:
 def _read_call(body: bytes, into: Contents) -> None:
     (number, owner, requester, pns, state, *numbers, created, up_since, last_gre, packets, end,
      due, kind, result, error, cause) = form.CALL_BODY.unpack(body)  # fmt: skip
-    first, second, third, fourth = numbers
-    codes = None if kind < 0 else (kind, result, error, cause)
-    into.calls[number] = CallRecord(
-        number, owner, Party(requester), Party(pns), form.CALL_STATES[state],
-        (first, second, third, fourth), created, _moment(up_since), _moment(last_gre), packets,
-        form.ENDS[end - 1] if end else None, codes, _moment(due),
-    )  # fmt: skip
+    into.calls[number] = _make(CallRecord, (
+        number, owner, _PARTIES[requester], _PARTIES[pns], form.CALL_STATES[state], tuple(numbers),
+        created, None if isnan(up_since) else up_since,
+        None if isnan(last_gre) else last_gre, packets, form.ENDS[end - 1] if end else None,
+        None if kind < 0 else (kind, result, error, cause), None if isnan(due) else due,
+    ))  # fmt: skip
     into.last_id = max(into.last_id, number)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from pptp_nat.state import record_format, records
+from pptp_nat.state.contents import Contents
 
 FILE_MODE: Final = 0o640
 DIRECTORY_MODE: Final = 0o750
@@ -78,7 +79,7 @@ class Generation(NamedTuple):
     end: int  #: of its last whole record, octets
 
 
-def size_of(known: records.Contents) -> int:
+def size_of(known: Contents) -> int:
     """Return about how many octets all records of what is *known* take."""
     form = record_format
     connection = form.CONNECTION_BODY.size + form.POSITIONS_BODY.size + 2 * form.HEADER.size

@@ -39,7 +39,7 @@ from typing import Final, NamedTuple, Protocol
 from pptp_nat.errors import UsageError
 from pptp_nat.log import event
 from pptp_nat.state import records
-from pptp_nat.state.records import Contents
+from pptp_nat.state.contents import Contents
 from pptp_nat.state.statefile import (
     HEADER_SIZE,
     DamagedError,

@@ -28,7 +28,7 @@ from pptp_nat import api, log
 from pptp_nat.control import sockets
 from pptp_nat.errors import UsageError
 from pptp_nat.state import records
-from pptp_nat.state.records import Contents
+from pptp_nat.state.contents import Contents
 from pptp_nat.state.store import Found
 
 if TYPE_CHECKING:

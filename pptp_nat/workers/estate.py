@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from pptp_nat.config import Config
 from pptp_nat.core.parts import Part
-from pptp_nat.state.records import Contents
+from pptp_nat.state.contents import Contents
 from pptp_nat.state.store import Found, Journal
 
 _NAME: Final = "worker-"

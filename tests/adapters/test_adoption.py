@@ -12,7 +12,7 @@ from pptp_nat.linux.queue_path import QueuePath
 from pptp_nat.router.carrier import Carrier
 from pptp_nat.state import records
 from pptp_nat.state.adoption import Adoption, rebuilt
-from pptp_nat.state.records import Contents
+from pptp_nat.state.contents import Contents
 from pptp_nat.state.store import Found
 
 CLIENT, OTHER = bytes((192, 168, 77, 10)), bytes((192, 168, 77, 11))

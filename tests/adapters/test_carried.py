@@ -29,7 +29,7 @@ def call(number: int, external: bytes, servers: int) -> Call:
     seats = Seat(CLIENT, external), Seat(SERVER, SERVER)
     placement = Placement(Flow(CLIENT, 40000 + number, SERVER, 1723), *seats, 0)
     made = Call(
-        number, Connection(number, placement, 0.0, is_local=False),
+        number, Connection.placed(number, placement, 0.0, is_local=False),
         Party.ORIGINATOR, Party.ORIGINATOR, 0.0,
     )  # fmt: skip
     made.give(Party.ORIGINATOR, 7, number)

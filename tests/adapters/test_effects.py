@@ -12,8 +12,9 @@ from pptp_nat.linux.queue_path import QueuePath
 from pptp_nat.router.carried import Counts
 from pptp_nat.router.carrier import Carrier
 from pptp_nat.router.effects import Effects
+from pptp_nat.state.contents import Contents
 from pptp_nat.state.recorder import Recorder
-from pptp_nat.state.records import CallRecord, Contents, read
+from pptp_nat.state.records import CallRecord, read
 
 from .test_carried import EXTERNALS, call, down, up
 

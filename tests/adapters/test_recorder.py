@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pptp_nat.state import recorder as module
+from pptp_nat.state.contents import Contents, LegCount
 from pptp_nat.state.on_record import OnRecord
 from pptp_nat.state.recorder import Recorder
-from pptp_nat.state.records import Contents, LegCount, read
+from pptp_nat.state.records import read
 from tests.core.effort import effort
 from tests.scenario.ladder import Ladder
 

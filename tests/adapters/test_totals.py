@@ -43,7 +43,7 @@ def call(number, *, host=10, nat=True):
     own = client(host)
     flow = Flow(own, 40000 + number, SERVER, 1723)
     seats = Seat(own, EXTERNAL if nat else own), Seat(SERVER, SERVER)
-    connection = Connection(number, Placement(flow, *seats, 0), 0.0, is_local=False)
+    connection = Connection.placed(number, Placement(flow, *seats, 0), 0.0, is_local=False)
     made = Call(number, connection, Party.ORIGINATOR, Party.ORIGINATOR, 0.0)
     made.give(Party.ORIGINATOR, 7, number if nat else 7)
     made.give(Party.RESPONDER, 100 + number, 100 + number)
@@ -331,7 +331,7 @@ def test_what_an_earlier_run_has_counted_is_not_counted_again() -> None:
     up = call(3)
     inward, outward = (Match(*up.leg(party)[:3]) for party in Party)
     totals = Totals()
-    totals.adopt(ups(up))
+    totals.adopt([up])
     assert [] == totals.read({inward: Tally(1000, 100_000), outward: Tally(0, 0)})
     totals.read({inward: Tally(1003, 100_300), outward: Tally(2, 200)})
 

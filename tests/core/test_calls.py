@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from pptp_nat.core import calls
 from pptp_nat.core.bindings import Bindings
 from pptp_nat.core.book import Book, Settings
-from pptp_nat.core.calls import NOBODY, Call, Connection, external_addresses, flow_key
+from pptp_nat.core.calls import NOBODY, Call, Connection, external_addresses
 from pptp_nat.core.index import Index
 from pptp_nat.core.states import CallState
-from pptp_nat.core.tuples import Flow, Leg, Party, Placement, Seat
+from pptp_nat.core.tuples import Flow, Leg, Party, Placement, Seat, flow_key
 
 from .effort import effort
 
@@ -22,7 +22,7 @@ NUMBERS = st.sampled_from((0, 1, 0x1200, 0xFFFF))
 
 
 def connection(*, is_local: bool = False, placement: Placement = PLACEMENT) -> Connection:
-    return Connection(1, placement, 0.0, is_local=is_local)
+    return Connection.placed(1, placement, 0.0, is_local=is_local)
 
 
 @given(st.lists(st.tuples(

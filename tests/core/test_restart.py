@@ -20,8 +20,8 @@ from pptp_nat.core.snapshot import call_record, connection_record, without_posit
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Leg, Party
 from pptp_nat.state import records
+from pptp_nat.state.contents import Contents, LegCount
 from pptp_nat.state.recorder import Recorder
-from pptp_nat.state.records import Contents, LegCount
 
 from .effort import effort
 from .hosts import Round, conversations

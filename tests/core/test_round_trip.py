@@ -31,7 +31,7 @@ class Spoken:
     def __init__(self, numbers: dict[Party, list[int]], drawn: int, outgoing: list[bool]) -> None:
         self.book = Book(Bindings(lambda: drawn), Settings())
         self.dialogue = Dialogue(self.book)
-        self.connection = Connection(1, HAIRPIN, 0.0, is_local=False)
+        self.connection = Connection.placed(1, HAIRPIN, 0.0, is_local=False)
         self.book.open_connection(self.connection)
         for first, second, out in zip(*numbers.values(), outgoing, strict=False):
             request = M.OUTGOING_CALL_REQUEST if out else M.INCOMING_CALL_REQUEST

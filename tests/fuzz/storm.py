@@ -30,6 +30,7 @@ from pptp_nat.errors import ConfigError, ExhaustedError, UsageError, WireError
 from pptp_nat.linux.datapath import LegOrder
 from pptp_nat.linux.queue_path import QueuePath
 from pptp_nat.state import records, statefile
+from pptp_nat.state.contents import Contents
 from pptp_nat.tables.table import Filter
 from tests.core.wire import tcp_packet
 
@@ -255,7 +256,7 @@ def journals() -> list[bytes]:
 
 def read_journal(octets: bytes) -> None:
     """Go on from records that may be wrong, their sums right or not."""
-    contents = records.Contents()
+    contents = Contents()
     records.read(octets, contents)
     for kind in records._READERS:
         records.read(records.record(kind, octets[:120]), contents)

@@ -19,7 +19,7 @@ from pptp_nat.router.carrier import Carrier
 from pptp_nat.router.upkeep import Upkeep
 from pptp_nat.state import records
 from pptp_nat.state.adoption import Adoption, rebuilt
-from pptp_nat.state.records import Contents
+from pptp_nat.state.contents import Contents
 from pptp_nat.state.store import Found
 
 from .conntrack_lab import (

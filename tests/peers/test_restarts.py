@@ -17,6 +17,7 @@ from pptp_nat.core.states import CallState, End
 from pptp_nat.lab.control import Call, Connection
 from pptp_nat.lab.peers import Station
 from pptp_nat.state import records, statefile
+from pptp_nat.state.contents import Contents
 from tests.paths import at_great_length, at_length, every_path
 
 from .conftest import By, World
@@ -191,7 +192,7 @@ def test_a_call_that_ended_in_the_last_moment_stays_ended(world: Callable[..., W
     daemon.kill()
     # As if the end had been recorded, and the process had died before it removed the legs.
     (journal,) = daemon.socket.with_suffix(".journal").glob("journal.*")
-    contents = records.Contents()
+    contents = Contents()
     records.read(journal.read_bytes()[statefile.HEADER_SIZE :], contents)
     ended = min(contents.calls.values(), key=lambda each: each.id)
     gone = ended._replace(state=CallState.GONE, end=End.DISCONNECTED, due=time.monotonic() + 60)
