@@ -18,7 +18,9 @@ from pptp_nat.linux.conntrack_wire import (
     BY_PROTOCOL,
     BY_SOURCE_PORT,
     TCP,
+    Status,
     Tuple,
+    by_status,
     by_tuple,
     dump_message,
 )
@@ -49,6 +51,32 @@ def control_pieces(ports: Collection[int]) -> Iterator[list[Placement]]:
                     yield [each.placement for each in found if is_control(each, ports)]
     except AdapterError as error:
         raise failed("listing control connections in conntrack", error.errno) from error
+
+
+def helped(ports: Collection[int], name: str, *, attached: bool) -> list[Placement]:
+    """Return the control connections on *ports* that the kernel's helper *name* follows.
+
+    *attached*: this kernel attaches helpers by rules alone, and says so in an entry's
+    status; then it need not show us the others.
+
+    Raises:
+        AdapterError: the kernel refused.
+    """
+    wanted = name.encode() + b"\0"
+    marked = by_status(Status.HELPER) if attached else b""
+    found: list[Placement] = []
+    try:
+        for criteria in control_criteria(ports):
+            with Netlink() as reading:
+                for bodies in reading.pieces(dump_message(criteria, marked), _unread, list):
+                    some = [body for body in bodies if wanted in body]
+                    found += [
+                        each.placement for each in entries_of(some, Reader(), None)
+                        if is_control(each, ports) and each.helper == name
+                    ]  # fmt: skip
+    except AdapterError as error:
+        raise failed("looking for a helper's connections in conntrack", error.errno) from error
+    return list(dict.fromkeys(found))
 
 
 def _unread(_datagram: bytes) -> None:

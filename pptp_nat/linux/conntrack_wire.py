@@ -88,6 +88,7 @@ class Status(enum.IntFlag):
     SRC_NAT = 1 << 4
     DST_NAT = 1 << 5
     FIXED_TIMEOUT = 1 << 10
+    HELPER = 1 << 13  #: a rule has attached one
 
 
 # CONFIRMED, or the kernel refuses (EBUSY).  FIXED_TIMEOUT, or the first packet sets the

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux import preflight_helper
-from pptp_nat.linux.conntrack import Conntrack
+from pptp_nat.linux.conntrack_pieces import helped
 from pptp_nat.linux.nfqueue import QueueCounters, queue_counters
 from pptp_nat.linux.ruleset_settings import RuleSettings
 
@@ -127,29 +127,30 @@ def bound_queues(
 def conntrack(
     settings: RuleSettings,
     limit: Path = PROC / "sys/net/netfilter/nf_conntrack_max",
-    table: Callable[[], Conntrack] = Conntrack,
+    sysctl: Path = PROC / "sys/net/netfilter/nf_conntrack_helper",
 ) -> Iterator[Finding]:
     """Find out whether there is a conntrack table, open to us, and what a helper holds in it."""
     if not limit.exists():
         yield no_conntrack(limit)
         return
     try:
-        with table() as opened:
-            helped = [p for p in opened.control_connections(settings.ports) if p.helper]
+        # Before Linux 6.0, which has no such switch, helpers may also attach themselves.
+        connections = helped(
+            settings.ports, preflight_helper.NAME, attached=not sysctl.exists()
+        )
     except AdapterError as error:
         yield no_ctnetlink(error)
         return
-    for placement in helped:
-        if placement.helper == preflight_helper.NAME:
-            flow = placement.flow
-            yield Finding(
-                Severity.REFUSE,
-                f"the kernel's own pptp helper is attached to the control connection "
-                f"{socket.inet_ntoa(flow.source)}:{flow.source_port} -> "
-                f"{socket.inet_ntoa(flow.destination)}:{flow.destination_port}",
-                "take its rule away, then the connection "
-                f"(conntrack -D -p tcp --dport {flow.destination_port})",
-            )
+    for placement in connections:
+        flow = placement.flow
+        yield Finding(
+            Severity.REFUSE,
+            f"the kernel's own pptp helper is attached to the control connection "
+            f"{socket.inet_ntoa(flow.source)}:{flow.source_port} -> "
+            f"{socket.inet_ntoa(flow.destination)}:{flow.destination_port}",
+            "take its rule away, then the connection "
+            f"(conntrack -D -p tcp --dport {flow.destination_port})",
+        )
 
 
 def no_conntrack(limit: Path) -> Finding:

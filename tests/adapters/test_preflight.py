@@ -115,13 +115,16 @@ def test_without_conntrack_the_daemon_must_not_start(tmp_path: Path) -> None:
     assert "load nf_conntrack" in found[0].text
 
 
-def test_a_kernel_without_ctnetlink_is_refused(tmp_path: Path) -> None:
+def test_a_kernel_without_ctnetlink_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """OpenWrt packs it apart."""
 
-    def refuse() -> Any:
+    def refuse(*_: object, **__: object) -> Any:
         raise AdapterError("listing control connections in conntrack", 22)
 
-    found = list(preflight.conntrack(SETTINGS, limit=tmp_path, table=refuse))
+    monkeypatch.setattr(preflight, "helped", refuse)
+    found = list(preflight.conntrack(SETTINGS, limit=tmp_path))
 
     assert [Severity.REFUSE] == [finding.severity for finding in found]
     assert "kmod-nf-conntrack-netlink" in found[0].text
