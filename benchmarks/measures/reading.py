@@ -52,7 +52,7 @@ def _read(argv: list[str]) -> dict[str, float]:
     try:
         process = subprocess.Popen(
             argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            cwd=Path(__file__).parents[2],
+            cwd=Path(__file__).parents[2], env=_as_installed(),
         )  # fmt: skip
     except FileNotFoundError:
         raise BenchError(f"{argv[0]} is not here: apt-get install {argv[0]}") from None
@@ -65,3 +65,8 @@ def _read(argv: list[str]) -> dict[str, float]:
         "cpu_seconds": usage.ru_utime + usage.ru_stime,  # its children's included
         "megabytes": usage.ru_maxrss / 1024,
     }
+
+
+def _as_installed() -> dict[str, str]:
+    """Return the environment, but that modules are compiled once, as those of a package are."""
+    return {name: word for name, word in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

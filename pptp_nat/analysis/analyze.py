@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pptp_nat.analysis import parallel
 from pptp_nat.analysis.capture import CaptureReader
-from pptp_nat.analysis.diagnosis import diagnose
-from pptp_nat.analysis.follower import Follower
-from pptp_nat.analysis.gre_quality import GreQuality
 from pptp_nat.analysis.model import Analysis, CaptureFile
-from pptp_nat.analysis.translations import translations
 from pptp_nat.core.messages import PORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from pptp_nat.analysis.follower import Follower
+    from pptp_nat.analysis.gre_quality import GreQuality
     from pptp_nat.analysis.sorting import Window
 
     #: Is told how many octets of how many have been read.
@@ -42,7 +41,11 @@ def analyze(
     vantages: list[_Vantage] = []
     measure = _measure(readers)
     try:
-        for reader, first, rest in _in_time(readers):
+        for reader, first, begin in _in_time(readers):
+            rest = begin()
+            # Other processes read while this one loads modules.
+            from pptp_nat.analysis.follower import Follower  # noqa: PLC0415
+
             file = CaptureFile(reader.name, reader.kind)
             analysis.files.append(file)
             vantage = _vantage_of(
@@ -62,19 +65,17 @@ def analyze(
         analysis.interrupted = True
     for vantage in vantages:
         vantage.follower.finish()
+    from pptp_nat.analysis.diagnosis import conclude  # noqa: PLC0415
+
     conclude(analysis)
     return analysis
-
-
-def conclude(analysis: Analysis) -> None:
-    """Say what follows from all that was read; may be done again when there is more."""
-    analysis.translations = translations(analysis)
-    analysis.diagnoses = diagnose(analysis)
 
 
 def _measure(readers: list[CaptureReader]) -> type[GreQuality]:
     """Return what measures GRE: by the column if it is read so."""
     if all(reader.bulk is None for reader in readers):
+        from pptp_nat.analysis.gre_quality import GreQuality  # noqa: PLC0415
+
         return GreQuality
     from pptp_nat.analysis.gre_arrays import ArrayQuality  # noqa: PLC0415  numpy is here
 
@@ -92,15 +93,20 @@ class _Vantage:
 
 def _in_time(
     readers: list[CaptureReader],
-) -> list[tuple[CaptureReader, Window, Iterator[Window]]]:
-    """Return the readers in the order of their first packets, with their windows."""
+) -> list[tuple[CaptureReader, Window, Callable[[], Iterator[Window]]]]:
+    """Return the readers in the order of their first packets.
+
+    With each its first window, and what begins to read the others.
+    """
     begun = []
     for reader in readers:
         windows = reader.windows()
         first = next(windows)
         if parallel.is_worth_it(reader) and first.damage is None:
-            windows = parallel.windows(reader)
-        begun.append((reader, first, windows))
+            begin = functools.partial(parallel.windows, reader)
+        else:
+            begin = functools.partial(iter, windows)
+        begun.append((reader, first, begin))
     return sorted(begun, key=lambda item: item[1].first or 0.0)
 
 

@@ -28,6 +28,7 @@ from pptp_nat.analysis.rules_control import CONNECTION_RULES
 from pptp_nat.analysis.rules_gre import GRE_RULES
 from pptp_nat.analysis.rules_ppp import PPP_RULES
 from pptp_nat.analysis.rules_whole import WHOLE_RULES
+from pptp_nat.analysis.translations import translations
 from pptp_nat.core.messages import Role
 
 _ORDER: Final = (Severity.ERROR, Severity.WARNING, Severity.NOTE, Severity.OK)
@@ -57,6 +58,12 @@ ALL_RULES: Final[tuple[Rule[ConnectionCase] | Rule[CallCase] | Rule[Scene], ...]
 
 _UNLESS: Final = {rule.slug: rule.unless for rule in ALL_RULES}
 _BAD_SLUGS: Final = {rule.slug for rule in ALL_RULES if rule.severity in _BAD}
+
+
+def conclude(analysis: Analysis) -> None:
+    """Say what follows from all that was read; may be done again when there is more."""
+    analysis.translations = translations(analysis)
+    analysis.diagnoses = diagnose(analysis)
 
 
 def diagnose(analysis: Analysis) -> list[Diagnosis]:

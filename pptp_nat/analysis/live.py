@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from pptp_nat.analysis.analyze import conclude
+from pptp_nat.analysis.diagnosis import conclude
 from pptp_nat.analysis.follower import Follower
 from pptp_nat.analysis.formats import Interface, Record
 from pptp_nat.analysis.items import call_item, connection_item, diagnosis_item, dotted

@@ -76,17 +76,16 @@ def _workers() -> int:
 
 
 def windows(reader: CaptureReader) -> Iterator[Window]:
-    """Yield what a reader has not read yet."""
+    """Begin to read what a reader has not read yet, and return it bit by bit."""
     from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415  costs a moment
     from multiprocessing import get_context  # noqa: PLC0415
 
     pool = ProcessPoolExecutor(
         _workers(), mp_context=get_context("fork"), initializer=_begin_worker
     )
-    try:
-        yield from _in_order(reader, pool)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    stretches = _Stretches(reader, pool)
+    stretches.submit()
+    return stretches.windows()
 
 
 def _begin_worker() -> None:
@@ -94,37 +93,57 @@ def _begin_worker() -> None:
     gc.disable()
 
 
-def _in_order(reader: CaptureReader, pool: Executor) -> Iterator[Window]:
-    offset, packets, form, main = reader.state
-    task = Task(reader.name, form, main, reader.ports, 0, 0, reader.bulk, is_exact=False)
-    bounds = [*range(offset, reader.size, STRETCH), reader.size]
-    todo = deque(pairwise(bounds))
-    under_way: deque[tuple[int, Future[Done]]] = deque()
-    while todo or under_way:
-        while todo and len(under_way) < _AHEAD * _workers():
-            start, stop = todo.popleft()
-            under_way.append((stop, pool.submit(
-                read_stretch, task._replace(start=start, stop=stop, is_exact=start == offset)
-            )))  # fmt: skip
-        stop, future = under_way.popleft()
-        done = future.result()
-        if done.begin != offset or form != task.form:
-            done = read_stretch(
-                task._replace(form=form, main=None, start=offset, stop=stop, is_exact=True)
-            )
-        window, form = done.window, done.form
-        window.shift(packets)
-        if done.packed is not None:
-            from pptp_nat.analysis.arrays import unpacked  # noqa: PLC0415  numpy is here
+class _Stretches:
+    """The stretches of a file, and the pool that reads them."""
 
-            window.flows = unpacked(done.packed, packets)
-        if window.damage is not None:
-            window.damage = replace(window.damage, number=window.damage.number + packets)
-        packets += window.packets
-        offset = reader.position = done.end
-        yield window
-        if window.damage is not None:
-            break
+    def __init__(self, reader: CaptureReader, pool: Executor) -> None:
+        self._reader, self._pool = reader, pool
+        offset, _, form, main = reader.state
+        self._task = Task(
+            reader.name, form, main, reader.ports, 0, 0, reader.bulk, is_exact=False
+        )  # fmt: skip
+        self._begin = offset
+        self._todo = deque(pairwise([*range(offset, reader.size, STRETCH), reader.size]))
+        self._under_way: deque[tuple[int, Future[Done]]] = deque()
+
+    def submit(self) -> None:
+        """See to it that each worker has something to do, and something waits for it."""
+        while self._todo and len(self._under_way) < _AHEAD * _workers():
+            start, stop = self._todo.popleft()
+            task = self._task._replace(start=start, stop=stop, is_exact=start == self._begin)
+            self._under_way.append((stop, self._pool.submit(read_stretch, task)))
+
+    def windows(self) -> Iterator[Window]:
+        """Yield what is in them, in order."""
+        try:
+            yield from self._in_order()
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _in_order(self) -> Iterator[Window]:
+        reader, task = self._reader, self._task
+        offset, packets, form, _ = reader.state
+        while self._under_way:
+            stop, future = self._under_way.popleft()
+            done = future.result()
+            self.submit()
+            if done.begin != offset or form != task.form:
+                done = read_stretch(
+                    task._replace(form=form, main=None, start=offset, stop=stop, is_exact=True)
+                )
+            window, form = done.window, done.form
+            window.shift(packets)
+            if done.packed is not None:
+                from pptp_nat.analysis.arrays import unpacked  # noqa: PLC0415  numpy is here
+
+                window.flows = unpacked(done.packed, packets)
+            if window.damage is not None:
+                window.damage = replace(window.damage, number=window.damage.number + packets)
+            packets += window.packets
+            offset = reader.position = done.end
+            yield window
+            if window.damage is not None:
+                break
 
 
 def read_stretch(task: Task) -> Done:

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pptp_nat.analysis.analyze import analyze as analyze_files
-from pptp_nat.analysis.items import analysis_item
-from pptp_nat.analysis.report import text
 from pptp_nat.core.messages import PORT
 
 if TYPE_CHECKING:
@@ -42,7 +40,18 @@ def analyze(options: Namespace) -> int:
     return INTERRUPTED if analysis.interrupted else 0
 
 
+# What renders is loaded when captures have been read: others read meanwhile.
+
+
+def _text(analysis: Analysis, *, whole: bool) -> Iterator[str]:
+    from pptp_nat.analysis.report import text  # noqa: PLC0415
+
+    return text(analysis, whole=whole)
+
+
 def _json(analysis: Analysis, *, whole: bool) -> Iterator[str]:
+    from pptp_nat.analysis.items import analysis_item  # noqa: PLC0415
+
     item = analysis_item(analysis)
     if not whole:
         item = {name: item[name] for name in ("files", "interrupted", "counts", "diagnoses")}
@@ -55,7 +64,7 @@ def _html(analysis: Analysis, *, whole: bool) -> Iterator[str]:
     yield report(analysis, whole=whole)
 
 
-_RENDERINGS: Final = {"text": text, "json": _json, "html": _html}
+_RENDERINGS: Final = {"text": _text, "json": _json, "html": _html}
 
 
 class _Bar:

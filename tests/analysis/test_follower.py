@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pptp_nat.analysis.analyze import analyze, conclude
+from pptp_nat.analysis.analyze import analyze
+from pptp_nat.analysis.diagnosis import conclude
 from pptp_nat.analysis.follower import Follower
 from pptp_nat.analysis.formats import Interface, Record
 from pptp_nat.analysis.items import analysis_item
