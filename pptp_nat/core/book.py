@@ -8,6 +8,7 @@ follows here, so that it follows always.
 from __future__ import annotations
 
 import enum
+import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
@@ -43,6 +44,9 @@ _T = TypeVar("_T", bound=Hashable)
 _LN_2: Final = 0.69315
 _SHARED: Final = 256  #: different values that are shared
 REST: Final = 1.0  #: seconds without a word, after which a connection is put to sleep
+#: Seconds between two looks at what runs out: each ends or puts to sleep what has come up in
+#: them, where a look of its own for each call would cost the daemon a turn of its loop.
+_ROUND: Final = 0.1
 _LOOKS: Final = 256  #: connections put to sleep in one go: less than a millisecond
 LIVE: Final = frozenset((CallState.REQUESTED, CallState.ANSWERED, CallState.UP))
 
@@ -117,6 +121,7 @@ class Book:
         self.settings = settings
         self.connections: dict[bytes, Connection] = {}  #: by `Connection.key`
         self.calls: dict[int, Call] = {}  #: those not gone, by id
+        self._looked = -math.inf  # when it was last looked at what runs out
         self.retired: deque[tuple[float, Call]] = deque()  #: gone, still translated until then
         self.deadlines: dict[Deadline, OrderedDict[Call | Connection, float]] = {
             kind: OrderedDict() for kind in Deadline
@@ -345,9 +350,10 @@ class Book:
                 continue
             if connection.last_message + REST > now or not connection.rest():
                 awake.append((now + REST, connection))
+        self._looked = -math.inf  # there are more
 
     def next_timer(self) -> float | None:
-        """Return when something runs out next, None if nothing can."""
+        """Return when to look next at what runs out, None if nothing can."""
         times = [next(iter(queue.values())) for queue in self.deadlines.values() if queue]
         if self.retired:
             times.append(self.retired[0][0])
@@ -355,10 +361,11 @@ class Book:
             times.append(self.awake[0][0])
         if (released := self.bindings.next_timer()) is not None:
             times.append(released)
-        return min(times, default=None)
+        return max(min(times), self._looked + _ROUND) if times else None
 
     def tick(self, now: float) -> None:
         """Do what has run out."""
+        self._looked = now
         for kind, queue in self.deadlines.items():
             while queue:
                 subject = next(iter(queue))
