@@ -8,7 +8,6 @@ follows here, so that it follows always.
 from __future__ import annotations
 
 import enum
-import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
@@ -47,6 +46,7 @@ REST: Final = 1.0  #: seconds without a word, after which a connection is put to
 #: Seconds between two looks at what runs out: each ends or puts to sleep what has come up in
 #: them, where a look of its own for each call would cost the daemon a turn of its loop.
 _ROUND: Final = 0.1
+_NEVER: Final = float("-inf")
 _LOOKS: Final = 256  #: connections put to sleep in one go: less than a millisecond
 LIVE: Final = frozenset((CallState.REQUESTED, CallState.ANSWERED, CallState.UP))
 
@@ -121,7 +121,7 @@ class Book:
         self.settings = settings
         self.connections: dict[bytes, Connection] = {}  #: by `Connection.key`
         self.calls: dict[int, Call] = {}  #: those not gone, by id
-        self._looked = -math.inf  # when it was last looked at what runs out
+        self._looked = _NEVER  # when it was last looked at what runs out
         self.retired: deque[tuple[float, Call]] = deque()  #: gone, still translated until then
         self.deadlines: dict[Deadline, OrderedDict[Call | Connection, float]] = {
             kind: OrderedDict() for kind in Deadline
@@ -350,7 +350,7 @@ class Book:
                 continue
             if connection.last_message + REST > now or not connection.rest():
                 awake.append((now + REST, connection))
-        self._looked = -math.inf  # there are more
+        self._looked = _NEVER  # there are more
 
     def next_timer(self) -> float | None:
         """Return when to look next at what runs out, None if nothing can."""
