@@ -33,6 +33,8 @@ __all__ = ["Call", "Connection", "Loop", "Quirk", "Station", "converse"]
 Quirk = Literal["own", "peers", "peers-swapped"]
 
 BACKLOG: Final = 128
+GRE_BUFFER: Final = 8 << 20  #: octets; all that has waited in a queue comes at once
+_SO_RCVBUFFORCE: Final = 33  # asm-generic/socket.h
 
 
 class Station:
@@ -73,6 +75,8 @@ class Station:
         self._calls: dict[tuple[str, int], Call] = {}  # by remote address and own call ID
         self._gre = open_socket(socket.SOCK_RAW, socket.IPPROTO_GRE)
         self._gre.setblocking(False)
+        with contextlib.suppress(OSError):  # by default some 270 small packets fit
+            self._gre.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, GRE_BUFFER)
         self._listener: socket.socket | None = None
         loop.watch(self._gre, self._gre_ready)
 

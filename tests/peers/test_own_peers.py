@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +53,25 @@ def test_answers_cut_into_single_octets_are_restored(world: Callable[..., World]
         for host in here.lab.inside
     ]
     here.all_hear(here.up(calls))
+
+
+def test_what_waits_while_the_daemon_stands_still_is_heard_at_once(
+    world: Callable[..., World],
+) -> None:
+    """A burst of all that has waited comes to one socket: none of it may be lost here."""
+    here = world("queue", inside=1)
+    assert here.daemon is not None
+    assert here.daemon.pid is not None
+    here.station(here.lab.outside[0]).listen()
+    calls = here.up([here.dial(here.station(here.lab.inside[0]), here.lab.outside[0].address)
+                     .call(7)])  # fmt: skip
+    os.kill(here.daemon.pid, signal.SIGSTOP)
+    try:
+        for call in calls:
+            call.say(1500)
+    finally:
+        os.kill(here.daemon.pid, signal.SIGCONT)
+    here.until(lambda: all(call.right == 1500 for call in calls), "all that waited is heard")
 
 
 @every_path
