@@ -39,6 +39,7 @@ COLOURS: Final = {
     "olive": ("#5c6b00", "#b5c94c"),
     "slate": ("#3d4f8a", "#93a4dd"),
     "rose": ("#a0454c", "#e5a3a8"),
+    "black": ("#24292f", "#d0d7de"),
 }
 _GROUND: Final = {"paper": ("#ffffff", "#0d1117"), "ink": ("#1f2328", "#e6edf3"),
                   "faint": ("#656d76", "#9198a1"), "rule": ("#d8dee4", "#30363d")}  # fmt: skip

@@ -97,8 +97,13 @@ COMPILED = Way(
     "compiled", "pptp-nat compiled", "pptp-nat, conntrack, compiled", _NATTED, "conntrack",
     compiled="1", measures=("setup", "latency"),
 )  # fmt: skip
+COMPILED_WORKERS = Way(
+    "compiled-2", "compiled, 2 workers", "pptp-nat, conntrack, compiled, 2 workers", _NATTED,
+    "conntrack", options=("--workers", "2"), compiled="1", measures=("setup",),
+)  # fmt: skip
 WAYS = (
     WIRE, PLAIN, TRACKED, KERNEL, CONNTRACK, WORKERS, BPF, REDIRECT, XDP, QUEUE, QUEUE_C, COMPILED,
+    COMPILED_WORKERS,
 )  # fmt: skip
 #: Those of pptp-nat, one a data path.
 OURS: Final = tuple(way for way in WAYS if way.datapath)

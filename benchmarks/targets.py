@@ -67,7 +67,8 @@ def _judge(
 #: One daemon a data path, as it is configured by default.
 SINGLE = tuple(way.name for way in OURS if way.is_default)
 #: As Debian's package is; not built where a run is to be quick.
-COMPILED: Final = "compiled"
+COMPILED: Final = ("compiled", "compiled-2")
+NAMED: Final = {"compiled-2": "compiled, two workers"}
 # Calls, and how many times cheaper than the kernel helper the conntrack path must be.
 AGAINST_HELPER = {1: (0.97, 0.95), 1000: (5.0, None), 20000: (50.0, None)}
 AGAINST_TRACKED = (1.05, 1.10)
@@ -218,7 +219,7 @@ def _setup(samples: Samples, ways: Sequence[str]) -> Iterator[Target]:
             }
             cpu = pairwise(spent["helper"], spent[way])
             note = f"by CPU time {Spread.of(cpu).median:.2f}" if cpu else ""
-            subject = f"{way}: set-ups/s to helper's, {_calls(calls)} up"
+            subject = f"{NAMED.get(way, way)}: set-ups/s to helper's, {_calls(calls)} up"
             yield _judge(subject, AT_LEAST, bound, ratios, note=note, first=first)
     for calls in samples.distinct("calls", measure="setup", way="workers"):
         wanted = {"measure": "setup", "calls": calls}
@@ -232,7 +233,7 @@ def _setup(samples: Samples, ways: Sequence[str]) -> Iterator[Target]:
 
 
 def _compiled(samples: Samples, measure: str) -> tuple[str, ...]:
-    return (COMPILED,) if samples.pick(measure=measure, way=COMPILED) else ()
+    return tuple(way for way in COMPILED if samples.pick(measure=measure, way=way))
 
 
 def _beside_workers(samples: Samples, calls: int) -> str:
