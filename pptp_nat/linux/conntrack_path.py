@@ -249,7 +249,9 @@ class ConntrackPath:
 
     def kept(self) -> Iterator[tuple[Match, Tally]]:
         """Yield the counts of entries that were made anew."""
-        yield from list(self._earlier.items())
+        for match in list(self._earlier):
+            if (tally := self._earlier.get(match)) is not None:
+                yield match, tally
 
     def credit(self, leg: Leg, tally: Tally) -> None:
         """Add what entries of *leg* had counted before the one that there is now."""
@@ -267,7 +269,8 @@ class ConntrackPath:
             for _ in self.standing(now):
                 yield
         while self._aged:
-            some, self._aged = self._aged[-_RENEWED:], self._aged[:-_RENEWED]
+            some = self._aged[-_RENEWED:]
+            del self._aged[-_RENEWED:]
             counted, error = self._conntrack.renew(self._conntrack.find(some))
             self._remember_all(counted)
             if error is not None:

@@ -65,6 +65,8 @@ class Recorder:
         self._lasting = False  # whether those are worth a copy
         self._now = 0.0  # when the latest of them was noted
         self._look_at = 0.0  # when what was carried is written again
+        self._look: Iterator[bytes | None] | None = None  # that is under way
+        self._look_took = 0.0  # seconds of it until now
         self._book.bindings.released = []
 
     def begin(self, now: float, found: Found | None = None) -> None:
@@ -134,25 +136,51 @@ class Recorder:
         return None if touched in connections else touched
 
     def note_carried(self) -> None:
-        """Write what has been carried that the data path's own counters do not know."""
-        changed = map(records.carried, self._on_record.news(self._carried()))
+        """Write what has been carried that the data path's own counters do not know, at once."""
+        self._look = None
+        changed = filter(None, self._changes())
         while piece := b"".join(islice(changed, _PIECE)):
             self._store.append(piece, lasting=False)
+
+    def _changes(self) -> Iterator[bytes | None]:
+        """Yield the records of counts that have changed, None between two pieces of work."""
+        for each in self._on_record.news(self._carried()):
+            yield None if each is None else records.carried(each)
+
+    def _look_on(self, now: float) -> None:
+        """Write a piece of what `note_carried` writes; after the last one, say when the next is.
+
+        What comes first is as old as the look is long, when it ends: no older than after a
+        look that is due later.
+        """
+        began = time.thread_time()
+        if self._look is None:
+            self._look, self._look_took = self._changes(), 0.0
+        piece, is_over = [], True
+        for each in self._look:
+            if each is None:
+                is_over = False
+                break
+            piece.append(each)
+        if piece:
+            self._store.append(b"".join(piece), lasting=False)
+        self._look_took += time.thread_time() - began
+        if is_over:
+            self._look = None
+            rest = max(_SOON_SECONDS, _LOOK_SHARE * self._look_took)
+            some = self._on_record or self._book.calls
+            self._look_at = now + (min(rest, _LOOK_SECONDS) if some else _LOOK_SECONDS)
 
     # Writing anew.
 
     def next_timer(self) -> float | None:
         """Return when `tick` has something to do, in monotonic seconds."""
-        return self._look_at if self._due is None else self._due
+        return self._look_at if self._due is None else min(self._look_at, self._due)
 
     def tick(self, now: float) -> None:
-        """Write what was carried, or a little more of what is written anew."""
-        if now >= self._look_at:
-            began = time.thread_time()
-            self.note_carried()
-            rest = max(_SOON_SECONDS, _LOOK_SHARE * (time.thread_time() - began))
-            some = self._on_record or self._book.calls
-            self._look_at = now + (min(rest, _LOOK_SECONDS) if some else _LOOK_SECONDS)
+        """Write a little of what was carried, and a little more of what is written anew."""
+        if now >= self._look_at:  # as it is until a look is over
+            self._look_on(now)
         if self._due is None or self._due > now:
             return
         assert self._rest is not None

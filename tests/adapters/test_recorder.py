@@ -105,7 +105,9 @@ def test_only_what_has_changed_is_news(looks) -> None:
     for packets in looks:
         counts = _counts(packets)
 
-        assert [each for each in counts if before.get(each[:3]) != each] == [*known.news(counts)]
+        assert [each for each in counts if before.get(each[:3]) != each] == [
+            each for each in known.news(counts) if each is not None
+        ]
         before = {each[:3]: each for each in counts}
         assert len(before) == len(known)
 
@@ -121,3 +123,30 @@ def test_very_many_counts_are_written_whole_and_not_kept(monkeypatch) -> None:
 
     assert [*range(3 * 1024)] == world.on_record()
     assert held - len(world.store.octets) < 3 * 1024 * 20
+
+
+def test_very_many_counts_are_written_a_few_at_a_time(monkeypatch) -> None:
+    """A packet that comes meanwhile has its verdict after a piece, not after all of them."""
+    world = World(monkeypatch)
+    monkeypatch.setattr(world.recorder, "_carried", lambda: _counts(range(8 * 1024)))
+    before, pieces, now = 0, [], 1.0
+    world.recorder.tick(now)
+    while world.recorder.next_timer() <= now:
+        pieces.append(len(world.store.octets) - before)
+        before = len(world.store.octets)
+        world.recorder.tick(now)
+
+    assert [*range(8 * 1024)] == world.on_record()
+    assert len(pieces) > 30
+    assert max(pieces) < len(world.store.octets) / 20
+    assert now + 1.0 <= world.recorder.next_timer()
+
+
+def test_an_end_in_the_middle_of_a_look_writes_the_rest(monkeypatch) -> None:
+    """The daemon ends in good order while a look is under way."""
+    world = World(monkeypatch)
+    monkeypatch.setattr(world.recorder, "_carried", lambda: _counts(range(8 * 1024)))
+    world.recorder.tick(1.0)
+    world.recorder.note_carried()
+
+    assert [*range(8 * 1024)] == world.on_record()
