@@ -12,6 +12,7 @@ from bisect import bisect_left
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from pptp_nat.analysis import apart
 from pptp_nat.analysis.gre_quality import GreQuality
 from pptp_nat.analysis.model import GreFlow
 from pptp_nat.analysis.packets import NO_COLUMNS, Columns, Evidence, GrePacket, columns_of, in_turn
@@ -32,6 +33,7 @@ _COPIED_WITHIN: Final = 0.05  #: seconds
 _DOUBLED: Final = 0.9  #: of the packets, for a flow to be one that the capture has twice
 
 _WAITING: Final = 1 << 20  #: packets that wait to be measured at most; 37 octets each
+_SHARED: Final = 1 << 17  #: packets whose measuring is worth a second process
 
 _EVER: Final = Evidence(-1, 0, 0.0)  #: before everything
 
@@ -225,8 +227,25 @@ class Carriage:
 
     def settle(self) -> None:
         """Measure all that waits."""
-        for call, _ in list(self._waiting.values()):
-            self._settle(call)
+        calls = [call for call, _ in self._waiting.values()]
+        count = apart.shares() if self._wait >= _SHARED else 1
+
+        def measured(share: int) -> list[tuple[Ppp | None, dict[Role, GreQuality | None]]]:
+            mine = calls[share::count]
+            for call in mine:
+                self._settle(call)
+            return [
+                (call.ppp, {role: flow.quality for role, flow in call.gre.items()})
+                for call in mine
+            ]
+
+        for share, found in enumerate(apart.shared(measured, count)):
+            for call, (ppp, qualities) in zip(calls[share::count], found, strict=True):
+                call.ppp = ppp
+                for role, quality in qualities.items():
+                    call.gre[role].quality = quality
+        self._waiting.clear()
+        self._wait = 0
 
     def _settle(self, call: Call) -> None:
         """Measure what waits of one call."""

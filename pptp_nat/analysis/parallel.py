@@ -115,10 +115,12 @@ class _Stretches:
 
     def windows(self) -> Iterator[Window]:
         """Yield what is in them, in order."""
+        is_done = False
         try:
             yield from self._in_order()
-        finally:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            is_done = True
+        finally:  # whoever is interrupted does not wait for what nobody will look at
+            self._pool.shutdown(wait=is_done, cancel_futures=True)
 
     def _in_order(self) -> Iterator[Window]:
         reader, task = self._reader, self._task

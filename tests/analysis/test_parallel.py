@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.measures.capture import write_capture
-from pptp_nat.analysis import capture, carriage, parallel
+from pptp_nat.analysis import apart, capture, carriage, parallel
 from pptp_nat.analysis.analyze import analyze
 from pptp_nat.analysis.capture import CaptureReader
 from tests.core.wire import ip_packet
@@ -26,6 +26,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "SMALLEST", 0)
     monkeypatch.setattr(parallel, "STRETCH", 4000)
     monkeypatch.setattr(parallel, "_workers", lambda: 2)
+    monkeypatch.setattr(carriage, "_SHARED", 1)
+    monkeypatch.setattr(apart, "shares", lambda: 2)
 
 
 def serial(path: Path) -> list[tuple[int, int]]:
@@ -66,6 +68,7 @@ def test_the_whole_analysis_is_the_same(
     path.write_bytes(pcap(PACKETS))
     together = facts(analyze([path]))
     monkeypatch.setattr(parallel, "_workers", lambda: 1)
+    monkeypatch.setattr(apart, "shares", lambda: 1)
     alone = facts(analyze([path]))
 
     assert together["control_connections"] == alone["control_connections"]
