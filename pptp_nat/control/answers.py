@@ -23,7 +23,7 @@ from pptp_nat.router.programs import where_early
 from pptp_nat.state import takeover
 from pptp_nat.tables import views
 from pptp_nat.tables.packed import COLUMNS
-from pptp_nat.tables.packing import pack
+from pptp_nat.tables.packing import Packer
 from pptp_nat.tables.table import (
     ApiRow,
     Filter,
@@ -43,6 +43,7 @@ _T = TypeVar("_T")
 
 # Calls in one piece of work, each about a millisecond.
 _CHOSEN: Final = 512  #: looked at
+_ALL: Final = Filter()
 _SHOWN: Final = 64  #: whose counts are asked for one by one
 
 
@@ -158,14 +159,15 @@ class Answers:
     def _packed(self, wanted: Filter, *, fresh: bool) -> Items:
         """Yield the calls that are *wanted* as `pptp_nat.tables.packed` has them."""
         counted, path = _Counted(), self._daemon.carrier.path
-        is_told = False
+        packer: Packer | None = None
         for some in self._counted(wanted, counted, fresh=fresh):
-            wall = self._daemon.wall
-            if some and not is_told:
-                is_told = True
+            if some and packer is None:
+                wall = self._daemon.wall
+                packer = Packer(wall)
                 yield {"columns": COLUMNS, "counted": counted.at + wall}
-            if some:
-                rows = ",".join([pack(c, counts, wall, gaps_of(c, path)) for c, counts in some])
+            if packer is not None and some:
+                pack = packer.pack
+                rows = ",".join([pack(c, counts, gaps_of(c, path)) for c, counts in some])
                 yield b'{"rows":[%b]}' % rows.encode()
             yield None
 
@@ -180,6 +182,9 @@ class Answers:
         book = daemon.translator.book
         chosen: list[int] = []
         for some in _slices(list(book.calls), _CHOSEN):
+            if wanted == _ALL:
+                chosen += some
+                continue
             chosen += (n for n in some if n in book.calls and views.fits(book.calls[n], wanted))
             yield ()
         are_many = len(chosen) > FEW_CALLS

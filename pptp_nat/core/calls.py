@@ -46,7 +46,7 @@ class Call:
     """One call.  `state` is written by `pptp_nat.core.dialogue` only, from the table."""
 
     __slots__ = (
-        "_numbers", "_over", "connection", "id", "last_gre", "packets", "state", "up_since",
+        "_numbers", "connection", "id", "last_gre", "over", "packets", "state", "up_since",
     )  # fmt: skip
 
     def __init__(
@@ -58,23 +58,9 @@ class Call:
         self.up_since: float | None = None
         self.last_gre: float | None = None  #: when its count was last seen to have grown
         self.packets = 0  #: of both legs, at that time
-        self._over: tuple[End | None, tuple[int, int, int, int] | None] = _NOTHING
+        self.over: tuple[End | None, tuple[int, int, int, int] | None] = _NOTHING
         (octets,) = _OCTETS.unpack(_TIME.pack(now))
         self._numbers: int = octets << _CREATED | (requester | pns << 1) << _ROLES
-
-    @classmethod
-    def restored(
-        cls, number: int, connection: Connection, requester: Party, pns: Party, created: float,
-        numbers: tuple[int, int, int, int],
-    ) -> Call:  # fmt: skip
-        """Return a call of an earlier run; *numbers* are own, own, seen, seen, or `NOBODY`."""
-        call = cls(number, connection, requester, pns, created)
-        own, others_own, seen, others_seen = numbers
-        if own != NOBODY:
-            call._numbers |= own + 1 | seen + 1 << _SEEN
-        if others_own != NOBODY:
-            call._numbers |= (others_own + 1 | others_seen + 1 << _SEEN) << _BITS
-        return call
 
     @property
     def requester(self) -> Party:
@@ -95,20 +81,20 @@ class Call:
     @property
     def end(self) -> End | None:
         """Why it is gone."""
-        return self._over[0]
+        return self.over[0]
 
     @end.setter
     def end(self, end: End | None) -> None:
-        self._over = end, self._over[1]
+        self.over = end, self.over[1]
 
     @property
     def codes(self) -> tuple[int, int, int, int] | None:
         """Type, result, error and cause of the message that refused or ended it."""
-        return self._over[1]
+        return self.over[1]
 
     @codes.setter
     def codes(self, codes: tuple[int, int, int, int] | None) -> None:
-        self._over = self._over[0], codes
+        self.over = self.over[0], codes
 
     @property
     def own(self) -> tuple[int, int]:
@@ -121,6 +107,17 @@ class Call:
         """What the other party knows them as, by party."""
         numbers = self._numbers >> _SEEN
         return (numbers & _MASK) - 1, (numbers >> _BITS & _MASK) - 1
+
+    @property
+    def lasting(self) -> tuple[int, int, int, int, int, int, float]:
+        """Own, own, seen, seen, `requester`, `pns` and `created`: at the price of two of them."""
+        numbers = self._numbers
+        return (
+            (numbers & _MASK) - 1, (numbers >> _BITS & _MASK) - 1,
+            (numbers >> _SEEN & _MASK) - 1, (numbers >> _SEEN + _BITS & _MASK) - 1,
+            numbers >> _ROLES & 1, numbers >> _ROLES + 1 & 1,
+            _TIME.unpack(_OCTETS.pack(numbers >> _CREATED))[0],
+        )  # fmt: skip
 
     def own_of(self, party: Party) -> int:
         """Return *party*'s own number; half the price of `own`."""

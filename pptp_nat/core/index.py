@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from pptp_nat.core.tuples import Party
 
@@ -20,6 +20,7 @@ class Numbered(Protocol):
         """Return what the other party knows *party*'s number as."""
 
 
+_PARTIES: Final = tuple(Party)
 _CallT = TypeVar("_CallT", bound=Numbered)
 
 
@@ -37,11 +38,12 @@ class Index(Generic[_CallT]):
     def note(self, call: _CallT) -> None:
         """Make *call* findable by the numbers it has now."""
         self.calls[call.id] = call
-        for party in Party:
+        by_number = self.by_number
+        for party in _PARTIES:
             if (own := call.own_of(party)) >= 0:
-                self.blocks[party, own >> 8] = call.seen_of(party) >> 8
-        for key in _keys(call):
-            self.by_number[key] = call
+                seen = call.seen_of(party)
+                self.blocks[party, own >> 8] = seen >> 8
+                by_number[party << 16 | own] = by_number[1 << 17 | party << 16 | seen] = call
 
     def drop(self, call: _CallT) -> None:
         """Forget *call*."""

@@ -265,9 +265,12 @@ def _refused(record: RefusedRecord | None) -> Refused | None:
 
 
 def _call(record: CallRecord, connection: Connection) -> Call:
-    call = Call.restored(
-        record.id, connection, record.requester, record.pns, record.created, record.numbers
-    )
+    call = Call(record.id, connection, record.requester, record.pns, record.created)
+    own, others_own, seen, others_seen = record.numbers
+    if own != NOBODY:
+        call.give(_PARTIES[0], own, seen)
+    if others_own != NOBODY:
+        call.give(_PARTIES[1], others_own, others_seen)
     call.up_since, call.last_gre, call.packets = record.up_since, record.last_gre, record.packets
     if record.end is not None or record.codes is not None:
         call.end, call.codes = record.end, record.codes
@@ -280,14 +283,11 @@ def _take(book: Book, connection: Connection, record: CallRecord) -> bool:
         return True
     taken: list[tuple[Pair, int]] = []
     for party in _PARTIES:
-        if connection.seen_as[party] is None and not connection.is_local:
-            continue
-        if record.numbers[party] == NOBODY:
-            continue
-        if not (connection.chooses(party) or connection.claims(party)):
+        chosen = connection.seen_as[party] is not None
+        if record.numbers[party] == NOBODY or not (chosen or connection.is_local):
             continue
         pair, number = connection.pair(party), record.numbers[2 + party]
-        if not book.bindings.claim(pair, number, shared=connection.claims(party)):
+        if not book.bindings.claim(pair, number, shared=not chosen):
             for other in taken:
                 book.bindings.drop(*other)
             return False

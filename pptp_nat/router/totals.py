@@ -182,19 +182,22 @@ class Totals:
 
         Nothing where there is no leg, or none whose count could be read.
         """
-        connection, known_as = call.connection, self._known.get
-        key, seen_as = connection.key, connection.seen_as
-        own, seen = call.own, call.seen
+        connection, known_as, make = call.connection, self._known.get, tuple.__new__
+        key, (one_seen_as, other_seen_as) = connection.key, connection.seen_as
+        to_one, to_other = call.seen
         one, other = key[:4], key[4:8]
-        found = [_NOTHING, _NOTHING]
-        for party, (to_own, from_own) in enumerate(((one, other), (other, one))):
-            if own[party] >= 0:
-                number = seen[party].to_bytes(2, "big")
-                known = known_as(from_own + (seen_as[party] or to_own) + number)
-                if known is not None and known >= 1 << _COUNTS_AT:
-                    counts = known >> _COUNTS_AT
-                    found[party] = Tally(counts & _PACKETS, counts >> _OCTETS_AT)
-        return found[0], found[1]
+        first = second = _NOTHING
+        if to_one >= 0:
+            known = known_as(other + (one_seen_as or one) + to_one.to_bytes(2, "big"))
+            if known is not None and known >= 1 << _COUNTS_AT:
+                counts = known >> _COUNTS_AT
+                first = make(Tally, (counts & _PACKETS, counts >> _OCTETS_AT))
+        if to_other >= 0:
+            known = known_as(one + (other_seen_as or other) + to_other.to_bytes(2, "big"))
+            if known is not None and known >= 1 << _COUNTS_AT:
+                counts = known >> _COUNTS_AT
+                second = make(Tally, (counts & _PACKETS, counts >> _OCTETS_AT))
+        return first, second
 
     def _add(self, name: bytes, known: int, tally: Tally) -> int:
         """Note what *name* has carried by now; return how many packets came on top."""

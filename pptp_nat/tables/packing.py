@@ -8,44 +8,79 @@ from __future__ import annotations
 
 import json
 from socket import inet_ntoa
+from typing import Final
 
-from pptp_nat.core.calls import Call
+from pptp_nat.core.calls import Call, Connection
+from pptp_nat.core.states import CallState
+from pptp_nat.core.tuples import Party
 from pptp_nat.router.carried import Counts
 from pptp_nat.tables.views import inside_party, result_of
 
+_STATES: Final = {state: state.value for state in CallState}
 #: of sequence numbers: missing and late to the remote party, missing and late to the inside
 Gaps = tuple[int | None, int | None, int | None, int | None]
 
 
-def pack(call: Call, carried: Counts, wall: float, gaps: Gaps | None = None) -> str:
-    """Return *call* as a JSON array; *wall* is added to monotonic seconds to give Unix seconds."""
-    connection = call.connection
-    key, seen_as = connection.key, connection.seen_as
-    inside = inside_party(call)
-    hosts = inet_ntoa(key[:4]), inet_ntoa(key[4:8])
-    own, seen = call.own, call.seen
-    here, there = (hosts[1], hosts[0]) if inside else hosts
-    hidden_as = seen_as[inside]
-    inside_id, external_id, remote_id = own[inside], seen[inside], own[not inside]
-    to_remote, to_inside = carried[not inside], carried[inside]
-    up_since, last_gre = call.up_since, call.last_gre
-    return (
-        f'[{call.id},"{call.state.value}","{"PNS" if call.pns == inside else "PAC"}",'
-        f'"{"outgoing" if call.requester is call.pns else "incoming"}",'
-        f'"{here}",{inside_id if inside_id >= 0 else "null"},'
-        f'"{here if hidden_as is None else inet_ntoa(hidden_as)}",'
-        f'{external_id if external_id >= 0 else "null"},'
-        f'"{there}",{remote_id if remote_id >= 0 else "null"},'
-        f'"{hosts[0]}",{key[8] << 8 | key[9]},"{hosts[1]}",{key[10] << 8 | key[11]},'
-        f"{call.created + wall:.6f},"
-        f'{"null" if up_since is None else f"{up_since + wall:.6f}"},'
-        f'{"null" if last_gre is None else f"{last_gre + wall:.6f}"},'
-        f"{to_remote[0]},{to_remote[1]},{to_inside[0]},{to_inside[1]},"
-        f"{connection.mark},{connection.id},"
-        + ("null" if call.end is None else json.dumps(call.end.value))
-        + ("," + _result(call) if call.codes is not None else ",null")
-        + (",null]" if gaps is None else f",{json.dumps(gaps)}]")
-    )  # fmt: skip
+class Packer:
+    """Writes calls one after the other; those of one connection mostly follow each other.
+
+    *wall* is added to monotonic seconds to give Unix seconds.
+    """
+
+    def __init__(self, wall: float) -> None:
+        self._wall = wall
+        self._connection: Connection | None = None  # whose the following are
+        self._inside = Party.ORIGINATOR
+        self._last_gre: float | None = None  # of many, since a look hears of many at once
+        self._heard = "null"
+        self._here = self._external = self._there = self._control = self._last = ""
+
+    def _attend(self, connection: Connection, call: Call) -> None:
+        key, inside = connection.key, inside_party(call)
+        hosts = inet_ntoa(key[:4]), inet_ntoa(key[4:8])
+        hidden_as = connection.seen_as[inside]
+        self._here, self._there = hosts[inside], hosts[not inside]
+        self._external = self._here if hidden_as is None else inet_ntoa(hidden_as)
+        self._control = (
+            f'"{hosts[0]}",{key[8] << 8 | key[9]},"{hosts[1]}",{key[10] << 8 | key[11]}'
+        )
+        self._last = f"{connection.mark},{connection.id}"
+        self._inside = inside
+        # Where it hides both or neither, who is inside is a matter of each call.
+        one, other = connection.seen_as
+        self._connection = None if (one is None) == (other is None) else connection
+
+    def pack(self, call: Call, carried: Counts, gaps: Gaps | None = None) -> str:
+        """Return *call* as a JSON array."""
+        connection, wall = call.connection, self._wall
+        if connection is not self._connection:
+            self._attend(connection, call)
+        own, others_own, seen, others_seen, requester, pns, created = call.lasting
+        if inside := self._inside:
+            inside_id, external_id, remote_id = others_own, others_seen, own
+            to_remote, to_inside = carried
+        else:
+            inside_id, external_id, remote_id = own, seen, others_own
+            to_inside, to_remote = carried
+        up_since, last_gre = call.up_since, call.last_gre
+        if last_gre != self._last_gre:
+            self._heard = "null" if last_gre is None else f"{last_gre + wall:.6f}"
+            self._last_gre = last_gre
+        end, codes = call.over
+        return (
+            f'[{call.id},"{_STATES[call.state]}","{"PNS" if pns == inside else "PAC"}",'
+            f'"{"outgoing" if requester == pns else "incoming"}",'
+            f'"{self._here}",{inside_id if inside_id >= 0 else "null"},'
+            f'"{self._external}",{external_id if external_id >= 0 else "null"},'
+            f'"{self._there}",{remote_id if remote_id >= 0 else "null"},{self._control},'
+            f"{created + wall:.6f},"
+            f'{"null" if up_since is None else f"{up_since + wall:.6f}"},'
+            f"{self._heard},"
+            f"{to_remote[0]},{to_remote[1]},{to_inside[0]},{to_inside[1]},{self._last},"
+            f'{"null" if end is None else json.dumps(end.value)},'
+            f'{"null" if codes is None else _result(call)},'
+            f'{"null" if gaps is None else json.dumps(gaps)}]'
+        )
 
 
 def _result(call: Call) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from socket import inet_aton
 from typing import TYPE_CHECKING, Any
-from xml.sax.saxutils import escape, quoteattr
 
 from pptp_nat.tables.table import in_order
 
@@ -241,7 +240,7 @@ def _flow(row: CallRow, now: float) -> str:
 def _meta(direction: str, source: str, to: Side, count: Count) -> str:
     key = "" if to.call_id is None else f"<dstkey>{to.call_id:#x}</dstkey>"
     return (
-        f"<meta direction={quoteattr(direction)}>"
+        f'<meta direction="{direction}">'
         f'<layer3 protonum="2" protoname="ipv4"><src>{source}</src><dst>{to.address}</dst></layer3>'
         f'<layer4 protonum="47" protoname="gre"><srckey>0x0</srckey>{key}</layer4>'
         f"<counters><packets>{count.packets}</packets><bytes>{count.octets}</bytes></counters>"
@@ -262,4 +261,6 @@ def _number(name: str, value: int | None) -> str:
 
 def _content(value: object) -> str:
     """Return *value* as element content; what XML 1.0 cannot hold becomes U+FFFD."""
-    return escape("".join(each if each.isprintable() else "\ufffd" for each in str(value)))
+    text = "".join(each if each.isprintable() else "\ufffd" for each in str(value))
+    # As xml.sax.saxutils.escape does, whose package takes 40 ms to be had.
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -28,7 +28,7 @@ from pptp_nat.router.carried import NOTHING
 from pptp_nat.router.carrier import Carrier
 from pptp_nat.router.listening import Listening
 from pptp_nat.tables import packed, rendering, views
-from pptp_nat.tables.packing import pack
+from pptp_nat.tables.packing import Packer
 from pptp_nat.tables.table import Count, Filter, call_item, call_json
 from pptp_nat.tables.views import call_row, calls_by_state
 from tests.scenario.ladder import ALICE, BOB, HOME_PAC, OTHER_PAC, PAC, TRAVELLER, Ladder
@@ -143,7 +143,7 @@ def test_an_end_with_words_is_packed_too(motley) -> None:
     [call, *_] = motley.nat.calls
     call.codes = (int(MessageType.CALL_DISCONNECT_NOTIFY), 2, 1, 17)
     call.end = End.DISCONNECTED
-    values = json.loads(pack(call, NOTHING, 0.0, (1, 2, None, None)))
+    values = json.loads(Packer(0.0).pack(call, NOTHING, (1, 2, None, None)))
     row = packed.unpack(values)
 
     assert (1, 2, None, None) == (*row.to_remote[2:], *row.to_inside[2:])
