@@ -181,10 +181,10 @@ class Answers:
         daemon, carrier, listening = self._daemon, self._daemon.carrier, self._daemon.listening
         book = daemon.translator.book
         chosen: list[int] = []
-        for some in _slices(list(book.calls), _CHOSEN):
-            if wanted == _ALL:
-                chosen += some
-                continue
+        if wanted == _ALL:
+            chosen += book.calls
+            yield ()
+        for some in _slices([] if chosen else list(book.calls), _CHOSEN):
             chosen += (n for n in some if n in book.calls and views.fits(book.calls[n], wanted))
             yield ()
         are_many = len(chosen) > FEW_CALLS
