@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pptp_nat import __version__, api
 from pptp_nat.errors import UsageError
-from pptp_nat.tables import packed, rendering, table
+from pptp_nat.tables import packed, packed_connections, rendering, table
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -72,13 +72,15 @@ def calls(options: Namespace) -> int:
 
 def connections(options: Namespace) -> int:
     """Show the control connections."""
-    items = api.stream(options.socket, {"do": "connections"})
-    rows = [_made(table.connection_row, item, options.socket) for item in items]
-    if options.output == "json":
-        _write(rendering.json_lines(map(table.connection_item, rows)))
-    else:
-        _write(rendering.connections_text(rows))
-        _trail(len(rows), "control connection")
+    is_json = options.output == "json"
+    line = packed_connections.json_line if is_json else packed_connections.text_line
+    with _without_collecting(), _expecting(options.socket):
+        lines, missing = packed_connections.lines(options.socket, line)
+    _write(rendering.array(lines) if is_json else lines)
+    if missing:
+        raise UsageError(missing)
+    if not is_json:
+        _trail(len(lines), "control connection")
     return 0
 
 

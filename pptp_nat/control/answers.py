@@ -13,7 +13,7 @@ from pptp_nat import __version__
 from pptp_nat.api import Request
 from pptp_nat.control.gaps import gaps_of, with_gaps
 from pptp_nat.control.server import Steps
-from pptp_nat.core.calls import Call
+from pptp_nat.core.calls import Call, Connection
 from pptp_nat.errors import UsageError
 from pptp_nat.linux.nfqueue import QUEUES, queue_counters
 from pptp_nat.linux.ruleset import paced_drops
@@ -21,9 +21,9 @@ from pptp_nat.router.carried import Counts
 from pptp_nat.router.carrier import FEW_CALLS
 from pptp_nat.router.programs import where_early
 from pptp_nat.state import takeover
-from pptp_nat.tables import views
+from pptp_nat.tables import packed_connections, views
 from pptp_nat.tables.packed import COLUMNS
-from pptp_nat.tables.packing import Packer
+from pptp_nat.tables.packing import Packer, pack_connection
 from pptp_nat.tables.table import (
     ApiRow,
     Filter,
@@ -203,9 +203,22 @@ class Answers:
                 yield [(call, carrier.counts(call, tallies)) for call in calls]
 
     def _connections(self, arguments: Mapping[str, object]) -> Answer:
-        _none(arguments)
-        rows = views.connection_rows(self._daemon.translator.book, time.monotonic())
-        return map(connection_item, rows)
+        packed = _said(arguments, "packed")
+        _none({name: value for name, value in arguments.items() if name != "packed"})
+        connections = list(self._daemon.translator.book.connections.values())
+        now = time.monotonic()
+        if packed:
+            return self._packed_connections(connections, now)
+        return (connection_item(views.connection_row(each, now)) for each in connections)
+
+    def _packed_connections(self, connections: Sequence[Connection], now: float) -> Items:
+        """Yield them as `pptp_nat.tables.packed_connections` has them."""
+        if connections:
+            yield {"columns": packed_connections.COLUMNS, "counted": now + self._daemon.wall}
+        for some in _slices(connections, _SHOWN):
+            rows = ",".join([pack_connection(each, now) for each in some])
+            yield b'{"rows":[%b]}' % rows.encode()
+            yield None
 
     def _clear(self, arguments: Mapping[str, object]) -> Answer:
         wanted = Filter.of(arguments)

@@ -221,7 +221,7 @@ class Connection:
             self._talk = settled(self._talk)
 
     @property
-    def _told(self) -> Talk:
+    def told(self) -> Talk:
         """What is known of its talk, to read: of one that is asleep it is a copy."""
         talk = self._talk
         return talk if isinstance(talk, Talk) else woken(talk)
@@ -235,7 +235,7 @@ class Connection:
     @property
     def created(self) -> float:
         """When it began, monotonic seconds."""
-        return self._told.created
+        return self.told.created
 
     @property
     def last_message(self) -> float:
@@ -258,7 +258,7 @@ class Connection:
     @property
     def last_echo(self) -> Echo | None:
         """The last echo that was answered."""
-        return self._told.last_echo
+        return self.told.last_echo
 
     def share(self, one_for_all: Callable[[tuple[Address | None, ...]], Any]) -> None:
         """Keep one copy of what thousands of connections have in common."""
@@ -282,7 +282,7 @@ class Connection:
     @property
     def streams(self) -> tuple[Stream, Stream]:
         """The octets of each party, by sender; to read, since of one asleep it is a copy."""
-        talk = self._told
+        talk = self.told
         return talk.originators, talk.responders
 
     @property

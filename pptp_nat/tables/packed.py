@@ -70,7 +70,7 @@ def ask(path: Path, arguments: Mapping[str, object]) -> tuple[list[Values], floa
 def told(path: Path, arguments: Mapping[str, object]) -> tuple[list[Values], Told]:
     """Ask as `ask` does, and take what there is where some are missing."""
     rows: list[Values] = []
-    return rows, _each(path, arguments, rows.extend)
+    return rows, each_piece(path, {"do": "list", **arguments}, COLUMNS, rows.extend)
 
 
 def lines(
@@ -85,22 +85,28 @@ def lines(
     def write(rows: list[Values]) -> None:
         found.extend(zip(map(_place, rows), map(line, rows), strict=True))
 
-    about = _each(path, arguments, write)
+    about = each_piece(path, {"do": "list", **arguments}, COLUMNS, write)
     found.sort()  # no two calls have one place
     return [text for _, text in found], about
 
 
-def _each(
-    path: Path, arguments: Mapping[str, object], take: Callable[[list[Values]], None]
-) -> Told:
-    """Have *take* take the rows as they come."""
+def each_piece(
+    path: Path, asked: Mapping[str, object], columns: tuple[str, ...],
+    take: Callable[[list[Values]], None],
+) -> Told:  # fmt: skip
+    """Ask the daemon at *path* for what is *asked*, packed; have *take* take rows as they come.
+
+    Raises:
+        UsageError: nobody answers there, or the answer is no; says why.
+        KeyError, TypeError, ValueError: the answer is laid out otherwise than in *columns*.
+    """
     counted, some = time.time(), False
     try:
-        for item in api.stream(path, {"do": "list", "packed": True, **arguments}):
+        for item in api.stream(path, {**asked, "packed": True}):
             if "rows" in item:
                 take(item["rows"])
                 some = True
-            elif tuple(item["columns"]) != COLUMNS:
+            elif tuple(item["columns"]) != columns:
                 raise ValueError("other columns")
             else:
                 counted = min(counted, item["counted"])  # each worker says when

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from socket import inet_aton
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pptp_nat.tables.table import in_order
 
@@ -97,8 +97,8 @@ def connections_text(rows: Iterable[ConnectionRow]) -> Iterator[str]:
             "dport": str(other.port),
             "inside": row.inside,
             "calls": str(row.calls),
-            **_introduction("src", opener),
-            **_introduction("dst", other),
+            **introduced("src", opener),
+            **introduced("dst", other),
             "echo_age": "-" if row.echo_age is None else str(max(0, int(row.echo_age))),
             "echo_seconds": "-" if row.echo_seconds is None else f"{row.echo_seconds:.6f}",
             "echo_by": row.echo_by or "-",
@@ -109,7 +109,7 @@ def connections_text(rows: Iterable[ConnectionRow]) -> Iterator[str]:
         yield f"tcp      6 {max(0, int(row.age))} {row.state.upper()} {assigned(words)}{flag}"
 
 
-def _introduction(end: str, said: End) -> dict[str, str]:
+def introduced(end: str, said: End) -> dict[str, str]:
     """Return what an end has said of itself."""
     return {
         f"{end}_host": word(said.host),
@@ -170,11 +170,6 @@ def status_text(row: StatusRow, now: float) -> Iterator[str]:
 
 def _by_state(counts: Mapping[str, int]) -> str:
     return " ".join([str(sum(counts.values())), *(f"{s}={n}" for s, n in counts.items() if n)])
-
-
-def json_lines(objects: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield a JSON array, one object per line."""
-    return array(map(json.dumps, objects))
 
 
 def array(lines: Iterable[str]) -> Iterator[str]:

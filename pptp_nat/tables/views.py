@@ -15,6 +15,7 @@ from pptp_nat.core.events import MessageSeen
 from pptp_nat.core.introductions import introduction
 from pptp_nat.core.messages import GENERAL_ERRORS, RESULTS, MessageType, text, unpack
 from pptp_nat.core.states import CallState
+from pptp_nat.core.talk import Talk
 from pptp_nat.core.tuples import Party
 from pptp_nat.errors import WireError
 from pptp_nat.router.carried import Counts
@@ -34,8 +35,7 @@ from pptp_nat.tables.table import (
 )  # fmt: skip
 
 #: Most hosts of a kind say the same.
-_introduction: Final = functools.lru_cache(maxsize=256)(introduction)
-_PARTIES: Final[tuple[Literal["originator"], Literal["responder"]]] = ("originator", "responder")
+PARTIES: Final[tuple[Literal["originator"], Literal["responder"]]] = ("originator", "responder")
 _INSIDE: Final[Mapping[tuple[bool, ...], Inside]] = {
     (True, False): "originator",
     (False, True): "responder",
@@ -144,41 +144,53 @@ def fits(call: Call, wanted: Filter) -> bool:
 
 def connection_row(connection: Connection, now: float) -> ConnectionRow:
     """Return the row of *connection* at *now*, monotonic seconds."""
-    hidden = tuple(connection.seat(party).inside for party in Party)
-    echo = connection.last_echo
+    talk = connection.told
+    echo = talk.last_echo
     return ConnectionRow(
-        id=connection.id,
+        id=talk.id,
         state=connection.state.value,
         originator=_end(connection, Party.ORIGINATOR),
         responder=_end(connection, Party.RESPONDER),
-        inside=_INSIDE[hidden],
-        opaque=is_opaque(connection),
+        inside=hidden_by(connection),
+        opaque=is_opaque(connection, talk),
         passive=connection.passive,
-        calls=sum(call.state is not CallState.GONE for call in connection.calls),
-        age=now - connection.created,
+        calls=calls_of(connection),
+        age=now - talk.created,
         echo_age=None if echo is None else now - echo.at,
         echo_seconds=None if echo is None else echo.seconds,
-        echo_by=None if echo is None else _PARTIES[echo.by],
+        echo_by=None if echo is None else PARTIES[echo.by],
     )
+
+
+def calls_of(connection: Connection) -> int:
+    """Return how many calls it has that are not gone."""
+    return sum(call.state is not CallState.GONE for call in connection.calls)
+
+
+def hidden_by(connection: Connection) -> Inside:
+    """Return who of the two ends is hidden by this router."""
+    originator, responder = connection.seen_as
+    return _INSIDE[originator is not None, responder is not None]
 
 
 def _end(connection: Connection, party: Party) -> End:
     ends = connection.flow
     address, port = ends[2:] if party else ends[:2]
-    said = _introduction(connection.said[party])
+    return End(inet_ntoa(address), port, *(said_of(connection.said[party]) or ()))
+
+
+@functools.lru_cache(maxsize=256)
+def said_of(
+    octets: bytes | None
+) -> tuple[str, str, str, int, int, int, int] | None:
+    """Return what an end has said of itself, in the order of `End`; None where it has not."""
+    said = introduction(octets)
     if said is None:
-        return End(inet_ntoa(address), port)
-    return End(
-        inet_ntoa(address), port, said.host, said.vendor,
-        f"{said.version >> 8}.{said.version & 0xFF}", said.framing, said.bearer,
-        said.channels, said.firmware,
+        return None
+    return (
+        said.host, said.vendor, f"{said.version >> 8}.{said.version & 0xFF}", said.framing,
+        said.bearer, said.channels, said.firmware,
     )  # fmt: skip
-
-
-def connection_rows(book: Book, now: float) -> Iterator[ConnectionRow]:
-    """Yield the rows of all control connections."""
-    for connection in list(book.connections.values()):
-        yield connection_row(connection, now)
 
 
 def hosts_of(connection: Connection) -> tuple[str, str]:
@@ -252,10 +264,12 @@ def message_json(seen: MessageSeen, fields: Mapping[str, int | bytes]) -> dict[s
     }  # fmt: skip
 
 
-def is_opaque(connection: Connection) -> bool:
-    """Whether some of its octets travel without being understood."""
+def is_opaque(connection: Connection, talk: Talk | None = None) -> bool:
+    """Whether some of its octets travel without being understood; *talk*: `Connection.told`."""
+    talk = talk or connection.told
     return connection.passive is not None or any(
-        stream.next is not None and not stream.synced for stream in connection.streams
+        stream.next is not None and not stream.synced
+        for stream in (talk.originators, talk.responders)
     )
 
 

@@ -27,9 +27,9 @@ from pptp_nat.router import listening as listening_module
 from pptp_nat.router.carried import NOTHING
 from pptp_nat.router.carrier import Carrier
 from pptp_nat.router.listening import Listening
-from pptp_nat.tables import packed, rendering, views
+from pptp_nat.tables import packed, packed_connections, rendering, views
 from pptp_nat.tables.packing import Packer
-from pptp_nat.tables.table import Count, Filter, call_item, call_json
+from pptp_nat.tables.table import Count, Filter, call_item, call_json, connection_item
 from pptp_nat.tables.views import call_row, calls_by_state
 from tests.scenario.ladder import ALICE, BOB, HOME_PAC, OTHER_PAC, PAC, TRAVELLER, Ladder
 
@@ -136,6 +136,44 @@ def test_packed_calls_are_the_same_calls(motley, monkeypatch, many) -> None:
         }
         assert packed.text_line(found, 1e4) == rendering.call_line(row, 1e4)
         assert packed.json_line(found) == json.dumps(call_json(row))
+
+
+def test_packed_connections_are_the_same_connections(motley) -> None:
+    """Each form is written twice: the plain one is what the packed one must say."""
+    nat = motley.nat
+    nat.translator.book.connections[next(iter(nat.translator.book.connections))].passive = "ipv6"
+    plain, _ = motley.ask("connections")
+    (head, *lines), turns = motley.ask("connections", packed=True)
+    rows = [values for line in lines for values in json.loads(line)["rows"]]
+
+    assert head["columns"] == packed_connections.COLUMNS
+    assert turns >= 1
+    assert len(plain) == len(rows) > 3
+    assert {True, False} == {each["opaque"] for each in plain}
+    assert any(each["originator"]["host"] for each in plain)
+    for item, values in zip(plain, rows, strict=True):
+        row = packed_connections.unpack(values)
+        whole = connection_item(row)
+        for name in ("age", "echo_age", "echo_seconds"):
+            item[name] = whole[name] = item[name] and round(item[name])
+        assert item == whole
+        assert [packed_connections.text_line(values)] == list(rendering.connections_text([row]))
+        assert packed_connections.json_line(values) == json.dumps(connection_item(row))
+
+
+@given(st.booleans(), st.none() | st.floats(0, 1e6), st.sampled_from([None, "ipv6"]), st.text())
+def test_what_peers_say_breaks_no_packed_line(opaque, echo_age, passive, host) -> None:
+    """Words of strangers, with quotes, line feeds and what terminals obey among them."""
+    echo = [None] * 3 if echo_age is None else [echo_age, 0.25, "responder"]
+    said = [host, host, "1.0", 3, 7, 0, 1]
+    values = [
+        7, "open", "10.0.0.1", 4000, "198.18.7.2", 1723, "originator", opaque, passive, 2, 1.5,
+        *echo, said, None,
+    ]  # fmt: skip
+    row = packed_connections.unpack(values)
+
+    assert [packed_connections.text_line(values)] == list(rendering.connections_text([row]))
+    assert packed_connections.json_line(values) == json.dumps(connection_item(row))
 
 
 def test_an_end_with_words_is_packed_too(motley) -> None:

@@ -24,7 +24,7 @@ from pptp_nat.tables.table import (
     Side,
 )
 
-from .packed_rows import packed_answer
+from .packed_rows import packed_answer, packed_connections_answer
 from .threaded_daemon import ThreadedDaemon
 
 KERNEL_LIBRARIES = ("pyroute2", "netfilterqueue", "scapy", "prometheus_client")
@@ -96,7 +96,7 @@ class Daemon(ThreadedDaemon):
         if request.do == "status":
             return self.status
         if request.do == "connections":
-            return [table.connection_item(CONNECTION)]
+            return packed_connections_answer([CONNECTION])
         if request.do == "broken":
             return [{}]
         asked = dict(request.arguments)

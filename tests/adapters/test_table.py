@@ -168,7 +168,7 @@ def test_calls_are_in_the_order_of_clients_and_their_numbers() -> None:
 def test_json_is_what_the_schema_says() -> None:
     """docs/calls.schema.json is a promise to other tools."""
     for row in (UP, REFUSED, NEW):
-        [call] = json.loads("\n".join(rendering.json_lines([table.call_json(row)])))
+        [call] = json.loads("\n".join(rendering.array([json.dumps(table.call_json(row))])))
 
         assert departures([call], "calls") == []
     assert call["remote"] == {"address": "198.18.7.2", "call_id": None}
@@ -215,7 +215,7 @@ def test_the_states_are_those_of_the_core() -> None:
 
 def test_an_empty_list_is_a_list() -> None:
     """No special case for a script."""
-    assert json.loads("".join(rendering.json_lines([]))) == []
+    assert json.loads("".join(rendering.array([]))) == []
 
 
 def test_xml_is_shaped_like_conntracks() -> None:
