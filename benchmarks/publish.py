@@ -95,7 +95,7 @@ def targets(report: Report, _: Path) -> str:
 
 def headline(report: Report, _: Path) -> str:
     """Set the ways side by side, in the figures that people ask for."""
-    ways = ["tracked", "helper", *(way.name for way in OURS if way.is_default)]
+    ways = ["tracked", "helper", *(way.name for way in OURS if way.is_default), "compiled"]
     ways = [w for w in ways if report.samples.pick(way=w)]
     titles = {way.name: way.short for way in WAYS} | {"tracked": "plain routing with conntrack"}
     rows = [(name, *(cell(way) for way in ways)) for name, cell in _headline_rows(report)]
