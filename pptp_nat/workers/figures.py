@@ -24,6 +24,10 @@ GREATEST: Final = frozenset((
 ))  # fmt: skip
 #: What each worker counts of the supervisor's asking.
 _OWN: Final = "api_"
+#: Counters that nobody keeps for a worker: those of clients, who come and go.
+_NOT_KEPT: Final = frozenset(("client_packets_total", "client_bytes_total"))
+#: Counters that are not the process's own and outlive it: in the firewall's rules.
+_OUTLIVING: Final = frozenset(("paced_packets_total",))
 
 
 class Figures:
@@ -33,11 +37,17 @@ class Figures:
         self._supervisor = supervisor
         self._top_clients = top_clients
         self._longest = 0.0
+        self._former: Found = {}  # what workers had counted that have died
+        self._last: dict[int, tuple[int, Found]] = {}  # which of a place's workers, what it counted
 
     def take(self) -> Generator[None, None, Found]:
-        """Ask all workers and add up what they say; who does not answer is left out."""
+        """Ask all workers and add up what they say; who does not answer is left out.
+
+        His counters are not: a sum that falls and rises again would look to a reader like
+        as much that has happened anew.
+        """
         supervisor = self._supervisor
-        missing = supervisor.missing()
+        missing, generations = supervisor.missing(), supervisor.generations()
         asking = Round(supervisor.places(), {"do": "figures"})
         told: dict[int, Found] = {}
         for said in asking:
@@ -49,7 +59,8 @@ class Figures:
         parts = [part for index, part in told.items() if index in asking.answered]
         steps = [each.value for part in parts for each in part["scrape_longest_step_seconds"]]
         self._longest = max((each for each in steps if isinstance(each, float)), default=0.0)
-        found = summed(parts, supervisor.config.control.workers)
+        found = summed([*parts, *self._kept(told, asking, generations)],
+                       supervisor.config.control.workers)  # fmt: skip
         self._cut_clients(found)
         row, exporter = supervisor.api_row(), supervisor.exporter
         assert exporter is not None, "who is asked for figures has something to serve them at"
@@ -66,6 +77,19 @@ class Figures:
         if missing:
             found["queue_bound"] = [Sample(("control",), 0)]
         return found
+
+    def _kept(
+        self, told: dict[int, Found], asking: Round, generations: Sequence[int]
+    ) -> list[Found]:
+        """Return what those have counted who have died, or have not answered this time."""
+        for index in asking.answered:
+            generation, counted = self._last.get(index, (0, {}))
+            if generation != generations[index]:
+                own = {n: each for n, each in counted.items() if n not in _OUTLIVING}
+                self._former = summed([self._former, own], 1)
+            self._last[index] = generations[index], _counters(told.get(index, {}))
+        silent = [found for index, (_, found) in self._last.items() if index not in asking.answered]
+        return [self._former, *silent]
 
     def _cut_clients(self, found: Found) -> None:
         """Leave the busiest of all workers' busiest clients."""
@@ -92,6 +116,16 @@ class Figures:
         return self._supervisor.config.control.queue + missing[0] if missing else None
 
 
+def _counters(found: Found) -> Found:
+    """Return of *found* what only ever grows."""
+    return {
+        name: samples for name, samples in found.items()
+        if name not in _NOT_KEPT and (
+            name.endswith("_total") or any(isinstance(s.value, Distribution) for s in samples)
+        )
+    }  # fmt: skip
+
+
 def _sample(said: Sequence[Any]) -> Sample:
     labels, value = said
     return Sample(tuple(labels), Distribution(**value) if isinstance(value, dict) else value)
@@ -112,11 +146,13 @@ def summed(parts: Sequence[Found], workers: int) -> Found:
     # A worker gives every n-th number: its part of a pair may be full, and the pair is not.
     limit = next((each.value for each in found.get("call_ids_limit", ())), 0)
     assert not isinstance(limit, Distribution)
-    found["call_ids_fullest"] = [
+    fullest = [
         Sample(labels, min(limit, workers * value))
         for labels, value in found.get("call_ids_fullest", ())
         if not isinstance(value, Distribution)
     ]
+    if fullest:
+        found["call_ids_fullest"] = fullest
     return found
 
 

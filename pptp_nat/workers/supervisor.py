@@ -162,6 +162,10 @@ class Supervisor(Process):
             if member.is_ready and not member.owes(now, PATIENCE)
         }
 
+    def generations(self) -> list[int]:
+        """Return of each place how many of its workers have died."""
+        return [member.restarts for member in self.crew.members]
+
     @property
     def restarts(self) -> int:
         """How many workers were started again."""

@@ -36,6 +36,7 @@ from .threaded_daemon import threaded_daemon
 
 pytest.importorskip("prometheus_client")
 
+from pptp_nat.scrape.metrics import Distribution, Sample
 from pptp_nat.workers.figures import Figures
 
 COUNT = 4
@@ -60,7 +61,7 @@ def row(index: int) -> CallRow:
     )  # fmt: skip
 
 
-def worker(index: int) -> Callable[[Request], Any]:
+def worker(index: int, stub: Stub) -> Callable[[Request], Any]:
     """Return what answers as worker *index*, which has one call."""
 
     def answer(request: Request) -> Any:
@@ -71,6 +72,11 @@ def worker(index: int) -> Callable[[Request], Any]:
         if request.do == "figures":
             return iter([
                 {"family": "calls", "samples": [[["up"], 10 + index]]},
+                {"family": "calls_established_total", "samples": [[[], stub.counted[index]]]},
+                {"family": "call_setup_duration_seconds", "samples": [
+                    [[], {"bounds": [1.0], "counts": [stub.counted[index], 0], "total": 2.0}]
+                ]},
+                {"family": "paced_packets_total", "samples": [] if index else [[["openers"], 7]]},
                 {"family": "scrape_longest_step_seconds", "samples": [[[], 0.5]]},
             ])  # fmt: skip
         if request.do == "list" and set(request.arguments) <= {"packed"}:
@@ -90,10 +96,15 @@ class Stub:
         self.started = 0.0
         self.datapath, self.datapath_reason = "conntrack", ""
         self.restarts = 1
+        self.died = [0] * COUNT
+        self.counted = [100] * COUNT  #: of workers, calls
         self.exporter = SimpleNamespace(meter=SimpleNamespace(reloads_good=True, reloaded=0.0))
 
     def sockets(self) -> list[Path]:
         return self._places
+
+    def generations(self) -> list[int]:
+        return list(self.died)
 
     def missing(self) -> list[int]:
         return [AWAY]
@@ -117,7 +128,7 @@ def crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
                 hung.bind(str(place))
                 hung.listen()
             elif index != AWAY:
-                held.enter_context(threaded_daemon(place, worker(index)))
+                held.enter_context(threaded_daemon(place, worker(index, stub)))
         yield stub
 
 
@@ -160,16 +171,47 @@ def test_calls_are_cleared_at_the_others_and_that_is_said(merged: Path) -> None:
 
 
 def test_a_scrape_has_the_figures_of_the_others(crew: Stub) -> None:
-    taking = Figures(crew, 5).take()  # type: ignore[arg-type]
+    found = scrape(Figures(crew, 5))  # type: ignore[arg-type]
+
+    assert 10 + 13 == found["calls"][0].value
+    assert 2 == found["workers"][0].value
+
+
+def scrape(figures: Figures) -> dict[str, list[Sample]]:
+    taking = figures.take()
     while True:
         try:
             next(taking)
         except StopIteration as ended:
-            found = ended.value
-            break
+            return ended.value  # type: ignore[no-any-return]
 
-    assert 10 + 13 == found["calls"][0].value
-    assert 2 == found["workers"][0].value
+
+def test_counters_of_all_workers_never_fall(
+    crew: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sum that fell would be as much counted anew: Prometheus takes it for a restart."""
+    crew.hanging = {HANGS}
+    figures = Figures(crew, 5)  # type: ignore[arg-type]
+
+    def told() -> tuple[object, object, object]:
+        found = scrape(figures)
+        setups = found["call_setup_duration_seconds"][0].value
+        assert isinstance(setups, Distribution)
+        return (
+            found["calls_established_total"][0].value, setups.counts[0],
+            found["paced_packets_total"][0].value,
+        )  # fmt: skip
+
+    assert (200, 200, 7) == told()
+    crew.hanging = {HANGS, 0}  # it does not answer for a while
+    assert (200, 200, 7) == told()
+    crew.died[0], crew.counted[0] = 1, 3  # it was killed, and another has counted three
+    assert (200, 200, 7) == told()
+    crew.hanging = {HANGS}
+    assert (203, 203, 7) == told()
+    crew.died[0], crew.counted[0] = 2, 1
+    assert (204, 204, 7) == told()
+    assert (204, 204, 7) == told()
 
 
 def test_while_one_hangs_the_loop_turns_and_nobody_waits_twice(crew: Stub) -> None:
