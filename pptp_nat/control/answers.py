@@ -97,7 +97,7 @@ class Answers:
         book, server = daemon.translator.book, daemon.server
         opaque, states = 0, Counter[str]()
         for some in _slices(list(book.connections.values()), _CHOSEN):
-            opaque += sum(map(views.is_opaque, some))
+            opaque += sum(each.is_opaque for each in some)
             states.update(each.state.value for each in some)
             yield None
         row = StatusRow(

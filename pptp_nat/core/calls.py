@@ -22,7 +22,7 @@ from pptp_nat.core.introductions import Introduction, introduction, said_in
 from pptp_nat.core.refused import Refused
 from pptp_nat.core.states import CallState, ControlState, End
 from pptp_nat.core.stream import Stream
-from pptp_nat.core.talk import Echo, Talk, identity, settled, spoke, woken
+from pptp_nat.core.talk import Echo, Talk, identity, is_opaque, settled, spoke, woken
 from pptp_nat.core.tuples import Address, Flow, Leg, Party, Placement, Seat, flow_key
 
 NOBODY: Final = -1  #: in place of a call ID that is not known yet
@@ -233,6 +233,13 @@ class Connection:
         return talk.id if isinstance(talk, Talk) else identity(talk)
 
     @property
+    def is_opaque(self) -> bool:
+        """Whether some of its octets travel without being understood."""
+        talk = self._talk
+        opaque = talk.is_opaque if isinstance(talk, Talk) else is_opaque(talk)
+        return opaque or self.passive is not None
+
+    @property
     def created(self) -> float:
         """When it began, monotonic seconds."""
         return self.told.created
@@ -409,9 +416,3 @@ class Connection:
 
 def _few(kept: Call | tuple[Call, ...]) -> tuple[Call, ...]:
     return (kept,) if isinstance(kept, Call) else kept
-
-
-def external_addresses(connection: Connection) -> tuple[Address, ...]:
-    """Return the addresses of this router that the connection's inside parties are seen as."""
-    seats = (connection.seat(Party.ORIGINATOR), connection.seat(Party.RESPONDER))
-    return tuple(seat.seen_as for seat in seats if seat.inside)

@@ -174,39 +174,57 @@ def snapshot(book: Book, half_open: Mapping[bytes, int]) -> Snapshot:
     )  # fmt: skip
 
 
-def restore(book: Book, taken: Snapshot) -> list[CallRecord]:
+def restore(book: Book, taken: Snapshot, *, spent: bool = False) -> list[CallRecord]:
     """Put what was *taken* into *book*; calls may belong to connections that it has already.
+
+    Args:
+        book: what goes on.
+        taken: what was known.
+        spent: nobody needs *taken* any more.  Then its lists are emptied, so that what is
+            made takes the place in memory of what it is made of.
 
     Returns:
         The calls that were left out: their connection is not there, or another
         call has their number.  A whole snapshot has none; records that were read
         from a copy that is older than the last verdict may.
     """
-    new = {each.id: _connection(each) for each in taken.connections}
-    connections = {each.id: each for each in book.connections.values()} | new
+    connections = {each.id: each for each in book.connections.values()}
+    came: list[tuple[Connection, ControlState, float | None]] = []
+    fresh: list[tuple[Connection, tuple[tuple[Party, int, int], ...]]] = []
     left_out: list[CallRecord] = []
-    calls: list[tuple[Call, CallRecord]] = []
+    calls: list[tuple[Call, CallState, float | None]] = []
+    last_id = taken.last_id
+    waiting = list(reversed(taken.connections))
     # What is gone comes first: a number is found in its latest call.
-    for record in sorted(taken.calls, key=_age):
-        connection = connections.get(record.connection)
-        if connection is None or not _take(book, connection, record):
+    waiting_calls = sorted(taken.calls, key=_age)
+    waiting_calls.reverse()  # to be taken from the end
+    if spent and isinstance(taken.connections, list) and isinstance(taken.calls, list):
+        taken.connections.clear()
+        taken.calls.clear()
+    while waiting:
+        known = waiting.pop()
+        connection = connections[known.id] = _connection(known)
+        connection.said = book.one_for_all(known.said)
+        came.append((connection, known.state, known.due))
+        last_id = max(last_id, known.id)
+        if known.positions.fresh:
+            fresh.append((connection, known.positions.fresh))
+    while waiting_calls:
+        record = waiting_calls.pop()
+        last_id = max(last_id, record.id)
+        owner = connections.get(record.connection)
+        if owner is None or not _take(book, owner, record):
             left_out.append(record)
             continue
-        call = _call(record, connection)
-        connection.add(call)
-        calls.append((call, record))
-    for each in taken.connections:
-        connection = connections[each.id]
-        connection.said = book.one_for_all(each.said)
-        _take_fresh(book, connection, each.positions.fresh)
+        call = _call(record, owner)
+        owner.add(call)
+        calls.append((call, record.state, record.due))
+    for connection, numbers in fresh:
+        _take_fresh(book, connection, numbers)
     for kept in sorted(taken.kept_back, key=itemgetter(0)):
         book.bindings.keep_back(kept.pair, kept.number, kept.until)
-    book.put_back(
-        ((connections[each.id], each.state, each.due) for each in taken.connections),
-        ((call, record.state, record.due) for call, record in calls),
-    )
-    given = [taken.last_id, *(each.id for each in taken.connections)]
-    book.last_id = max(given + [each.id for each in taken.calls])
+    book.put_back(came, calls)
+    book.last_id = last_id
     book.counts.update(taken.counts)
     book.messages.update(taken.messages)
     book.ends.update(taken.ends)

@@ -39,6 +39,11 @@ _ANSWER: Final = struct.Struct("=df")  #: when the last echo was answered, and a
 # answer follows, and whose.
 _KNOWN, _SYNCED, _SECOND, _ANSWERED, _BY = 1, 2, 2, 16, 32
 _BOTH: Final = (_KNOWN | _SYNCED) << _SECOND | _KNOWN | _SYNCED
+_BITS_AT: Final = _ROW.size - 1
+_OPAQUE: Final = frozenset(
+    bits for bits in range(_BOTH + 1)
+    if any(bits >> at & (_KNOWN | _SYNCED) == _KNOWN for at in (0, _SECOND))
+)  # fmt: skip
 _HISTORY: Final = 0xFF  #: octets of each stream that fit
 OVERLAYS: Final = 0xFF * OVERLAY_OCTETS  #: octets of each stream's that fit
 
@@ -89,6 +94,14 @@ class Talk:
             return None
         *_, at, seconds, by = _ECHO.unpack(self.echo)
         return None if at != at else Echo(Party(by), at, seconds)  # noqa: PLR0124  NaN
+
+    @property
+    def is_opaque(self) -> bool:
+        """Whether octets of either party travel without being understood."""
+        first, second = self.originators, self.responders
+        return (first.next is not None and not first.synced) or (
+            second.next is not None and not second.synced
+        )
 
     def settle(self) -> None:
         """Let go of what was kept for a retransmission; see `Stream.settle`."""
@@ -177,6 +190,11 @@ def spoke(row: bytes) -> float:
     """Return when the parties of *row* spoke last: `Talk.last_message`."""
     at: float = _SPOKE.unpack_from(row, _SPOKE_AT)[0]
     return at
+
+
+def is_opaque(row: bytes) -> bool:
+    """Return what `Talk.is_opaque` is of *row*."""
+    return row[_BITS_AT] & _BOTH in _OPAQUE
 
 
 def settled(row: bytes) -> bytes:

@@ -22,7 +22,7 @@ from typing import Final
 
 from pptp_nat.core.bindings import Bindings, Pair
 from pptp_nat.core.book import Book, Settings
-from pptp_nat.core.calls import Call, Connection, external_addresses
+from pptp_nat.core.calls import Call, Connection
 from pptp_nat.core.dialogue import Dialogue
 from pptp_nat.core.events import LegMarked, Outcome, Verdict
 from pptp_nat.core.held import Held
@@ -284,7 +284,7 @@ class Translator:
     def address_gone(self, address: Address, now: float) -> Outcome:
         """End the calls behind an external address that is no longer this router's."""
         connections = self.book.connections.values()
-        return self.moved([c for c in connections if address in external_addresses(c)], now)
+        return self.moved([c for c in connections if address in c.seen_as], now)
 
     def moved(self, connections: Iterable[Connection], now: float) -> Outcome:
         """End connections whose inside party is no longer seen as it was, and their calls."""
@@ -345,15 +345,14 @@ class Translator:
         """Return all that is known, for `restore` in another process of this boot."""
         return snapshot(self.book, self._half_open)
 
-    def restore(self, taken: Snapshot, now: float) -> list[CallRecord]:
+    def restore(self, taken: Snapshot, now: float, *, spent: bool = False) -> list[CallRecord]:
         """Go on where another translator was; this one has seen nothing yet.
 
-        Returns:
-            The calls that were left out, see `pptp_nat.core.snapshot.restore`.
+        See `pptp_nat.core.snapshot.restore`.
         """
         self._half_open.update(taken.half_open)
         self._next_sweep = now + _SWEEP_SECONDS
-        return restore(self.book, taken)
+        return restore(self.book, taken, spent=spent)
 
     def _outcome(self) -> Outcome:
         outcome = Outcome()

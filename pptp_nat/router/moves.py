@@ -14,7 +14,6 @@ from socket import inet_ntoa
 from typing import Final
 
 from pptp_nat import log
-from pptp_nat.core.calls import external_addresses
 from pptp_nat.core.events import Outcome
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Address
@@ -68,7 +67,7 @@ class Moves:
 
     def _end(self, address: Address, now: float) -> None:
         connections = self._translator.book.connections.values()
-        depending = sum(address in external_addresses(each) for each in connections)
+        depending = sum(address in each.seen_as for each in connections)
         if depending:
             log.event(
                 _log, logging.WARNING, "address-gone", address=inet_ntoa(address),

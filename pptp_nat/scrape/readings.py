@@ -28,7 +28,7 @@ from pptp_nat.router.listening import FRESH_SECONDS
 from pptp_nat.scrape.keeping import kept, limits
 from pptp_nat.scrape.meter import FAILURES, Histogram, Meter
 from pptp_nat.scrape.metrics import Distribution, Sample
-from pptp_nat.tables.views import calls_by_state, is_opaque
+from pptp_nat.tables.views import calls_by_state
 
 if TYPE_CHECKING:
     from pptp_nat.daemon import Daemon
@@ -151,7 +151,7 @@ class Readings:
             states.update(each.state for each in some)
             clients.update(each.key[:4] for each in some if each.chooses(Party.ORIGINATOR))
             clients.update(each.key[4:8] for each in some if each.chooses(Party.RESPONDER))
-            opaque += sum(map(is_opaque, some))
+            opaque += sum(each.is_opaque for each in some)
             conflicts += sum(each.passive == "kernel_helper" for each in some)
             yield
         shown = (state for state in ControlState if state is not ControlState.CLOSED)

@@ -86,7 +86,7 @@ class Adoption:
         translator, book = self._translator, self._translator.book
         left_out = 0
         if found is not None:
-            left_out = len(translator.restore(_as_of_now(found, book.settings, now), now))
+            left_out = self._restore(found, now)
             if found.exact and found.this_boot and self._is_carried():
                 self._carry_on(found, now)
                 log.event(
@@ -153,8 +153,14 @@ class Adoption:
 
     def inherit(self, found: Found, now: float) -> None:
         """Go on with what another process hands over: there is nothing to reconcile."""
-        self._translator.restore(_as_of_now(found, self._translator.book.settings, now), now)
+        self._restore(found, now)
         self._carry_on(found, now)
+
+    def _restore(self, found: Found, now: float) -> int:
+        """Put what was *found* into the book; return how many calls were left out."""
+        taken = _as_of_now(found, self._translator.book.settings, now)
+        found.contents.let_go()
+        return len(self._translator.restore(taken, now, spent=True))
 
     def _carry_on(self, found: Found, now: float) -> None:
         self._carrier.adopt(self._translator.book.calls.values(), now, trusted=True)

@@ -41,6 +41,10 @@ class Contents:
     whole: bool = False  #: all that a translator knew, at one moment
     astray: bool = False  #: octets have gone by since that nobody has read
 
+    def let_go(self) -> None:
+        """Forget connections and calls, which are many, when they are in a snapshot."""
+        self.connections, self.positions, self.calls = {}, {}, {}
+
     def snapshot(self, now: float) -> Snapshot:
         """Return all of it but what is over at *now*, and of two with one flow the later one."""
         connections, positions = self.connections, self.positions

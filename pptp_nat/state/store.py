@@ -148,6 +148,7 @@ class Journal:
         self._boot = boot_identity()
         self._read_from: list[Generation] = []
         self._was_read: Found | None = None  # in these
+        self._live = 0  # octets of it that still counted
         self._lasting = 0  # how many appends were worth a copy
         self._copied = 0
         self._ending = threading.Event()
@@ -219,6 +220,7 @@ class Journal:
         exact = here and not contents.astray
         found = Found(contents, exact, here, header.wall, str(self._directory))
         self._read_from, self._was_read = read if len(read) == len(files) else [], found
+        self._live = size_of(contents)
         return found
 
     def _read_copy(self, path: Path, *, final: bool) -> Found | None:
@@ -289,7 +291,7 @@ class Journal:
             return False
         self._generation = read[0].number
         self._lasting += 1  # the former process may have died before its copy of that
-        self._limit = max(SMALLEST, GROWTH * size_of(found.contents))
+        self._limit = max(SMALLEST, GROWTH * self._live)
         return True
 
     def _fail(self, error: OSError) -> None:

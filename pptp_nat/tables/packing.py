@@ -20,7 +20,6 @@ from pptp_nat.tables.views import (
     calls_of,
     hidden_by,
     inside_party,
-    is_opaque,
     result_of,
     said_of,
 )  # fmt: skip
@@ -110,7 +109,7 @@ def pack_connection(connection: Connection, now: float) -> str:
         f'[{talk.id},"{connection.state.value}",'
         f'"{inet_ntoa(key[:4])}",{key[8] << 8 | key[9]},'
         f'"{inet_ntoa(key[4:8])}",{key[10] << 8 | key[11]},"{hidden_by(connection)}",'
-        f'{"true" if is_opaque(connection, talk) else "false"},'
+        f'{"true" if talk.is_opaque or passive else "false"},'
         f'{"null" if passive is None else json.dumps(passive)},{calls_of(connection)},'
         f"{now - talk.created:.6f},"
         + ("null,null,null" if echo is None else

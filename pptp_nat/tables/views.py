@@ -15,7 +15,6 @@ from pptp_nat.core.events import MessageSeen
 from pptp_nat.core.introductions import introduction
 from pptp_nat.core.messages import GENERAL_ERRORS, RESULTS, MessageType, text, unpack
 from pptp_nat.core.states import CallState
-from pptp_nat.core.talk import Talk
 from pptp_nat.core.tuples import Party
 from pptp_nat.errors import WireError
 from pptp_nat.router.carried import Counts
@@ -152,7 +151,7 @@ def connection_row(connection: Connection, now: float) -> ConnectionRow:
         originator=_end(connection, Party.ORIGINATOR),
         responder=_end(connection, Party.RESPONDER),
         inside=hidden_by(connection),
-        opaque=is_opaque(connection, talk),
+        opaque=connection.is_opaque,
         passive=connection.passive,
         calls=calls_of(connection),
         age=now - talk.created,
@@ -262,15 +261,6 @@ def message_json(seen: MessageSeen, fields: Mapping[str, int | bytes]) -> dict[s
         "forwarded": forwarded,
         "words": words,
     }  # fmt: skip
-
-
-def is_opaque(connection: Connection, talk: Talk | None = None) -> bool:
-    """Whether some of its octets travel without being understood; *talk*: `Connection.told`."""
-    talk = talk or connection.told
-    return connection.passive is not None or any(
-        stream.next is not None and not stream.synced
-        for stream in (talk.originators, talk.responders)
-    )
 
 
 def calls_by_state(book: Book) -> dict[str, int]:

@@ -13,7 +13,7 @@ from pptp_nat.core.book import REST
 from pptp_nat.core.events import OddityMet
 from pptp_nat.core.messages import MessageType
 from pptp_nat.core.stream import Stream
-from pptp_nat.core.talk import Talk, identity, settled, spoke, woken
+from pptp_nat.core.talk import Talk, identity, is_opaque, resting, settled, spoke, woken
 from pptp_nat.core.tuples import Party
 from tests.scenario.ladder import ALICE, PAC, Host, Ladder
 
@@ -69,9 +69,24 @@ def test_a_row_tells_all_that_was_known(talk: Talk) -> None:
     if row is None:
         return
     assert known(talk) == known(woken(row))
-    assert (talk.id, talk.last_message) == (identity(row), spoke(row))
+    told = talk.id, talk.last_message, talk.is_opaque
+    assert told == (identity(row), spoke(row), is_opaque(row))
     talk.settle()
     assert known(talk) == known(woken(settled(row)))
+
+
+@given(_TIMES, _TIMES, st.lists(st.tuples(_SEQUENCE, st.integers(0, 255)), min_size=2, max_size=2))
+@effort(100)
+def test_a_row_of_what_is_on_record_is_that_of_who_had_rested(created, spoke_at, streams) -> None:
+    """A start makes rows of records, without a `Talk` in between."""
+    talk = Talk(1 << 47, created, spoke_at)
+    pairs = [(following or 0, bytes(range(6)) * count) for following, count in streams]
+    for stream, (following, overlays) in zip(
+        (talk.originators, talk.responders), pairs, strict=True
+    ):
+        stream.rest_at(following, True, overlays, b"")
+
+    assert talk.row() == resting(1 << 47, created, spoke_at, *pairs)
 
 
 @pytest.mark.parametrize(
