@@ -17,7 +17,7 @@ from pptp_nat.analysis.conntrack_rules import TableDiagnosis, table_diagnoses
 from pptp_nat.analysis.conntrack_text import LONGEST, Listing
 from pptp_nat.analysis.conntrack_tunnels import PORT, pptp_table
 from pptp_nat.analysis.model import Severity
-from pptp_nat.errors import UsageError
+from pptp_nat.errors import ConfigError, UsageError
 from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.conntrack_table import ASSURED, OFFLOADED, SEEN_REPLY, Follower, TableRow, table
 
@@ -38,7 +38,9 @@ def conntrack(options: Namespace) -> int:
     ports = tuple(options.port or (PORT,))
     if options.follow:
         if options.file is not None:
-            raise UsageError("--follow listens to this router's table: leave FILE out")
+            raise ConfigError(
+                "pptp-nat conntrack: --follow listens to this router's table: leave FILE out"
+            )
         return _follow(options, ports)
     gc.disable()  # a hundred thousand entries without one cycle: a third of the time
     others = garbage = 0
@@ -50,6 +52,8 @@ def conntrack(options: Namespace) -> int:
             listing.read(lines)
         if listing.complaint:
             name = "standard input" if options.file == "-" else options.file
+            if not listing.entries and not listing.others:
+                raise UsageError(f"{name}: {listing.complaint}; it takes what `conntrack -L` shows")
             sys.stderr.write(f"pptp-nat: {name}: {listing.complaint}\n")
         entries, others, garbage = listing.entries, listing.others, listing.garbage
     found = pptp_table(entries, ports, options.entry_mark)

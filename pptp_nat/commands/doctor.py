@@ -13,7 +13,7 @@ from pptp_nat.doctor.checks import examine
 from pptp_nat.doctor.model import worst
 from pptp_nat.doctor.router import Router
 from pptp_nat.doctor.server import consult, uplink
-from pptp_nat.errors import UsageError
+from pptp_nat.errors import ConfigError, UsageError
 from pptp_nat.linux.ruleset import Backend
 from pptp_nat.router.firewall import rule_settings
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def doctor(options: Namespace) -> int:
     """Examine this router, and with --server a server; 0, 3 for a warning, 1 for a failure."""
     if options.only_server and options.server is None:
-        raise UsageError("--only-server: say which with --server ADDR")
+        raise ConfigError("pptp-nat doctor: --only-server: say which with --server ADDR")
     found = []
     for judgement in _judgements(options):
         found.append(judgement)

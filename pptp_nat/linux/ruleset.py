@@ -65,6 +65,11 @@ def backend_choice() -> BackendChoice:
     complaint = ruleset_nftables.probe_queue()
     if not complaint:
         return BackendChoice(Backend.NFTABLES, "nftables: its queue statement works here")
+    if "not permitted" in complaint:  # nor would iptables say
+        raise AdapterError(
+            "finding out whose rules work here", errno.EPERM,
+            mend="be root, or name the backend: --backend iptables or nftables",
+        )  # fmt: skip
     if ruleset_iptables_kernel.probe().nfqueue:
         return BackendChoice(
             Backend.IPTABLES, f"iptables: nftables cannot queue packets here ({complaint})"

@@ -649,3 +649,25 @@ def test_a_broken_pipe_without_a_file_behind_stdout_is_quiet_too(monkeypatch) ->
     monkeypatch.setattr("sys.stdout", io.StringIO())
 
     assert cli.main(["run", "--config", "/dev/null"]) == 0
+
+
+def test_a_file_without_any_entry_is_no_conntrack_table(tmp_path, capsys) -> None:
+    """It was shown as an empty table, with exit code 0; one that is empty still is."""
+    file = tmp_path / "capture.pcap"
+    file.write_bytes(bytes(range(256)) * 4)
+    assert cli.FAILED == cli.main(["conntrack", str(file)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no conntrack entry" in line
+    assert line.endswith("it takes what `conntrack -L` shows")
+
+    file.write_bytes(b"")
+    assert 0 == cli.main(["conntrack", str(file)])
+
+
+@pytest.mark.parametrize(
+    "words", [["doctor", "--only-server"], ["conntrack", "--follow", "listing.txt"]], ids=str
+)
+def test_options_that_do_not_go_together_are_wrong_use(words, capsys) -> None:
+    """Exit code 2, as for every other one; 1 would say that the router is in a bad way."""
+    assert cli.MISUSED == cli.main(words)
+    assert 1 == len(capsys.readouterr().err.splitlines())

@@ -427,3 +427,16 @@ def test_rules_of_others_may_have_comments_in_any_encoding() -> None:
     assert ["ACCEPT", "PPTP_NAT_CONTROL"] == [
         ruleset_iptables_kernel.target_of(rule) for rule in (first, second)
     ]
+
+
+def test_who_may_not_ask_the_firewall_is_told_that_and_not_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ordinary user was told that iptables has no NFQUEUE, which nobody had found out."""
+    said = "netlink: Error: cache initialization failed: Operation not permitted"
+    monkeypatch.setattr(ruleset_nftables, "probe_queue", lambda: said)
+
+    with pytest.raises(AdapterError, match=r"not permitted.*be root, or name the backend") as told:
+        ruleset.backend_choice()
+
+    assert "NFQUEUE" not in str(told.value)
