@@ -26,9 +26,10 @@ def rules(options: Namespace) -> int:
     """Do *action* with the rules that the configuration asks for."""
     overrides = overriding(options)
     config = load(config_path(options), overrides)
-    chosen = config.rules.backend
     if options.action == "remove":
-        ruleset.remove(None if chosen == "auto" else ruleset.Backend(chosen))
+        # Of the backend that is named here; the configuration may have named another one before.
+        named = options.backend
+        ruleset.remove(None if named in (None, "auto") else ruleset.Backend(named))
         _say("rules removed")
         if _running(config) is None and (names := bpf_path.detach_all()):
             _say(f"BPF programs detached from {', '.join(names)}")

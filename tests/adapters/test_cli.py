@@ -634,6 +634,15 @@ def test_rules_remove_takes_all_away(ruleset, tmp_path, option, backend) -> None
     assert backend == (removed and removed.value)
 
 
+def test_rules_of_a_backend_that_the_configuration_once_named_go_too(ruleset, tmp_path) -> None:
+    """Whoever wants them away does not know by what they were made."""
+    path = tmp_path / "c.toml"
+    path.write_text('rules.backend = "nftables"\n')
+    assert cli.main(["rules", "remove", "--config", str(path)]) == 0
+
+    assert [("remove", (None,), {})] == ruleset.calls
+
+
 def test_an_interrupt_is_130_without_a_word(monkeypatch, capsys) -> None:
     """Shells expect 128 and the signal's number."""
     monkeypatch.setitem(sys.modules, "pptp_nat.daemon", Recorder(run_daemon=KeyboardInterrupt()))
