@@ -32,14 +32,14 @@ _TUPLE: Final = (
     rf"(?:(?:sport|srckey)={_KEY} (?:dport|dstkey)={_KEY} )?"
     rf"(?:packets={_COUNT} bytes={_COUNT} )?"
 )
-#: from the protocol's number to the end of the reply tuple
+#: to the end of the reply tuple, and behind it what mostly stands there
 _ENTRY: Final = re.compile(
     r"(?:ipv4\s+2\s+)?(?:tcp|gre|unknown)\s+(6|47)\s+(?:([0-9]{1,20})\s+)?"
     r"(?:timeout=\d+, stream_timeout=\d+ )?(?:([A-Z][A-Z_0-9]*) )?"
-    rf"{_TUPLE}(\[UNREPLIED\] )?{_TUPLE}"
+    rf"{_TUPLE}(\[UNREPLIED\] )?{_TUPLE}()"
+    r"(?:(\[ASSURED\] )?mark=([0-9]{1,20}) (?:helper=(\S+) )?use=\d+ $)?"
 )
-#: what mostly stands behind it
-_REST: Final = re.compile(r"(\[ASSURED\] )?mark=([0-9]{1,20}) (?:helper=(\S+) )?use=\d+ $")
+_BEHIND: Final = 17  #: the empty group behind the reply tuple
 _OTHER: Final = re.compile(r"(?:ipv[46]\s+\d+\s+)?\S+\s+\d+ .*?src=\S+ dst=\S+ .*?src=\S+ dst=\S+ ")
 _EVENT: Final = re.compile(r"(?:\[\d+\.\d+\s*\]\s*)?\[(NEW|UPDATE|DESTROY)\]\s*")
 _TRAILER: Final = re.compile(r"conntrack v\S+ \(conntrack-tools\)")
@@ -110,29 +110,26 @@ class Listing:
         (
             protocol, left, state,
             source, destination, source_key, destination_key, packets, octets, unreplied,
-            *back,
+            back_source, back_destination, back_source_key, back_key, back_packets, back_octets,
+            _, said, marked, helper,
         ) = read.groups()  # fmt: skip
         original = _listed_way(source, destination, source_key, destination_key)
-        reply = _listed_way(back[0], back[1], back[2], back[3])
+        reply = _listed_way(back_source, back_destination, back_source_key, back_key)
         if original is None or reply is None:
             self._note_other(number, line)
             return
-        usual = _REST.match(line, read.end()) if event is None else None
-        if usual is not None:
-            said, marked, name = usual.groups()
-            rest, tail = "", tuple.__new__(
-                _Tail, (said is not None, False, int(marked), name or "", None, None)
-            )
+        if marked is not None and event is None:
+            rest, assured, offloaded, mark = "", said is not None, False, int(marked)
+            identity = started = None
         else:
-            rest = line[read.end() - 1 :]
+            rest = line[read.end(_BEHIND) - 1 :]
             if event is None and " use=" not in rest:  # each listing ends so: this line was cut
                 self._note(number, line)
                 return
             if event is not None and event[1] == "DESTROY":
                 self._found[int(protocol)].pop(original, None)
                 return
-            tail = _tail(rest)
-        assured, offloaded, mark, helper, identity, started = tail
+            assured, offloaded, mark, helper, identity, started = _tail(rest)
         # Without the constructors, which are functions of Python's: they take three times as long.
         self._keep(tuple.__new__(ListedEntry, (
             GRE if protocol == "47" else TCP,
@@ -144,17 +141,19 @@ class Listing:
             assured,
             offloaded,
             None if packets is None else tuple.__new__(Count, (int(packets), int(octets))),
-            None if back[4] is None else tuple.__new__(Count, (int(back[4]), int(back[5]))),
+            None
+            if back_packets is None
+            else tuple.__new__(Count, (int(back_packets), int(back_octets))),
             mark,
-            helper,
+            helper or "",
             identity,
             started,
             number,
         )))  # fmt: skip
 
     def _keep(self, entry: ListedEntry) -> None:
-        if entry.protocol == GRE or is_control(entry, self._ports):
-            self._found[entry.protocol][entry.original] = entry
+        if entry[0] == GRE or is_control(entry, self._ports):
+            self._found[entry[0]][entry[1]] = entry
         else:
             self.others += 1
 

@@ -67,7 +67,9 @@ class TableCall(NamedTuple):
     @property
     def both_ways(self) -> bool:
         """Whether GRE has gone both ways, as far as the table can tell."""
-        return self.lively and not (self.half or any(entry.unreplied for entry in self.entries))
+        if self.to_responder is None or self.to_originator is None or not self.lively:
+            return False
+        return True not in [entry.unreplied for entry in self.entries]
 
 
 @dataclass(slots=True)
@@ -90,13 +92,18 @@ class Tunnel:
         if control.offloaded or not self.calls:
             return False
         by = "helper" if control.helper else "pptp-nat"
-        return all(call.by == by and call.both_ways for call in self.calls)
+        for call in self.calls:  # noqa: SIM110  all() would cost more than what it asks
+            if call.by != by or not call.both_ways:
+                return False
+        return True
 
     @property
     def carried(self) -> int:
         """How many calls have had GRE both ways; halves count as pairs."""
-        whole = sum(call.both_ways for call in self.calls)
+        whole = sum([call.both_ways for call in self.calls])
         halves = [call for call in self.calls if call.by == "pptp-nat" and call.half]
+        if not halves:
+            return whole
         forth = sum(each.to_responder is not None and each.lively for each in halves)
         back = sum(each.to_originator is not None and each.lively for each in halves)
         return whole + min(forth, back)
@@ -223,16 +230,16 @@ def _calls(tunnel: Tunnel, entry_mark: int) -> list[TableCall]:
         else:
             (outward if from_originator else inward).append(entry)
     if len(outward) == len(inward) == 1:
-        [out], [into] = outward, inward
+        pair = out, into = outward[0], inward[0]
+        by = "pptp-nat" if is_ours(out, entry_mark) and is_ours(into, entry_mark) else "nobody"
         forth, back = _leg(out, reply=False), _leg(into, reply=False)
-        by = _carrier((out, into), entry_mark)
-        calls.append(tuple.__new__(TableCall, (by, (out, into), forth, back)))
+        calls.append(tuple.__new__(TableCall, (by, pair, forth, back)))
         return calls
     for entry in outward:
-        by = _carrier((entry,), entry_mark)
+        by = "pptp-nat" if is_ours(entry, entry_mark) else "nobody"
         calls.append(TableCall(by, (entry,), _leg(entry, reply=False), None))
     for entry in inward:
-        by = _carrier((entry,), entry_mark)
+        by = "pptp-nat" if is_ours(entry, entry_mark) else "nobody"
         calls.append(TableCall(by, (entry,), None, _leg(entry, reply=False)))
     return calls
 
@@ -242,7 +249,3 @@ def _leg(entry: ListedEntry, *, reply: bool) -> Leg:
     other = entry.original if reply else entry.reply
     packets, octets = (None, None) if counter is None else counter
     return tuple.__new__(Leg, (entry, way.destination_key, other.source_key, packets, octets))
-
-
-def _carrier(entries: tuple[ListedEntry, ...], entry_mark: int) -> str:
-    return "pptp-nat" if all(is_ours(entry, entry_mark) for entry in entries) else "nobody"
