@@ -254,9 +254,15 @@ class Daemon(Process):
         self.pauses.look(planned, now)
         due = self.translator.next_timer()
         if due is not None and due <= now:
-            self.carry_out(self.translator.tick(now), now)
+            self._guarded(self._translators_tick, now)
         for each in self._clockwork:
-            each.tick(now)
+            try:  # one that fails again and again keeps none of the others from its work
+                each.tick(now)
+            except Exception as error:  # noqa: BLE001 - as `_guarded`, which costs a call each
+                self._on_fault(error)
+
+    def _translators_tick(self, now: float) -> None:
+        self.carry_out(self.translator.tick(now), now)
 
     # Packets.
 

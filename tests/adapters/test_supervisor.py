@@ -16,6 +16,7 @@ import pytest
 
 from pptp_nat.api import Request
 from pptp_nat.config import Config
+from pptp_nat.daemon import Daemon
 from pptp_nat.errors import PptpNatError
 from pptp_nat.router.process import Process
 from pptp_nat.workers.crew import Crew, Member
@@ -166,3 +167,28 @@ def test_a_worker_that_hangs_up_on_a_slow_supervisor_is_heard_again(
 
     assert [(7, EVENT)] * 2 == heard
     assert ["worker-hung-up"] == [each.msg for each in caplog.records]
+
+
+def test_a_part_that_fails_at_its_time_keeps_no_other_from_its_work() -> None:
+    """One that is never done would be tried first in each turn, and all behind it never."""
+    done: list[str] = []
+    faults: list[BaseException] = []
+
+    def fails(_now: float) -> None:
+        raise ValueError("it is a bug")
+
+    daemon: Any = SimpleNamespace(
+        pauses=SimpleNamespace(look=lambda planned, now: done.append("pauses")),
+        translator=SimpleNamespace(next_timer=lambda: 0.0, tick=fails),
+        carry_out=lambda outcome, now: done.append("outcome"),
+        _clockwork=[
+            SimpleNamespace(tick=fails), SimpleNamespace(tick=lambda now: done.append("upkeep")),
+        ],
+        _on_fault=faults.append,
+        _translators_tick=lambda now: Daemon._translators_tick(daemon, now),
+        _guarded=lambda work, argument: Process._guarded(daemon, work, argument),
+    )  # fmt: skip
+    Daemon._tick(daemon, 0.0)
+
+    assert ["pauses", "upkeep"] == done
+    assert 2 == len(faults)
