@@ -34,6 +34,7 @@ class Plan:
     scrape_calls: tuple[int, ...] = (20000,)
     #: of generated captures; the first is read by tshark too
     reading_packets: tuple[int, ...] = (1_000_000, 3_000_000)
+    listing_entries: int = 100_000  #: of a generated conntrack table
     slow_rounds: int = 3  #: of what takes tens of seconds a round, and of larger packets
 
 
@@ -50,6 +51,7 @@ QUICK = Plan(
     growth_calls=(2000,),
     scrape_calls=(),  # growth has a scrape, though nothing beside it
     reading_packets=(200_000,),
+    listing_entries=10_000,
     slow_rounds=1,
 )
 

@@ -249,14 +249,25 @@ def scrape(samples: Samples) -> Iterator[str]:
 def reading(samples: Samples) -> Iterator[str]:
     """Lay out who reads a capture how fast."""
     heads = ["Reading a capture", "packets", "s", "CPU s", "MB"]
+    figures = ("seconds", "cpu_seconds", "megabytes")
     rows = []
     for packets in samples.distinct("packets", measure="reading"):
         for way in samples.distinct("way", measure="reading", packets=packets):
             pick = {"measure": "reading", "way": way, "packets": packets}
-            figures = ("seconds", "cpu_seconds", "megabytes")
             cells = [_cell(samples.spread(name, **pick), digits=1) for name in figures]
             rows.append([way, f"{packets:,}", *cells])
     yield table(heads, rows)
+    heads[:2] = ["pptp-nat conntrack of a listing", "entries"]
+    rows = []
+    for entries in samples.distinct("entries", measure="listing"):
+        for way in samples.distinct("way", measure="listing", entries=entries):
+            spreads = (
+                samples.spread(name, measure="listing", entries=entries, way=way)
+                for name in figures
+            )
+            rows.append([f"-o {way}", f"{entries:,}", *(_cell(e, digits=1) for e in spreads)])
+    if rows:
+        yield table(heads, rows)
 
 
 PARTS = {

@@ -96,6 +96,7 @@ GROWN = {
 }
 READER = "pptp-nat analyze"
 AGAINST_TSHARK = 5.0
+LISTING_S = 2.0
 MEMORY_GROWTH = 1.2
 
 
@@ -333,3 +334,10 @@ def _reading(samples: Samples, _: Sequence[str]) -> Iterator[Target]:
     if many != few:
         subject = f"memory for {many:,} packets / {few:,}"
         yield _judge(subject, AT_MOST, MEMORY_GROWTH, list(growth), "x")
+    for entries in samples.distinct("entries", measure="listing"):
+        for way in samples.distinct("way", measure="listing", entries=entries):
+            chosen = samples.pick(measure="listing", entries=entries, way=way)
+            subject = f"{entries:,} entries of conntrack -L, pptp-nat conntrack -o {way}"
+            note = f"CPU {Spread.of([s['cpu_seconds'] for s in chosen]).median:.2f} s"
+            seconds = [s["seconds"] for s in chosen]
+            yield _judge(subject, BELOW, LISTING_S, seconds, " s", note=note)

@@ -1,4 +1,4 @@
-"""How fast a large capture is read, beside tshark, and with how much memory."""
+"""How fast a large capture is read, beside tshark, and a large listing; with how much memory."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.measures.capture import write_capture
+from benchmarks.measures.listing import write_listing
 from benchmarks.plan import Run, Sample
 from benchmarks.shell import BenchError
 from benchmarks.spread import rotated
 
 CALLS = 200
+LISTER = [sys.executable, "-m", "pptp_nat", "conntrack"]
 _FIELDS = ("frame.number", "pptp.control_message_type", "pptp.call_id", "pptp.peer_call_id")
 #: Who reads, and how he is called.
 READERS = {
@@ -45,6 +47,23 @@ def reading(run: Run) -> Iterator[Sample]:
                     }  # fmt: skip
         finally:
             path.unlink()
+    yield from _listing(run)
+
+
+def _listing(run: Run) -> Iterator[Sample]:
+    """Judge one listing of a conntrack table."""
+    path = run.build / "conntrack.txt"
+    write_listing(path, run.plan.listing_entries)
+    try:
+        for number in run.numbers(run.plan.slow_rounds):
+            for output in rotated(["text", "json"], number):
+                run.tell(f"reading: round {number + 1}, pptp-nat conntrack -o {output}")
+                yield {
+                    "measure": "listing", "way": output, "entries": run.plan.listing_entries,
+                    "round": number, **_read([*LISTER, "-o", output, str(path)]),
+                }  # fmt: skip
+    finally:
+        path.unlink()
 
 
 def _read(argv: list[str]) -> dict[str, float]:
