@@ -117,7 +117,7 @@ gauge     state_taken_up_seconds How long it took at the start to read what was 
 gauge     kernel_helper_conflict Control connections left alone since the kernel's own PPTP helper is attached to them.
 gauge     config_last_reload_successful Whether the last reload of the configuration was taken over.
 gauge     config_last_reload_success_timestamp_seconds When a configuration was last taken over, Unix seconds.
-gauge     workers Workers that serve their queues; only where control.workers is more than 1.
+gauge     workers Workers that answer; only where control.workers is more than 1.
 counter   worker_restarts_total Workers that have died and were started again.
 gauge     api_clients Programs connected to the control socket.
 counter   api_clients_refused_total Programs turned away from the control socket since all places were taken.
