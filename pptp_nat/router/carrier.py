@@ -243,11 +243,11 @@ class Carrier:
         return restored
 
     @contextlib.contextmanager
-    def awaiting(self, names: set[bytes]) -> Iterator[set[bytes]]:
-        """Give *names*, from which each goes that is installed meanwhile."""
+    def awaiting(self, names: set[bytes]) -> Iterator[None]:
+        """Have each of *names* go from there that is installed meanwhile."""
         self._missing.append(names)
         try:
-            yield names
+            yield
         finally:
             self._missing = [each for each in self._missing if each is not names]
 

@@ -29,6 +29,7 @@ from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.datapath import LegOrder, Match, match_of_leg
 from pptp_nat.router.carrier import Carrier
 
+_NOTED: Final = 4096  #: names that are noted in one step
 _AT_ONCE: Final = 64  #: legs that are put back or removed in one step
 
 
@@ -65,7 +66,13 @@ class Comparison:
         totals = self._carrier.totals
         strange: list[Leg] = []
         other: list[bytes] = []
-        with self._carrier.awaiting(totals.names()) as missing:
+        missing: set[bytes] = set()
+        with self._carrier.awaiting(missing):
+            names = totals.names()
+            for start in range(0, len(names), _NOTED):  # at once it would be tens of milliseconds
+                missing.update(names[start : start + _NOTED])
+                yield
+            del names
             for piece in self._path.standing(time.monotonic()):
                 for order in piece:
                     source, destination, key, *_ = order.leg

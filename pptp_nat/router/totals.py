@@ -71,9 +71,9 @@ class Totals:
         """How many legs several calls have."""
         return len(self._further)
 
-    def names(self) -> set[bytes]:
+    def names(self) -> list[bytes]:
         """Return the names of all legs (`name_of`)."""
-        return set(self._known)
+        return list(self._known)
 
     def owner(self, name: bytes) -> int | None:
         """Return the identity of the call that has the leg *name*, of several the latest."""
