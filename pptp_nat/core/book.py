@@ -42,7 +42,7 @@ from pptp_nat.core.tuples import Party
 _T = TypeVar("_T", bound=Hashable)
 _LN_2: Final = 0.69315
 _SHARED: Final = 256  #: different values that are shared
-REST: Final = 1.0  #: seconds without a word, after which a connection is put to sleep
+REST: Final = 0.25  #: seconds without a word, after which a connection is put to sleep
 #: Seconds between two looks at what runs out: each ends or puts to sleep what has come up in
 #: them, where a look of its own for each call would cost the daemon a turn of its loop.
 _ROUND: Final = 0.1
