@@ -84,7 +84,12 @@ def windows(reader: CaptureReader) -> Iterator[Window]:
         _workers(), mp_context=get_context("fork"), initializer=_begin_worker
     )
     stretches = _Stretches(reader, pool)
-    stretches.submit()
+    # Interrupted between its first process and its thread a pool would wait for both forever.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        stretches.submit()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return stretches.windows()
 
 
