@@ -32,6 +32,7 @@ from pptp_nat.core.snapshot import (
 )
 from pptp_nat.core.snapshot import positions as positions_of
 from pptp_nat.core.states import CallState, ControlState, End
+from pptp_nat.core.talk import Talk
 from pptp_nat.core.tuples import Party
 from pptp_nat.state import record_format as form
 from pptp_nat.state.contents import Contents, LegCount
@@ -92,10 +93,12 @@ def call_now(book: Book, known: Call, gone_until: float) -> bytes:
         due = gone_until
     else:
         due = _time(book.due(known))
+    own, others_own, seen, others_seen, requester, pns, created = known.lasting
+    end = known.end
     return record(form.CALL, form.CALL_BODY.pack(
-        known.id, known.connection.id, known.requester, known.pns, form.PLACE_OF_STATE[state],
-        *known.own, *known.seen, known.created, _time(known.up_since), _time(known.last_gre),
-        known.packets, 0 if known.end is None else 1 + form.ENDS.index(known.end), due,
+        known.id, known.connection.id, requester, pns, form.PLACE_OF_STATE[state],
+        own, others_own, seen, others_seen, created, _time(known.up_since),
+        _time(known.last_gre), known.packets, 0 if end is None else 1 + form.ENDS.index(end), due,
         *(form.NO_CODES if codes is None else codes),
     ))  # fmt: skip
 
@@ -105,24 +108,30 @@ def connection_now(book: Book, known: Connection) -> bytes:
     first, second = known.seen_as
     flags = known.is_local | (first is not None) << 1 | (second is not None) << 2
     due = _time(book.due(known)) if known.state is ControlState.CLOSING else form.NEVER
+    talk = known.told
     fixed = form.CONNECTION_BODY.pack(
-        known.id, known.key, first or form.NO_ADDRESS, second or form.NO_ADDRESS, known.mark, flags,
+        talk.id, known.key, first or form.NO_ADDRESS, second or form.NO_ADDRESS, known.mark, flags,
         form.PASSIVE.index(known.passive), form.CONTROL_STATES.index(known.state),
-        known.created, due,
+        talk.created, due,
     )  # fmt: skip
     one, other = known.said
-    return record(form.CONNECTION, fixed + _said(one) + _said(other)) + current(known)
+    return record(form.CONNECTION, fixed + _said(one) + _said(other)) + _current(known, talk)
 
 
 def current(connection: Connection) -> bytes:
     """Return the record of where *connection* stands now: `positions`, for every packet."""
-    if connection.fresh or connection.refused is not None:
+    return _current(connection, connection.told)
+
+
+def _current(connection: Connection, talk: Talk) -> bytes:
+    """Write `positions`; what a connection says of its talk is asked for once, not six times."""
+    if talk.fresh or talk.refused is not None:
         return positions(positions_of(connection))
-    first, second = connection.streams
+    first, second = talk.originators, talk.responders
     head, overlays = first.head, first.overlays
     other_head, other_overlays = second.head, second.overlays
     body = form.POSITIONS_BODY.pack(
-        connection.id, connection.last_message, 0,
+        talk.id, talk.last_message, 0,
         (first.next is not None) | first.synced << 1 | (first.cut is not None) << 2
         | (first.floor is not None) << 3,
         first.next or 0, first.cut or 0, first.floor or 0, len(head), len(overlays), 0,
