@@ -124,7 +124,7 @@ def current(connection: Connection) -> bytes:
 
 
 def _current(connection: Connection, talk: Talk) -> bytes:
-    """Write `positions`; what a connection says of its talk is asked for once, not six times."""
+    """Write `positions`; where its talk lies is looked for once, not five times."""
     if talk.fresh or talk.refused is not None:
         return positions(positions_of(connection))
     first, second = talk.originators, talk.responders
