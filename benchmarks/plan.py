@@ -32,8 +32,9 @@ class Plan:
     memory_calls: tuple[int, ...] = (1000, 10000)
     growth_calls: tuple[int, ...] = (1000, 10000, 100000)
     scrape_calls: tuple[int, ...] = (20000,)
-    #: of generated captures; the first is read by tshark too
-    reading_packets: tuple[int, ...] = (1_000_000, 3_000_000)
+    #: of generated captures; the first is read by tshark too, and memory is that of the last
+    #: against the one before, which is long enough for all processes to have their hands full
+    reading_packets: tuple[int, ...] = (1_000_000, 3_000_000, 6_000_000)
     listing_entries: int = 100_000  #: of a generated conntrack table
     slow_rounds: int = 3  #: of what takes tens of seconds a round, and of larger packets
 

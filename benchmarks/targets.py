@@ -330,10 +330,13 @@ def _reading(samples: Samples, _: Sequence[str]) -> Iterator[Target]:
         ratios = pairwise(figure("seconds", way), ours)
         subject = f"{few:,} packets, {way} / {READER}"
         yield _judge(subject, AT_LEAST, AGAINST_TSHARK, list(ratios), "x")
-    growth = pairwise(figure("megabytes", READER, many), figure("megabytes", READER))
     if many != few:
-        subject = f"memory for {many:,} packets / {few:,}"
-        yield _judge(subject, AT_MOST, MEMORY_GROWTH, list(growth), "x")
+        before, last = counts[-2], figure("megabytes", READER, many)
+        growth = pairwise(last, figure("megabytes", READER, before))
+        whole = pairwise(last, figure("megabytes", READER))
+        note = f"/ {few:,}: {Spread.of(whole).median:.2f}x" if whole and before != few else ""
+        subject = f"memory for {many:,} packets / {before:,}"
+        yield _judge(subject, AT_MOST, MEMORY_GROWTH, list(growth), "x", note=note)
     for entries in samples.distinct("entries", measure="listing"):
         for way in samples.distinct("way", measure="listing", entries=entries):
             chosen = samples.pick(measure="listing", entries=entries, way=way)
