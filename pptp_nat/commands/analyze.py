@@ -31,6 +31,8 @@ def analyze(options: Namespace) -> int:
     ports = frozenset(options.port or (PORT,))
     analysis = analyze_files([Path(name) for name in options.files], ports, bar.show)
     bar.clear()
+    if not analysis.interrupted:  # else processes that read may have to be waited for
+        options.kept = analysis  # until this one ends: see `pptp_nat.cli`
     lines = _RENDERINGS[options.output](analysis, whole=not options.summary)
     if options.path is None:
         sys.stdout.writelines(f"{line}\n" for line in lines)

@@ -58,6 +58,7 @@ def conntrack(options: Namespace) -> int:
         entries, others, garbage = listing.entries, listing.others, listing.garbage
     found = pptp_table(entries, ports, options.entry_mark)
     diagnoses = table_diagnoses(found)
+    options.kept = entries, found, diagnoses  # until the process ends: see `pptp_nat.cli`
     if options.output == "json":
         sys.stdout.writelines(table_json(found, diagnoses, others=others, garbage=garbage))
     else:
