@@ -122,7 +122,7 @@ def test_real_calls_go_before_the_stack_and_outlive_the_daemon(
     before = packets_of(here)
     here.all_hear(calls, count=20)
 
-    assert [20, 20] == [now - then for now, then in zip(packets_of(here), before, strict=True)]
+    assert [20, 20] == [late - early for late, early in zip(packets_of(here), before, strict=True)]
     here.daemon.stop()
     shown = here.lab.run(here.lab.router, ["ip", "link", "show"]).stdout
     assert "xdp" not in shown
