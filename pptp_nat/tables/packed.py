@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pptp_nat import api
 from pptp_nat.errors import UsageError
+from pptp_nat.tables.rendering import or_null
 from pptp_nat.tables.table import (
     CallRow,
     Code,
@@ -175,20 +176,16 @@ def json_line(values: Values) -> str:
     said = _NO_RESULT if result is None else json.dumps(result_json(_result(result)))
     return (
         f'{{"id": {number}, "state": "{state}", "role": "{role}", "direction": "{direction}", '
-        f'"inside": {{"address": "{inside}", "call_id": {_or_null(inside_id)}}}, '
-        f'"external": {{"address": "{external}", "call_id": {_or_null(external_id)}}}, '
-        f'"remote": {{"address": "{remote}", "call_id": {_or_null(remote_id)}}}, '
+        f'"inside": {{"address": "{inside}", "call_id": {or_null(inside_id)}}}, '
+        f'"external": {{"address": "{external}", "call_id": {or_null(external_id)}}}, '
+        f'"remote": {{"address": "{remote}", "call_id": {or_null(remote_id)}}}, '
         f'"control": {{"src": "{src}", "sport": {sport}, "dst": "{dst}", "dport": {dport}}}, '
-        f'"created": {created}, "up_since": {_or_null(up_since)}, '
-        f'"setup_seconds": {_or_null(setup)}, "last_seen": {_or_null(last_seen)}, '
+        f'"created": {created}, "up_since": {or_null(up_since)}, '
+        f'"setup_seconds": {or_null(setup)}, "last_seen": {or_null(last_seen)}, '
         f'"counters": {{"to_remote": {{"packets": {out_packets}, "bytes": {out_octets}}}, '
         f'"to_inside": {{"packets": {in_packets}, "bytes": {in_octets}}}}}, '
         f'"mark": {mark}, "result": {said}}}'
     )
-
-
-def _or_null(value: float | None) -> object:
-    return "null" if value is None else value
 
 
 def _place(values: Values) -> tuple[bytes, int, int]:

@@ -103,13 +103,10 @@ def json_line(values: Values) -> str:
         f'{_named(*(other_said or _NOTHING))}}}, '
         f'"inside": "{inside}", "opaque": {"true" if opaque else "false"}, '
         f'"passive": {json.dumps(passive)}, "calls": {calls}, "age": {age}, '
-        f'"echo_age": {_or_null(echo_age)}, "echo_seconds": {_or_null(echo_seconds)}, '
+        f'"echo_age": {rendering.or_null(echo_age)}, '
+        f'"echo_seconds": {rendering.or_null(echo_seconds)}, '
         f'"echo_by": {said_by}}}'
     )
-
-
-def _or_null(value: float | None) -> object:
-    return "null" if value is None else value
 
 
 @functools.lru_cache(maxsize=1024)

@@ -148,6 +148,11 @@ def word(value: str | None) -> str:
     return "-" if not value else json.dumps(value)
 
 
+def or_null(value: float | None) -> object:
+    """Return *value* as JSON shows it."""
+    return "null" if value is None else value
+
+
 def status_text(row: StatusRow, now: float) -> Iterator[str]:
     """Yield the daemon's state in a few lines."""
     yield f"pptp-nat {row.version}, pid {row.pid}, up {max(0, int(now - row.started))} s"
