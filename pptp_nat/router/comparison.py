@@ -27,6 +27,7 @@ from pptp_nat.errors import AdapterError
 from pptp_nat.linux.conntrack import Conntrack
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.datapath import LegOrder, Match, match_of_leg
+from pptp_nat.linux.leg_table import name_of
 from pptp_nat.router.carrier import Carrier
 
 _NOTED: Final = 4096  #: names that are noted in one step
@@ -76,7 +77,7 @@ class Comparison:
             for piece in self._path.standing(time.monotonic()):
                 for order in piece:
                     source, destination, key, *_ = order.leg
-                    name = source + destination + key.to_bytes(2, "big")
+                    name = source + destination + key.to_bytes(2, "big")  # `name_of`, unremembered
                     owner = totals.owner(name)
                     if owner is None:
                         strange.append(order.leg)
@@ -133,7 +134,7 @@ class Comparison:
         if call is not None:
             for party in Party:
                 leg = call.leg(party)
-                if leg is not None and leg[0] + leg[1] + leg[2].to_bytes(2, "big") == name:
+                if leg is not None and name_of(leg) == name:
                     return LegUp(call, party, leg, call.connection.mark)
         return None
 
