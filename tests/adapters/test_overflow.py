@@ -70,7 +70,7 @@ def test_gre_of_no_call_is_told_once_a_minute_however_much_it_is(
     """Whoever guesses at numbers is seen in the log, and cannot fill it."""
     caplog.set_level("INFO")
 
-    def lines() -> list[logging.LogRecord]:  # other threads of this process may log, too
+    def lines() -> list[logging.LogRecord]:
         return [each for each in caplog.records if each.name == "pptp_nat.router.overflow"]
 
     strays = {"to_remote": 0, "to_inside": 0}
