@@ -151,7 +151,7 @@ class Counts:
 
     Args:
         fd: of the map; it stays the caller's.
-        slots: how many it has.
+        slots: how many it has; the first is nobody's, so that 0 can mean that there is none.
     """
 
     def __init__(self, fd: int, slots: int) -> None:
@@ -159,10 +159,10 @@ class Counts:
         self._memory: mmap.mmap | None = None
         self._mapped = 0  # slots
         self._free: list[int] = []
-        self._top = 0  # slots below this one have been in use
+        self._top = 1  # slots below this one have been in use
 
-    def take(self) -> int | None:
-        """Return a slot that counts from 0; None: all are taken.
+    def take(self) -> int:
+        """Return a slot that counts from nothing; 0: all are taken.
 
         Raises:
             AdapterError: the kernel does not map more of them.
@@ -170,11 +170,11 @@ class Counts:
         if self._free:
             slot = self._free.pop()
         elif self._top < self._slots:
-            if self._top == self._mapped:
+            if self._top >= self._mapped:
                 self._map(self._mapped + max(_MORE, self._mapped // 8))
             slot, self._top = self._top, self._top + 1
         else:
-            return None
+            return 0
         assert self._memory is not None
         self._memory[slot * _COUNT.size : (slot + 1) * _COUNT.size] = _ZERO
         return slot

@@ -25,7 +25,7 @@ from pptp_nat.linux import bpf_early, bpf_maps, bpf_probe
 from pptp_nat.linux.bpf_early import BeforeTheStack
 from pptp_nat.linux.bpf_object import BpfObject
 from pptp_nat.linux.datapath import Carrying, Installed, LegOrder, Match, Tally
-from pptp_nat.linux.leg_table import match_of, name_of
+from pptp_nat.linux.leg_table import PLACE, Notes, give_place, match_of, name_of, place_of, placed
 from pptp_nat.linux.shares import Shares
 from pptp_nat.linux.traffic_control import (
     BARE,
@@ -80,7 +80,7 @@ class BpfPath:
         legs = max(64, 2 * min(calls, room()))
         self._stays = stays
         self._may_detach = False  # what is at the devices is ours, and not to stay
-        self._slots: dict[bytes, int] = {}  # of `counts`, by the name of a leg that is carried
+        self.notes: Notes = {}  #: the place in one is the leg's slot of `counts`
         self._before: dict[bytes, Tally] = {}  # what was carried in an earlier process
         self._shares = Shares()
         self._unsettled: dict[bytes, LegOrder] = {}  # what must carry, and the kernel had no memory
@@ -96,7 +96,7 @@ class BpfPath:
             self._tc = stack.enter_context(TrafficControl())
             group = self._early.group if self._early else 0
             self._changes = stack.enter_context(Changes(group))
-            self._counts = bpf_maps.Counts(self._object.map_fd("counts"), legs)
+            self._counts = bpf_maps.Counts(self._object.map_fd("counts"), legs + 1)
             stack.callback(self._counts.close)
             self._told = bpf_maps.mapped(self._object.map_fd("tellings"), mmap.PAGESIZE)
             stack.callback(self._told.close)
@@ -140,15 +140,15 @@ class BpfPath:
         error: AdapterError | None = None
         for order in orders:
             name = name_of(order.leg)
-            slot = self._slots.get(name)
-            before = None if slot is None else self._maps.get(name)
+            slot = place_of(self.notes, name)
+            before = self._maps.get(name) if slot else None
             try:
                 self._carry(name, order, before)
             except AdapterError as refusal:
                 refused.append(order)
                 error = error or refusal
                 continue
-            if slot is not None:
+            if slot:
                 self._unsettled.pop(name, None)
                 match = match_of(name)
                 self._shares.join(match, order, before)
@@ -157,22 +157,23 @@ class BpfPath:
 
     def restore(self, orders: Sequence[LegOrder]) -> Installed:
         """Have legs carry packets that do not."""
-        return self.install([o for o in orders if name_of(o.leg) not in self._slots])
+        return self.install([o for o in orders if not place_of(self.notes, name_of(o.leg))])
 
     def _carry(self, name: bytes, order: LegOrder, before: LegOrder | None = None) -> None:
         """Put a leg into the maps; the counts of its match go on."""
-        known = self._slots.get(name)
-        slot = self._counts.take() if known is None else known
-        if slot is None:
+        known = place_of(self.notes, name)
+        slot = known or self._counts.take()
+        if not slot:
             raise _FULL
         code = self._maps.put(order, slot, before)
         if code:
-            if known is None:
+            if not known:
                 self._counts.give_back(slot)
             if code == errno.E2BIG:
                 raise _FULL
             raise AdapterError("installing a leg in the BPF maps", code)
-        self._slots[name] = slot
+        if not known:
+            give_place(self.notes, name, slot)
 
     def _tally(self, name: bytes, slot: int) -> Tally:
         return self._whole(name, self._counts.tally(slot))
@@ -187,7 +188,7 @@ class BpfPath:
         """Give the packets of legs that are carried another mark."""
         for order in orders:
             name = name_of(order.leg)
-            if self._shares.remark(order) and name in self._slots:
+            if self._shares.remark(order) and place_of(self.notes, name):
                 self._carry(name, order, self._maps.get(name))
 
     def remove(self, legs: Sequence[Leg]) -> Mapping[Match, Tally]:
@@ -195,8 +196,8 @@ class BpfPath:
         tallies = {}
         for leg in legs:
             name = name_of(leg)
-            slot = self._slots.get(name)
-            if slot is None:
+            slot = place_of(self.notes, name)
+            if not slot:
                 continue
             left = self._shares.leave(leg) if self._shares else None
             if left is not None:
@@ -205,7 +206,7 @@ class BpfPath:
                 # What is left of a shared leg, and the kernel refused, is not in the maps yet.
                 stale = self._unsettled.pop(name, None) and self._maps.get(name)
                 self._maps.take(stale.leg if stale else leg)
-                del self._slots[name]
+                give_place(self.notes, name, 0)
                 self._counts.give_back(slot)
             tallies[match_of(name)] = self._tally(name, slot)
             if left is None:
@@ -264,7 +265,7 @@ class BpfPath:
     def credit(self, leg: Leg, tally: Tally) -> None:
         """Add what *leg* had carried in an earlier process."""
         name = name_of(leg)
-        if name in self._slots:
+        if place_of(self.notes, name):
             self._before[name] = self._whole(name, tally)
 
     def lost(self, leg: Leg, tally: Tally) -> None:
@@ -272,7 +273,9 @@ class BpfPath:
 
     def tallies(self) -> Mapping[Match, Tally]:
         """Return the counts of all legs; asks nobody, they are in memory."""
-        counted = zip(self._slots, self._counts.tallies(self._slots.values()), strict=True)
+        names = placed(self.notes)
+        slots = [self.notes[name] & PLACE for name in names]
+        counted = zip(names, self._counts.tallies(slots), strict=True)
         if not self._before:
             return {match_of(name): tally for name, tally in counted}
         return {match_of(name): self._whole(name, tally) for name, tally in counted}
@@ -283,20 +286,18 @@ class BpfPath:
 
     def tally_pieces(self) -> Iterator[Mapping[Match, Tally]]:
         """Yield the counts of `_PIECE` legs at a time."""
-        names = list(self._slots)
+        names = placed(self.notes)
         for start in range(0, len(names), _PIECE):
             yield self._some(names[start : start + _PIECE])
 
     def _some(self, names: Iterable[bytes]) -> dict[Match, Tally]:
-        found = ((name, self._slots.get(name)) for name in names)
-        return {
-            match_of(name): self._tally(name, slot) for name, slot in found if slot is not None
-        }
+        found = ((name, place_of(self.notes, name)) for name in names)
+        return {match_of(name): self._tally(name, slot) for name, slot in found if slot}
 
     def watched(self, leg: Leg) -> bpf_maps.Watched | None:
         """Return all that is known of the packets of *leg*, which only this path looks at."""
-        slot = self._slots.get(name_of(leg))
-        return None if slot is None else self._counts.watched(slot)
+        slot = place_of(self.notes, name_of(leg))
+        return self._counts.watched(slot) if slot else None
 
     def told(self) -> dict[str, int]:
         """Return what the programs have counted besides: `bpf_maps.TOLD`."""
@@ -304,7 +305,7 @@ class BpfPath:
 
     def matches(self) -> list[Match]:
         """Return what is carried."""
-        return list(map(match_of, self._slots))
+        return list(map(match_of, placed(self.notes)))
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when devices, addresses or rules have changed."""
@@ -397,7 +398,7 @@ def opened(legs: int, repeat_mark: int, forwarding: Forwarding = "stack") -> Bpf
     """
     # A hairpin has two rows, and of those there are few.
     return BpfObject(
-        OBJECTS[sys.byteorder], {"legs": legs + legs // 16, "origins": legs, "counts": legs},
+        OBJECTS[sys.byteorder], {"legs": legs + legs // 16, "origins": legs, "counts": legs + 1},
         struct.pack("=2I", repeat_mark, forwarding != "stack"),
         without=() if forwarding == "xdp" else bpf_early.NEEDS,
     )  # fmt: skip

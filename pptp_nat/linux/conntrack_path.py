@@ -15,6 +15,7 @@ from pptp_nat.linux.conntrack import Conntrack
 from pptp_nat.linux.conntrack_legs import Standing
 from pptp_nat.linux.conntrack_wire import CARRYING, Entry, Status
 from pptp_nat.linux.datapath import Carrying, Installed, LegOrder, Match, Tally, match_of_leg
+from pptp_nat.linux.leg_table import Notes
 from pptp_nat.linux.shares import Left, Shares
 
 LONGEST_UNSEEN: Final = 86400.0  # seconds between two looks at what is left of lifetimes
@@ -46,6 +47,7 @@ class ConntrackPath:
 
     def __init__(self, conntrack: Conntrack) -> None:
         self._conntrack = conntrack
+        self.notes: Notes = {}  # nothing in them is ours: legs have their places in the kernel
         self._shares = Shares()
         self._earlier_runs: dict[Match, Leg] = {}  # entries that were there at the start
         self._unremoved: dict[Match, Leg] = {}  # the kernel refused; nobody's any more

@@ -65,6 +65,8 @@ class DataPath(Protocol):
 
     name: Carrying
     outlives_us: bool  #: whether legs carry on without this process
+    #: by the names of legs, one int for all who keep something of them (`pptp_nat.linux.leg_table`)
+    notes: dict[bytes, int]
 
     def install(self, orders: Sequence[LegOrder]) -> Installed:
         """Have the legs carry packets by the time this returns."""

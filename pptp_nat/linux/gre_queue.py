@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Final
 
 from pptp_nat.linux.batch import PIECE_SIZE, ROOM, ROOMS, Batch
-from pptp_nat.linux.leg_table import ROW, TALLY
+from pptp_nat.linux.leg_table import PLACE, ROW, TALLY
 from pptp_nat.linux.nfqueue import (
     ACCEPT,
     COPIED,
@@ -51,6 +51,7 @@ _BODY: Final = struct.Struct("=HHB9xH8s4s2s2s")
 _VERDICT: Final = struct.Struct("=I24s4s8s")
 _VERDICT_SIZE: Final = _VERDICT.size
 _BEGINS: Final = _VERDICT_SIZE + 4  # the nearest to a message's start that a packet can begin
+_CHECKSUM_AT: Final = _BEGINS + 10  #: in what is sent back
 _NEW: Final = struct.Struct("=H8s4s2s2s")  #: from the checksum to the key
 _SEND: Final = 1 << 16  #: octets of verdicts in one send
 
@@ -155,12 +156,12 @@ class GreQueue(Queue):
         if gre_rewriting is None:
             return self._run_in_place
         batch, between = self._received, self.between
-        places, rows, seconds = path.legs.places, path.legs.rows, path.seconds
+        notes, rows, seconds = path.notes, path.legs.rows, path.seconds
         rewrite, must_drop, repeat_mark = gre_rewriting.rewrite, path.must_drop, self.repeat_mark
 
         def run(first: int, count: int) -> tuple[int, list[int]]:
             return rewrite(
-                batch.octets, ROOM, batch.pieces, first, count, places, rows, seconds, must_drop,
+                batch.octets, ROOM, batch.pieces, first, count, notes, rows, seconds, must_drop,
                 between, repeat_mark, COPIED,
             )  # fmt: skip
 
@@ -211,7 +212,7 @@ class GreQueue(Queue):
         """
         batch, place, must_drop = self._received, self._place, path.must_drop
         octets, pieces, address, piece = batch.octets, batch.pieces, batch.address, batch.piece
-        find, rows, seconds = path.legs.places.get, path.legs.rows, path.seconds
+        find, rows, seconds = path.notes.get, path.legs.rows, path.seconds
         head, body, row = _HEAD.unpack_from, _BODY.unpack_from, ROW.unpack_from
         write_verdict, write_new, count_up = _VERDICT.pack_into, _NEW.pack_into, TALLY.pack_into
         drop, accept, repeat = (self.between + each for each in (DROP, ACCEPT, REPEAT))
@@ -233,34 +234,34 @@ class GreQueue(Queue):
                 places[hook & 7] = at, mark_at
                 length, _, first, check, match, gre, claim, key = body(octets, start + at - 4)
             match += key
-            leg = find(match)
+            leg = find(match, 0) & PLACE
             if first != _PLAIN_IP or not _SHORTEST <= length < _CUT or gre not in OF_CALLS:
                 return 0
             mark = 0
             if mark_at:
                 mark = int.from_bytes(octets[start + mark_at : start + mark_at + 4], "big")
-            at += start
-            if leg is None:
+            begin = start + at - _BEGINS
+            if not leg:
                 if match in seconds:
                     return 0
                 size = _VERDICT_SIZE
                 verdict = drop if must_drop(hook) else accept
-                write_verdict(octets, at - _BEGINS, size, verdict, name, mark_attribute(mark))
+                write_verdict(octets, begin, size, verdict, name, mark_attribute(mark))
             else:
                 packets, total, delta, key, addresses, own_mark, again = row(rows, leg)
                 count_up(rows, leg, packets + 1, total + length - 4)
                 check = 0xFFFF - check + delta
                 if check > 0xFFFF:
                     check -= 0xFFFF
-                write_new(octets, at + 10, 0xFFFF - check, addresses, gre, claim, key)
+                write_new(octets, begin + _CHECKSUM_AT, 0xFFFF - check, addresses, gre, claim, key)
                 marking = marked
                 if mark or own_mark or again:
                     mark = own_mark or mark
                     marking = mark_attribute(mark if again else mark | repeat_mark)
                 size = _VERDICT_SIZE + length
-                write_verdict(octets, at - _BEGINS, size, repeat, name, marking)
-            size = (size + 3) // 4 * 4
-            piece(pieces, given * PIECE_SIZE, address + at - _BEGINS, size)
+                write_verdict(octets, begin, size, repeat, name, marking)
+            size = size + 3 & ~3
+            piece(pieces, given * PIECE_SIZE, address + begin, size)
             return size
 
         return judge

@@ -23,6 +23,7 @@
 #define IP_HEADER 20
 #define SHORTEST (IP_HEADER + 8) /* with GRE and its key */
 #define NAME 10 /* source, destination, key: by which a leg is found */
+#define PLACE ((1UL << 30) - 1) /* of a leg's note in Python, the bits that say where its row is */
 
 /* What stands ahead of a packet that is given back; its payload's header is the kernel's own. */
 struct verdict {
@@ -105,13 +106,15 @@ static void rewrite(const struct packet *packet, struct row *row)
 }
 
 /* The row of the leg *name*; NULL without an error set: there is none. */
-static struct row *leg_of(PyObject *name, PyObject *places, const Py_buffer *rows)
+static struct row *leg_of(PyObject *name, PyObject *notes, const Py_buffer *rows)
 {
-    PyObject *place = PyDict_GetItemWithError(places, name);
-    if (!place)
+    PyObject *note = PyDict_GetItemWithError(notes, name);
+    if (!note)
         return NULL;
-    Py_ssize_t at = PyLong_AsSsize_t(place);
-    if (at < 0 || at > rows->len - (Py_ssize_t)sizeof(struct row)) {
+    Py_ssize_t at = (Py_ssize_t)(PyLong_AsUnsignedLongMask(note) & PLACE);
+    if (!at)
+        return NULL;
+    if (at > rows->len - (Py_ssize_t)sizeof(struct row)) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_IndexError, "a leg's row is not in the table");
         return NULL;
@@ -120,7 +123,7 @@ static struct row *leg_of(PyObject *name, PyObject *places, const Py_buffer *row
 }
 
 struct work {
-    PyObject *places, *seconds, *must_drop;
+    PyObject *notes, *seconds, *must_drop;
     Py_buffer octets, pieces, rows, between;
     Py_ssize_t room;
     unsigned int repeat_mark, most;
@@ -139,7 +142,7 @@ static size_t judge(const struct work *work, Py_ssize_t n, struct iovec *piece)
     PyObject *name = PyBytes_FromStringAndSize((const char *)key, NAME);
     if (!name)
         return 0;
-    struct row *row = leg_of(name, work->places, &work->rows);
+    struct row *row = leg_of(name, work->notes, &work->rows);
     int is_left = PyErr_Occurred() || (!row && PyDict_Contains(work->seconds, name));
     Py_DECREF(name);
     if (is_left)
@@ -175,7 +178,7 @@ static size_t judge(const struct work *work, Py_ssize_t n, struct iovec *piece)
 }
 
 static const char judge_doc[] =
-    "rewrite(octets, room, pieces, first, count, places, rows, seconds, must_drop, between, "
+    "rewrite(octets, room, pieces, first, count, notes, rows, seconds, must_drop, between, "
     "repeat_mark, most)\n--\n\n"
     "Judge the messages from *first* on, of *count*, each in a *room* of *octets*.\n\n"
     "Return the number of the first that is not of the usual form, *count* if all are, and\n"
@@ -187,7 +190,7 @@ static PyObject *rewrite_run(PyObject *module, PyObject *args)
     Py_ssize_t n, count;
     (void)module;
     if (!PyArg_ParseTuple(args, "w*nw*nnO!w*O!Oy*II", &work.octets, &work.room, &work.pieces, &n,
-                          &count, &PyDict_Type, &work.places, &work.rows, &PyDict_Type,
+                          &count, &PyDict_Type, &work.notes, &work.rows, &PyDict_Type,
                           &work.seconds, &work.must_drop, &work.between, &work.repeat_mark,
                           &work.most))
         return NULL;

@@ -9,7 +9,7 @@ def rewrite(
     pieces: bytearray,
     first: int,
     count: int,
-    places: dict[bytes, int],
+    notes: dict[bytes, int],
     rows: bytearray,
     seconds: dict[bytes, Row],
     must_drop: Callable[[int], bool],

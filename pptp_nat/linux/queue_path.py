@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final
 from pptp_nat.core.packet import is_enhanced_gre
 from pptp_nat.core.tuples import Leg
 from pptp_nat.linux.datapath import Carrying, Installed, LegOrder, Match, Tally, match_of_leg
-from pptp_nat.linux.leg_table import ROW, TALLY, LegTable, Row, match_of, name_of
+from pptp_nat.linux.leg_table import ROW, TALLY, LegTable, Row, match_of, name_of, place_of
 from pptp_nat.linux.shares import Shares
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class QueuePath:
 
     def __init__(self) -> None:
         self.legs = LegTable()
+        self.notes = self.legs.notes
         self.seconds: dict[bytes, Row] = {}  #: the other stages of hairpins, rare
         self._firsts: Counter[bytes] = Counter()  # how many legs share each of them
         self._shares = Shares()
@@ -61,10 +62,10 @@ class QueuePath:
         """Have the legs carry packets."""
         shared = {}
         for order in orders:
-            match = match_of_leg(order.leg)
             name = name_of(order.leg)
             before = self._order(name)
             if before is not None:
+                match = match_of_leg(order.leg)
                 self._shares.join(match, order, before)
                 shared[match] = self.legs.tally(name) or Tally(0, 0)
             self._carry(order)
@@ -184,11 +185,11 @@ class QueuePath:
             queue.let_pass(packet)
             return
         name = octets[12:20] + gre[6:8]
-        place = self.legs.places.get(name)
-        row = self.seconds.get(name) if place is None else ROW.unpack_from(self.legs.rows, place)
+        place = place_of(self.notes, name)
+        row = ROW.unpack_from(self.legs.rows, place) if place else self.seconds.get(name)
         if row is not None and len(gre) >= _GRE_HEADER and gre[:4] in OF_CALLS:
             packets, total, delta, key, addresses, mark, again = row
-            if place is not None:
+            if place:
                 TALLY.pack_into(self.legs.rows, place, packets + 1, total + len(octets))
             check = 0xFFFF - int.from_bytes(octets[10:12], byteorder) + delta
             check = 0xFFFF - (check & 0xFFFF) - (check >> 16)

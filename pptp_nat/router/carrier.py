@@ -38,7 +38,7 @@ class Carrier:
 
     def __init__(self, path: DataPath) -> None:
         self.path = path
-        self.totals = Totals()
+        self.totals = Totals(path.notes)
         self.failures = 0
         self._carried = Carried()
         if isinstance(path, ConntrackPath):

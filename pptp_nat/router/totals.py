@@ -6,8 +6,9 @@ it does not matter how often a count is read, in which order the pieces of a tab
 come, or whether a leg's end overtakes them.  A count that is lower than it was
 began anew and counts in full.
 
-Some 150 octets per leg.  What is read is let go piece by piece: the counts of
-100,000 calls, kept until the last of them is read, would take 70 MB.
+Some 130 octets per leg, what the data path notes of it included.  What is read is let go
+piece by piece: the counts of 100,000 calls, kept until the last of them is read, would
+take 70 MB.
 """
 
 from __future__ import annotations
@@ -19,14 +20,22 @@ from pptp_nat.core.calls import Call
 from pptp_nat.core.events import LegDown, LegUp, legs_up
 from pptp_nat.core.tuples import Address
 from pptp_nat.linux.datapath import Match, Tally
-from pptp_nat.linux.leg_table import name_of
+from pptp_nat.linux.leg_table import PLACE, PLACE_BITS, Notes, name_of
 from pptp_nat.tables.views import inside_party
 
-# A note is one int: the direction (1 bit), the call (48), its packets (63), and above its octets.
+# A leg's note above what is the data path's: the direction (1 bit), the call (48), whether its
+# count was never read (1), its packets (56), and its octets.  So six digits of CPython's, 48 octets
+# of memory, hold 17 TB; until a packet has come two digits do, 32 octets.
+_INWARD: Final = 1 << PLACE_BITS
+_CALL_AT: Final = PLACE_BITS + 1
 _CALL: Final = (1 << 48) - 1
-_COUNTS_AT: Final = 49
-_PACKETS: Final = (1 << 63) - 1
-_OCTETS_AT: Final = 63  #: from `_COUNTS_AT` on
+_UNREAD_AT: Final = _CALL_AT + 48
+_UNREAD: Final = 1 << _UNREAD_AT
+_COUNTS_AT: Final = _UNREAD_AT + 1
+_UNCOUNTED: Final = (1 << _COUNTS_AT) - 1  #: a mask
+_LASTING: Final = _UNCOUNTED & ~_UNREAD  #: a mask
+_PACKETS: Final = (1 << 56) - 1
+_OCTETS_AT: Final = 56  #: from `_COUNTS_AT` on
 _NOTHING: Final = Tally(0, 0)
 
 
@@ -49,22 +58,24 @@ class ClientTotals:
 
 
 class Totals:
-    """Adds up what legs have carried, by direction as the table of calls shows it."""
+    """Adds up what legs have carried, by direction as the table of calls shows it.
 
-    def __init__(self) -> None:
+    Args:
+        notes: the data path's, which has its bits in them.
+    """
+
+    def __init__(self, notes: Notes) -> None:
         #: add up per inside host as well, as long as it has legs; to be said before there are any
         self.by_client = False
         self.packets = [0, 0]  #: by "to the inside"
         self.octets = [0, 0]
         self.clients: dict[Address, ClientTotals] = {}
-        #: name of a leg -> its note; as long as its count was never read, the note's
-        #: complement, which is negative
-        self._known: dict[bytes, int] = {}
+        self._notes = notes
         self._further: dict[bytes, list[int]] = {}  # owners of a leg besides the latest
         self._client: dict[bytes, Address] = {}
 
     def __len__(self) -> int:
-        return len(self._known)
+        return sum(note > PLACE for note in self._notes.values())
 
     @property
     def shares(self) -> int:
@@ -72,13 +83,13 @@ class Totals:
         return len(self._further)
 
     def names(self) -> list[bytes]:
-        """Return the names of all legs (`name_of`)."""
-        return list(self._known)
+        """Return the names of all legs that calls have or the data path carries (`name_of`)."""
+        return list(self._notes)
 
     def owner(self, name: bytes) -> int | None:
         """Return the identity of the call that has the leg *name*, of several the latest."""
-        known = self._known.get(name)
-        return None if known is None else _call_of(known)
+        note = self._notes.get(name, 0)
+        return _call_of(note) if note > PLACE else None
 
     def has_several(self, match: Match) -> bool:
         """Whether more than one call has the leg that *match* names."""
@@ -87,22 +98,22 @@ class Totals:
     def begin(self, up: LegUp) -> None:
         """Count what *up* carries from here on."""
         name = name_of(up.leg)
-        known = self._known.get(name)
-        if known is not None:
-            self._further.setdefault(name, []).append(_call_of(known))
-            self._known[name] = _owned(known, up.call.id)
+        note = self._notes.get(name, 0)
+        if note > PLACE:
+            self._further.setdefault(name, []).append(_call_of(note))
+            self._notes[name] = _owned(note, up.call.id)
             return
         inside = inside_party(up.call)
-        self._known[name] = up.call.id << 1 | (up.party is inside)
+        self._notes[name] = note | up.call.id << _CALL_AT | (_INWARD if up.party is inside else 0)
         if self.by_client:
             client = self._client[name] = up.call.connection.seat(inside).own
             self.clients.setdefault(client, ClientTotals()).legs += 1
 
     def adopt(self, calls: Iterable[Call]) -> None:
         """Count what the legs of an earlier run's *calls* carry from the first look on."""
-        known, by_client = self._known, self.by_client
+        notes, by_client = self._notes, self.by_client
         for call in calls:
-            connection, number = call.connection, call.id << 1
+            connection, note = call.connection, call.id << _CALL_AT | _UNREAD
             if by_client or connection.is_local:
                 self._adopt_one_by_one(call)
                 continue
@@ -115,13 +126,13 @@ class Totals:
                 to_one = other + (seen_as[0] or one) + seen[0].to_bytes(2, "big")
             if seen[1] >= 0:
                 to_other = one + (seen_as[1] or other) + seen[1].to_bytes(2, "big")
-            if to_one in known or to_other in known:
+            if to_one in notes or to_other in notes:
                 self._adopt_one_by_one(call)
                 continue
             if to_one is not None:
-                known[to_one] = ~(number | (inside == 0))
+                notes[to_one] = note if inside else note | _INWARD
             if to_other is not None:
-                known[to_other] = ~(number | (inside == 1))
+                notes[to_other] = note | _INWARD if inside else note
 
     def _adopt_one_by_one(self, call: Call) -> None:
         for up in legs_up((call,)):
@@ -135,28 +146,30 @@ class Totals:
         """
         for up in ups:
             name = name_of(up.leg)
-            if self._known[name] >= 0:
-                self._known[name] = ~self._known[name]
+            self._notes[name] |= _UNREAD
 
     def end(self, down: LegDown, tally: Tally | None) -> None:
         """Add the last count of a leg, None if it is not known, and forget the leg."""
         name = name_of(down.leg)
-        known = self._known.get(name)
-        if known is None:
+        note = self._notes.get(name, 0)
+        if note <= PLACE:
             return
         if tally is not None:
-            self._add(name, known, tally)
-            known = self._known[name]
+            self._add(name, note, tally)
+            note = self._notes[name]
         owners = self._further.get(name)
         if owners is not None:
             if down.call.id in owners:
                 owners.remove(down.call.id)
             else:
-                self._known[name] = _owned(known, owners.pop())
+                self._notes[name] = _owned(note, owners.pop())
             if not owners:
                 del self._further[name]
             return
-        del self._known[name]
+        if note & PLACE:
+            self._notes[name] = note & PLACE
+        else:
+            del self._notes[name]
         client = self._client.pop(name, None)
         if client is not None:
             self.clients[client].legs -= 1
@@ -166,15 +179,15 @@ class Totals:
     def read(self, tallies: Mapping[Match, Tally]) -> list[Grown]:
         """Add what legs have carried since their counts were last read; return whose they are."""
         grown: list[Grown] = []
-        known_as = self._known.get
+        noted = self._notes.get
         for (source, destination, key), (packets, octets) in tallies.items():
             # Most legs are idle: this much is done for each of them.
             name = source + destination + key.to_bytes(2, "big")
-            known = known_as(name)
-            if known is not None and known >> _COUNTS_AT != octets << _OCTETS_AT | packets:
-                came = self._add(name, known, Tally(packets, octets))
+            note = noted(name, 0)
+            if note >> _UNREAD_AT != (octets << _OCTETS_AT | packets) << 1 and note > PLACE:
+                came = self._add(name, note, Tally(packets, octets))
                 if came:
-                    grown.append(Grown(_call_of(known), came))
+                    grown.append(Grown(_call_of(note), came))
         return grown
 
     def last(self, call: Call) -> tuple[Tally, Tally]:
@@ -182,35 +195,34 @@ class Totals:
 
         Nothing where there is no leg, or none whose count could be read.
         """
-        connection, known_as, make = call.connection, self._known.get, tuple.__new__
+        connection, noted, make = call.connection, self._notes.get, tuple.__new__
         key, (one_seen_as, other_seen_as) = connection.key, connection.seen_as
         to_one, to_other = call.seen
         one, other = key[:4], key[4:8]
         first = second = _NOTHING
         if to_one >= 0:
-            known = known_as(other + (one_seen_as or one) + to_one.to_bytes(2, "big"))
-            if known is not None and known >= 1 << _COUNTS_AT:
-                counts = known >> _COUNTS_AT
+            note = noted(other + (one_seen_as or one) + to_one.to_bytes(2, "big"), 0)
+            if note > _UNCOUNTED:
+                counts = note >> _COUNTS_AT
                 first = make(Tally, (counts & _PACKETS, counts >> _OCTETS_AT))
         if to_other >= 0:
-            known = known_as(one + (other_seen_as or other) + to_other.to_bytes(2, "big"))
-            if known is not None and known >= 1 << _COUNTS_AT:
-                counts = known >> _COUNTS_AT
+            note = noted(one + (other_seen_as or other) + to_other.to_bytes(2, "big"), 0)
+            if note > _UNCOUNTED:
+                counts = note >> _COUNTS_AT
                 second = make(Tally, (counts & _PACKETS, counts >> _OCTETS_AT))
         return first, second
 
-    def _add(self, name: bytes, known: int, tally: Tally) -> int:
+    def _add(self, name: bytes, note: int, tally: Tally) -> int:
         """Note what *name* has carried by now; return how many packets came on top."""
-        was = ~known if known < 0 else known
         counts = tally.octets << _OCTETS_AT | tally.packets
-        self._known[name] = counts << _COUNTS_AT | was & ((1 << _COUNTS_AT) - 1)
-        if known < 0:
+        self._notes[name] = counts << _COUNTS_AT | note & _LASTING
+        if note & _UNREAD:
             return 0
-        packets = tally.packets - (known >> _COUNTS_AT & _PACKETS)
-        octets = tally.octets - (known >> _COUNTS_AT + _OCTETS_AT)
+        packets = tally.packets - (note >> _COUNTS_AT & _PACKETS)
+        octets = tally.octets - (note >> _COUNTS_AT + _OCTETS_AT)
         if packets < 0 or octets < 0:
             packets, octets = tally
-        to_inside = known & 1
+        to_inside = 1 if note & _INWARD else 0
         self.packets[to_inside] += packets
         self.octets[to_inside] += octets
         if self.by_client:
@@ -220,12 +232,10 @@ class Totals:
         return packets
 
 
-def _call_of(known: int) -> int:
-    return (~known if known < 0 else known) >> 1 & _CALL
+def _call_of(note: int) -> int:
+    return note >> _CALL_AT & _CALL
 
 
-def _owned(known: int, call: int) -> int:
-    """Return the note *known*, read or not, with *call* as the owner."""
-    if known < 0:
-        return ~_owned(~known, call)
-    return known & ~(_CALL << 1) | call << 1
+def _owned(note: int, call: int) -> int:
+    """Return *note* with *call* as the owner."""
+    return note & ~(_CALL << _CALL_AT) | call << _CALL_AT

@@ -32,6 +32,7 @@ class Router:
         self.is_broken = False
         self.seen_at_a_look: list[Event] = []
         self.path = QueuePath()
+        self.notes = self.path.notes
         recorder = Recorder(Translator(lambda _: None, lambda: 7), self)
         recorder.begin(0.0)
         self.kept.clear()

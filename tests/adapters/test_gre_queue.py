@@ -24,8 +24,9 @@ from deploy.packages.tree import rewriting
 from pptp_nat.core.tuples import Leg
 from pptp_nat.linux import gre_queue
 from pptp_nat.linux.batch import PIECE_SIZE, ROOM
-from pptp_nat.linux.datapath import LegOrder
+from pptp_nat.linux.datapath import LegOrder, Match
 from pptp_nat.linux.gre_queue import GreQueue
+from pptp_nat.linux.leg_table import PLACE_BITS, name_of
 from pptp_nat.linux.nfqueue import COPIED, POSTROUTING, PREROUTING, Queue
 from pptp_nat.linux.queue_path import QueuePath
 
@@ -144,6 +145,9 @@ class World:
         self.kernel.setblocking(False)
         self.path = QueuePath()
         self.path.install(orders)
+        # What is kept of calls lies above the places, also of one that nothing carries.
+        for name in (*self.path.legs.names(), name_of(Match(*STRAY))):
+            self.path.notes[name] = self.path.notes.get(name, 0) | 0x1234 << 80 | 7 << PLACE_BITS
         self.faults: list[BaseException] = []
         judge = self.path if batches else self.path.judge
         kind = GreQueue if batches else Queue
@@ -333,7 +337,7 @@ def test_a_spoiled_message_changes_nothing_outside_its_room(
     pieces = bytearray(3 * PIECE_SIZE)
     between = bytes(20)
     done, ends = compiled.rewrite(
-        octets, room, pieces, 1, 2, path.legs.places, path.legs.rows, path.seconds, _no_matter,
+        octets, room, pieces, 1, 2, path.notes, path.legs.rows, path.seconds, _no_matter,
         between, MARK, COPIED,
     )
 
@@ -351,6 +355,6 @@ def test_memory_that_is_too_small_is_refused(compiled: ModuleType) -> None:
     for first, count in ((-1, 1), (2, 1), (0, 2), (0, 1 << 60)):
         with pytest.raises(ValueError, match="not there"):
             compiled.rewrite(
-                bytearray(64), 64, bytearray(PIECE_SIZE), first, count, path.legs.places,
+                bytearray(64), 64, bytearray(PIECE_SIZE), first, count, path.notes,
                 path.legs.rows, path.seconds, _no_matter, bytes(20), MARK, COPIED,
             )  # fmt: skip

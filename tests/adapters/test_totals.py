@@ -299,7 +299,7 @@ def test_what_the_kernel_wrote_before_somebody_looked_is_no_new_beginning(monkey
 def test_both_directions_are_those_of_the_table() -> None:
     """What goes to the hidden party goes inside; in plain routing the PNS is shown as inside."""
     for nat in (True, False):
-        totals = Totals()
+        totals = Totals({})
         up = call(9, nat=nat)
         for each in ups(up):
             totals.begin(each)
@@ -311,7 +311,7 @@ def test_both_directions_are_those_of_the_table() -> None:
 
 def test_a_leg_that_two_calls_share_counts_until_the_second_is_over() -> None:
     """A client that dials again while its old connection is half open."""
-    totals = Totals()
+    totals = Totals({})
     first = call(3)
     outward = LegUp(first, Party.RESPONDER, first.leg(Party.RESPONDER), 0)
     match = Match(*outward.leg[:3])
@@ -330,7 +330,7 @@ def test_what_an_earlier_run_has_counted_is_not_counted_again() -> None:
     """A restart must not look like a burst of all that calls have ever carried."""
     up = call(3)
     inward, outward = (Match(*up.leg(party)[:3]) for party in Party)
-    totals = Totals()
+    totals = Totals({})
     totals.adopt([up])
     assert [] == totals.read({inward: Tally(1000, 100_000), outward: Tally(0, 0)})
     totals.read({inward: Tally(1003, 100_300), outward: Tally(2, 200)})
@@ -359,7 +359,7 @@ def test_what_calls_without_records_had_carried_is_not_counted_again() -> None:
 
 def test_a_client_is_known_as_long_as_it_has_legs() -> None:
     """What is kept per client is bounded by the calls that are up."""
-    totals = Totals()
+    totals = Totals({})
     totals.by_client = True
     calls = [call(1, host=10), call(2, host=10), call(3, host=11)]
     for each in calls:
@@ -394,7 +394,7 @@ def test_the_queue_path_yields_its_counts_in_pieces_of_the_same_truth() -> None:
 @pytest.mark.parametrize("reset", [0, 3])
 def test_a_count_that_began_anew_counts_in_full(reset) -> None:
     """An entry that somebody has replaced starts at zero; the total goes on."""
-    totals = Totals()
+    totals = Totals({})
     up = call(3)
     inward = ups(up)[0]
     totals.begin(inward)
