@@ -36,6 +36,7 @@ from pptp_nat.router.effects import Effects
 from pptp_nat.router.firewall import rule_settings
 from pptp_nat.router.footing import rule_problems
 from pptp_nat.router.judge import Judge
+from pptp_nat.router.kept_queues import KeptQueues
 from pptp_nat.router.listening import Listening
 from pptp_nat.router.moves import Moves
 from pptp_nat.router.news import News
@@ -93,6 +94,9 @@ class Daemon(Process):
         self.carrier, self.queue_path, self.datapath_reason = self._standing.choose(self)
         self._closers.append(self.carrier.path.close)
         self.rule_settings = rule_settings(config, self.carrier.path.name)
+        self.kept_queues = KeptQueues(
+            self.service, config.control.queue, config.gre.queue if self.queue_path else None
+        )
         if not self._takes_over:  # whom it takes over from was content
             self._standing.check(self)
         self.translator = Translator(
@@ -114,6 +118,7 @@ class Daemon(Process):
         undo = self._standing.arrange(self, problems)
         if undo is not None:
             self._closers.append(undo)
+        self.kept_queues.resume(self.control_queue, self.gre_queue)  # with the rules in place
         self._standing.let_go(self)
         self.store.keep_copying()
         # What is here now stays; and a full collection over the objects of 100,000
@@ -186,11 +191,12 @@ class Daemon(Process):
 
     def _bind_queues(self, heritage: Heritage | None) -> None:
         control, gre = self.config.control, self.config.gre
+        left = self.kept_queues.given
         self.judge = Judge(self.translator, self._meter)
         self.control_queue = Queue(
             control.queue, self.judge.judge, self._on_fault, length=control.queue_length,
             buffer=control.socket_buffer, repeat_mark=control.repeat_mark,
-            inherited=None if heritage is None else heritage.control,
+            inherited=left.get(control.queue) if heritage is None else heritage.control,
         )  # fmt: skip
         self._closers.append(self.control_queue.close)
         self._queues = {self.control_queue.fileno(): self._serve_control}
@@ -199,11 +205,14 @@ class Daemon(Process):
             self.gre_queue = GreQueue(
                 gre.queue, self.queue_path, self._on_fault, length=gre.queue_length,
                 buffer=gre.socket_buffer, repeat_mark=control.repeat_mark,
-                inherited=None if heritage is None else heritage.gre,
+                inherited=left.get(gre.queue) if heritage is None else heritage.gre,
                 ahead=lambda: self.control_queue.serve(_CONTROL_BUDGET),
             )  # fmt: skip
             self._closers.append(self.gre_queue.close)
             self._queues[self.gre_queue.fileno()] = self._serve_gre
+        self.kept_queues.keep(("control", self.control_queue), ("gre", self.gre_queue))
+        if self.config.rules.manage == "apply":  # without its rules a queue is for nobody
+            self._closers.append(self.kept_queues.let_go)
         queues = [each for each in (self.control_queue, self.gre_queue) if each is not None]
         self._clockwork.append(Overflow(queues, self.rule_settings, strays=self.strays))
 

@@ -18,6 +18,8 @@ STATUS_SECONDS: Final = 10.0  #: between two looks at whether the status line ha
 PATIENCE: Final = 2.0  #: seconds to wait for a manager with a full socket, at start and end only
 _ADDRESS: Final = "NOTIFY_SOCKET"
 _WATCHDOG: Final = ("WATCHDOG_USEC", "WATCHDOG_PID")
+_GIVEN: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+_FIRST_GIVEN: Final = 3  # SD_LISTEN_FDS_START, sd-daemon.h
 
 
 class Service:
@@ -34,6 +36,8 @@ class Service:
     ) -> None:
         address = environ.pop(_ADDRESS, "")
         usec, pid = (environ.pop(name, "") for name in _WATCHDOG)
+        #: descriptors that an earlier run had the manager keep (`keep`), by their names
+        self.given = _given(*(environ.pop(name, "") for name in _GIVEN))
         self._socket = _connected(address)
         self._status = status
         self._told = ""
@@ -67,6 +71,19 @@ class Service:
         self._tell("STOPPING=1\nSTATUS=", patience=PATIENCE)
         self._due = {}
 
+    def keep(self, name: str, descriptor: int) -> bool:
+        """Have the manager keep *descriptor* for the next run (sd_pid_notify_with_fds(3)).
+
+        Then it is in `given` as *name*.  It is not watched there, or an overrun of a netlink socket would end its keeping.
+        Return whether there is a manager; whether he keeps anything is his affair.
+        """
+        self._tell(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", (descriptor,), patience=PATIENCE)
+        return self._socket is not None
+
+    def let_go(self, name: str) -> None:
+        """Have the manager let go of what he keeps as *name*."""
+        self._tell(f"FDSTOREREMOVE=1\nFDNAME={name}", patience=PATIENCE)
+
     def next_timer(self) -> float | None:
         """Return when `tick` has something to tell, in monotonic seconds."""
         return min(self._due.values(), default=None)
@@ -92,11 +109,25 @@ class Service:
             self._told = status
             self._tell(f"STATUS={status}")
 
-    def _tell(self, text: str, *, patience: float = 0.0) -> None:
+    def _tell(
+        self, text: str, descriptors: tuple[int, ...] = (), *, patience: float = 0.0
+    ) -> None:
         if self._socket is not None:
             self._socket.settimeout(patience)
             with contextlib.suppress(OSError):  # it is the manager who misses something
-                self._socket.send(text.encode())
+                socket.send_fds(self._socket, [text.encode()], descriptors)
+
+
+def _given(pid: str, count: str, names: str) -> dict[str, int]:
+    """Return the descriptors that the manager gave us, by name (sd_listen_fds_with_names(3))."""
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return {}
+    last = _FIRST_GIVEN + int(count)
+    given = dict(zip(names.split(":"), range(_FIRST_GIVEN, last), strict=False))
+    for descriptor in given.values():
+        with contextlib.suppress(OSError):
+            os.set_inheritable(descriptor, False)
+    return given
 
 
 def _connected(address: str) -> socket.socket | None:

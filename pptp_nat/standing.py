@@ -49,7 +49,7 @@ class Alone:
 
     def check(self, daemon: Daemon) -> None:
         """Look whether the router is fit.  Raises what `check_router` raises."""
-        check_router(daemon.config, daemon.rule_settings)
+        check_router(daemon.config, daemon.rule_settings, daemon.kept_queues.given)
 
     def elsewhere(self, daemon: Daemon) -> Elsewhere | None:
         """Return what other workers hold."""

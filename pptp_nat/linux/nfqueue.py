@@ -57,7 +57,11 @@ _BUFFER: Final = 1 << 17  #: octets, more than a message with `COPIED` octets of
 _SEND: Final = 1 << 16  #: octets of verdicts in one send, well below any send buffer
 _CONFIG: Final = 3 << 8 | 2  # NFQNL_MSG_CONFIG
 _PARAMS: Final = 2  # NFQA_CFG_PARAMS: copy range, copy mode
+_LENGTH: Final = 3  # NFQA_CFG_QUEUE_MAXLEN
 _COPY_PACKET: Final = 2
+_RECEIVE_BUFFER: Final = 33  # SO_RCVBUFFORCE, asm-generic/socket.h
+#: What the library bound and somebody keeps: it would unbind a queue that it forgets.
+_LEFT_BOUND: Final[list[netfilterqueue.NetfilterQueue]] = []
 
 Judge = Callable[["Queue", "Packet"], None]
 
@@ -151,6 +155,7 @@ class Queue:
         self.overruns = 0  #: how often the kernel found the socket's buffer full (ENOBUFS)
         self.refusals = 0  #: verdicts that the kernel refused
         self.too_long = 0  #: packets dropped since they are longer than we can see
+        self.is_kept = False  #: somebody else has its socket too, and it outlives us bound
         self._before = self._after = _nothing
         self._judge = judge
         self._fault = fault
@@ -175,6 +180,8 @@ class Queue:
         else:
             self._socket = socket.socket(fileno=inherited)
             self._socket.setblocking(False)
+            self._configure(_LENGTH, length.to_bytes(4, "big"))
+            self._socket.setsockopt(socket.SOL_SOCKET, _RECEIVE_BUFFER, buffer)
 
     def _bind(self, length: int, buffer: int) -> None:
         number = self.number
@@ -193,10 +200,14 @@ class Queue:
         self._socket = socket.fromfd(self._queue.get_fd(), socket.AF_NETLINK, socket.SOCK_RAW)
         self._socket.setblocking(False)
         # The library asks for 4,016 octets of a packet at most; reassembled GRE may be longer.
-        params = struct.pack("=HHIB3x", 9, _PARAMS, socket.htonl(COPIED), _COPY_PACKET)
+        self._configure(_PARAMS, struct.pack(">IB3x", COPIED, _COPY_PACKET), padding=3)
+
+    def _configure(self, attribute: int, value: bytes, *, padding: int = 0) -> None:
+        size = 24 + len(value)
         self._socket.send(
-            struct.pack("=IHHIIBB2s", 20 + len(params), _CONFIG, _REQUEST, 0, 0, 0, 0, self._number)
-            + params
+            struct.pack("=IHHIIBB2s", size, _CONFIG, _REQUEST, 0, 0, 0, 0, self._number)
+            + _ATTRIBUTE.pack(4 + len(value) - padding, attribute)
+            + value
         )
 
     def fileno(self) -> int:
@@ -356,8 +367,15 @@ class Queue:
         self.flush()
 
     def close(self) -> None:
-        """Drop what is held and unbind; what waits in the kernel is dropped with it."""
+        """Drop what is held and unbind; what waits in the kernel is dropped with it.
+
+        A queue that somebody keeps stays bound, and what waits there goes on waiting.
+        """
         self.drop_held()
         self._socket.close()  # an inherited one is the last that keeps the queue bound
-        if self._queue is not None:
+        if self._queue is None:
+            return
+        if self.is_kept:
+            _LEFT_BOUND.append(self._queue)
+        else:
             self._queue.unbind()

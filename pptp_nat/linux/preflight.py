@@ -11,7 +11,7 @@ import enum
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -54,7 +54,11 @@ class Finding(NamedTuple):
 
 
 def checks(
-    settings: RuleSettings, *, receive_buffer: int = 0, running: bool = False
+    settings: RuleSettings,
+    *,
+    receive_buffer: int = 0,
+    running: bool = False,
+    ours: Container[int] = (),
 ) -> list[Finding]:
     """Return what is wrong with this router, the worst first.
 
@@ -62,11 +66,12 @@ def checks(
         settings: the rules', whose ports and queues are looked at.
         receive_buffer: octets that a queue's socket is to hold; 0 leaves the check out.
         running: the daemon runs already, so that its queues are bound as they should be.
+        ours: queues that an earlier run has left bound for this one.
     """
     found = list(privileges(_text(PROC / "self/status")))
     if not found:
         if not running:
-            found += bound_queues(settings)
+            found += bound_queues(settings, ours=ours)
         found += conntrack(settings)
         found += _kernel_helper(settings)
         found += receive_buffers(receive_buffer)
@@ -108,13 +113,15 @@ def privileges(status: str | None) -> Iterator[Finding]:
 def bound_queues(
     settings: RuleSettings,
     counters: Callable[[int], QueueCounters | None] = queue_counters,
+    *,
+    ours: Container[int] = (),
 ) -> Iterator[Finding]:
-    """Find queues that another program holds."""
+    """Find queues that another program holds; not *ours*."""
     wanted = dict.fromkeys(settings.control_queues, "control.queue")
     if settings.datapath == "queue":
         wanted[settings.gre_queue] = "gre.queue"
     for queue, key in wanted.items():
-        if (bound := counters(queue)) is not None:
+        if queue not in ours and (bound := counters(queue)) is not None:
             name = (_text(PROC / f"{bound.portid}/comm") or "").strip()
             owner = f"probably by process {bound.portid} ({name})" if name else "by somebody"
             yield Finding(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Final, NamedTuple
 
 from pptp_nat import log
@@ -103,14 +103,16 @@ def let_go_of_programs() -> None:
         log.event(_log, logging.INFO, "bpf-programs", detached_from=",".join(names))
 
 
-def check_router(config: Config, settings: ruleset.RuleSettings) -> None:
-    """Tell what is unfit about this router.
+def check_router(
+    config: Config, settings: ruleset.RuleSettings, ours: Container[int] = ()
+) -> None:
+    """Tell what is unfit about this router, whose queues *ours* are bound for us.
 
     Raises:
         PptpNatError: too unfit to start.
     """
     buffer = max(config.control.socket_buffer, config.gre.socket_buffer)
-    findings = preflight.checks(settings, receive_buffer=buffer)
+    findings = preflight.checks(settings, receive_buffer=buffer, ours=ours)
     for finding in findings:
         if finding.severity is not preflight.Severity.REFUSE:
             log.event(_log, _LOUDNESS[finding.severity], "check", finding=finding.text)

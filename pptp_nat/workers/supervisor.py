@@ -35,6 +35,7 @@ from pptp_nat.router.footing import (
     rule_problems,
     working_path,
 )  # fmt: skip
+from pptp_nat.router.kept_queues import let_go_of_all
 from pptp_nat.router.process import Process
 from pptp_nat.scrape.measuring import exporter_for
 from pptp_nat.tables.table import ApiRow
@@ -81,6 +82,7 @@ class Supervisor(Process):
             )
         let_go_of_programs()
         settings = rule_settings(config, self.datapath)
+        let_go_of_all(self.service)  # a worker's queue is bound by itself
         check_router(config, settings)
         self.exporter = exporter_for(self, _source)
         places = [*estate.workers_places(config), estate.base(config)]
