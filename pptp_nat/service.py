@@ -74,7 +74,8 @@ class Service:
     def keep(self, name: str, descriptor: int) -> bool:
         """Have the manager keep *descriptor* for the next run (sd_pid_notify_with_fds(3)).
 
-        Then it is in `given` as *name*.  It is not watched there, or an overrun of a netlink socket would end its keeping.
+        Then it is in `given` as *name*.  The manager is not to watch it, or an overrun of a
+        netlink socket would end its keeping.
         Return whether there is a manager; whether he keeps anything is his affair.
         """
         self._tell(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", (descriptor,), patience=PATIENCE)

@@ -41,3 +41,5 @@ def _at_least(*short: str) -> pytest.MarkDecorator:
 at_length = _at_least("conntrack", "queue")
 #: For what takes a quarter of a minute on each.
 at_great_length = _at_least("conntrack")
+#: For what is about the queue of GRE.
+queued_at_least = _at_least("queue")

@@ -42,6 +42,12 @@ def run(commands: Any) -> None:  # noqa: ANN401
         help="have the daemon that runs hand over its queues and state, and end: no gap",
     )
     parser.add_argument(
+        "--guard",
+        action="store_true",
+        help="start the daemon from a small process that keeps its queues and starts it again "
+        "if it dies: packets wait meanwhile; for where no systemd does that",
+    )
+    parser.add_argument(
         "--check-config", action="store_true", help="check the configuration and end: 0 or 2"
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from pptp_nat import guard
 from pptp_nat.config import DEFAULT_FILE, load
 from pptp_nat.errors import UsageError
 
@@ -26,6 +27,13 @@ OVERRIDES = {
 
 def run(options: Namespace) -> int:
     """Run the daemon in the foreground, or only check its configuration."""
+    if options.guard and not options.check_config and not guard.is_guarded():
+        if options.takeover:
+            raise UsageError(
+                "--guard: a successor that takes over is guarded by who guards the daemon that "
+                "runs; leave --guard out"
+            )
+        return guard.run_guard(sys.orig_argv)
     path = config_path(options)
     overrides = overriding(options)
     config = load(path, overrides)

@@ -40,6 +40,7 @@ class Call:
         self.sent = 0
         self.right = 0  #: packets from our peer that were for us
         self.wrong: list[bytes] = []  #: payloads that were for somebody else
+        self.late = 0  #: packets of `right` that came behind a later one
         self._heard: set[int] = set()
         self._last: int | None = None
 
@@ -63,10 +64,11 @@ class Call:
 
     def hear(self, packet: Gre) -> None:
         """Judge a GRE packet that carried our call ID."""
-        self._last = packet.sequence if packet.sequence is not None else self._last
         if packet.sequence is None and not packet.payload:
             return  # an acknowledgement says nothing
         number = packet.sequence or 0
+        self.late += self._last is not None and number < self._last
+        self._last = packet.sequence if packet.sequence is not None else self._last
         wanted = self._payload(self.connection.peer_name, self.connection.station.name, number)
         if packet.payload.rstrip(b".") == wanted and number not in self._heard:
             self._heard.add(number)
