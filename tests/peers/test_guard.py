@@ -22,7 +22,7 @@ from .conftest import PATIENCE, By, World
 from .test_restarts import KEPT, KILLS, Churn
 
 pytestmark = pytest.mark.kernel
-DEATHS = KILLS // 2
+ENDS = KILLS // 2
 GUARDED: dict[str, Any] = {**KEPT, "options": ("--rules", "leave", "--guard")}
 
 
@@ -44,10 +44,14 @@ def wait_for_another(daemon: Daemon, than: int) -> int:
 
 
 @contextlib.contextmanager
-def a_death(daemon: Daemon, number: signal.Signals, after: float) -> Iterator[None]:
-    """Have the guarded daemon end *after* so many seconds of the block, and wait for the next."""
+def an_end(daemon: Daemon, number: signal.Signals, after: float) -> Iterator[None]:
+    """Have the guarded daemon end *after* so many seconds of the block, and wait for the next.
+
+    A crash is its own affair; a restart is asked of the guard.
+    """
     pid = guarded(daemon)
-    ending = threading.Timer(after, os.kill, (pid, number))
+    to = pid if number is signal.SIGKILL else daemon.pid
+    ending = threading.Timer(after, os.kill, (to, number))
     ending.start()
     yield
     ending.join()
@@ -63,20 +67,49 @@ def test_no_packet_of_a_call_is_lost_while_no_daemon_runs(
     daemon = here.daemon
     assert daemon is not None
     churn = Churn(here, 6)
-    for _ in range(DEATHS):
-        with a_death(daemon, signal.SIGKILL, churn.lots.random() * 0.06):
+    for n in range(ENDS):
+        how = signal.SIGUSR1 if n % 3 == 2 else signal.SIGKILL  # a restart in good order
+        with an_end(daemon, how, churn.lots.random() * 0.06):
             for _ in range(4):
                 for call in churn.lasting:
                     call.say(25, padding=churn.lots.choice((0, 1000)))
                 churn.step()
         churn.all_arrives()
-        assert here.loop.run_until(lambda: False, 1.0) is False  # it has served for a while
-    assert DEATHS == daemon.log.count("event=daemon-ended")
-    assert all(call.right >= 100 * DEATHS for call in churn.lasting)
+        here.loop.run_until(lambda: False, 1.0)  # who dies at once is started again later
+    assert ENDS - ENDS // 3 == daemon.log.count("event=daemon-ended")
+    assert all(call.right >= 100 * ENDS for call in churn.lasting)
     if by == "queue":
         assert [] == [call.label for call in churn.lasting if call.late]
-        assert DEATHS == daemon.log.count("event=queue-resumed queue=1724")
+        assert ENDS == daemon.log.count("event=queue-resumed queue=1724")
     churn.leave()
     here.listed(0)  # an RST too has waited for its reader
     here.until_no_entry_is_left()
     assert daemon.stop() == 0
+
+
+def test_a_queue_that_nobody_wants_any_more_is_let_go_of(world: Callable[..., World]) -> None:
+    """The configuration names another one, and the daemon is started again."""
+    here = world("queue", inside=1, **GUARDED)
+    daemon = here.daemon
+    assert daemon is not None
+    here.station(here.lab.outside[0]).listen()
+    connection = here.dial(here.station(here.lab.inside[0]), here.lab.outside[0].address)
+    calls = here.up([connection.call(7)])
+    assert [1723, 1724] == _bound(here)
+
+    file = here.lab.directory / "pptp-nat.toml"
+    file.write_text(KEPT["config"] + "[control]\nqueue = 1800\n")
+    assert daemon.pid is not None
+    before = guarded(daemon)
+    os.kill(daemon.pid, signal.SIGUSR1)
+    wait_for_another(daemon, before)
+    assert [1724, 1800] == _bound(here)
+    here.all_hear(calls)
+    calls += here.up([connection.call(8)])
+    here.all_hear(calls)
+
+
+def _bound(here: World) -> list[int]:
+    words = ["cat", "/proc/net/netfilter/nfnetlink_queue"]
+    lines = here.lab.run(here.lab.router, words).stdout.splitlines()
+    return sorted(int(line.split()[0]) for line in lines)
