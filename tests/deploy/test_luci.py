@@ -24,7 +24,7 @@ ACL = openwrt.LUCI / "root/usr/share/rpcd/acl.d/luci-app-pptp-nat.json"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 #: options that the init script knows and the daemon does not
-ROUTERS_OWN = {"main.enabled", "main.jail", "metrics.interface", "metrics.port"}
+ROUTERS_OWN = {"main.enabled", "main.guard", "main.jail", "metrics.interface", "metrics.port"}
 
 NOW = 1_800_000_000.0
 CALL: dict[str, Any] = {

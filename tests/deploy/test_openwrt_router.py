@@ -166,6 +166,16 @@ def test_a_service_that_is_not_enabled_does_not_start(router: Router) -> None:
     assert [] == router.logged()
 
 
+def test_a_guard_is_asked_for_and_can_start_the_daemon_again(router: Router) -> None:
+    assert [] == told(router.service("start"), "append")
+    assert [] == router.service("renew", check=False)
+    mend = "set main.guard to 1, or call restart"
+    assert [f"daemon.err nothing keeps the queues meanwhile: {mend}"] == router.logged()
+    router.uci.write_text("config main\n\toption guard '1'\n")
+    assert [["command", "--guard"]] == told(router.service("start"), "append")
+    assert [["pptp-nat", "daemon", "USR1"]] == told(router.service("renew"), "signal")
+
+
 def test_a_jail_has_one_capability(router: Router) -> None:
     router.uci.write_text("config main\n\toption jail '1'\n")
     without = router.service("start")

@@ -139,3 +139,46 @@ def test_a_manager_that_does_not_read_stops_nobody(manager: Manager, address: st
     service.tick(begun + 30_000)
 
     assert service.next_timer() is not None
+
+
+def test_a_manager_keeps_what_it_is_given_and_gives_it_back(tmp_path: Path) -> None:
+    """As sd_pid_notify_with_fds(3) and sd_listen_fds_with_names(3) say."""
+    manager = Manager(f"@pptp-nat-keeping-{os.getpid()}")
+    service = Service({"NOTIFY_SOCKET": f"@pptp-nat-keeping-{os.getpid()}"})
+    file = tmp_path / "kept"
+    file.write_text("what it was")
+    with file.open() as opened:
+        assert service.keep("pptp-nat-gre-1724", opened.fileno())
+    words, (descriptor,), _, _ = socket.recv_fds(manager.socket, 4096, 4)
+    assert words == b"FDSTORE=1\nFDPOLL=0\nFDNAME=pptp-nat-gre-1724"
+    assert os.read(descriptor, 99) == b"what it was"
+    service.let_go("pptp-nat-gre-1724")
+    assert [{"FDSTOREREMOVE": "1", "FDNAME": "pptp-nat-gre-1724"}] == manager.heard()
+    os.close(descriptor)
+    service.close()
+    manager.socket.close()
+
+
+@pytest.mark.parametrize(
+    ("pid", "count", "names", "given"),
+    [
+        ("ours", "2", "one:two", {"one": 3, "two": 4}),
+        ("ours", "1", "one", {"one": 3}),
+        ("ours", "0", "", {}),
+        ("ours", "many", "one", {}),
+        ("1", "1", "one", {}),  # they are our parent's
+        ("", "", "", {}),
+    ],
+)
+def test_what_the_manager_gives_has_names(
+    monkeypatch: pytest.MonkeyPatch, pid: str, count: str, names: str, given: dict[str, int]
+) -> None:
+    monkeypatch.setattr(os, "set_inheritable", lambda *_: None)
+    pid = str(os.getpid()) if pid == "ours" else pid
+    environ = {"LISTEN_PID": pid, "LISTEN_FDS": count, "LISTEN_FDNAMES": names}
+    assert given == Service(environ).given
+    assert {} == environ, "the programs that we start are given nothing"
+
+
+def test_nobody_is_told_to_keep_anything_where_there_is_no_manager() -> None:
+    assert not Service({}).keep("one", 0)

@@ -22,7 +22,7 @@ from .conftest import PATIENCE, By, World
 from .test_restarts import KEPT, KILLS, Churn
 
 pytestmark = pytest.mark.kernel
-ENDS = KILLS // 2
+ENDS = 2 + KILLS // 4
 GUARDED: dict[str, Any] = {**KEPT, "options": ("--rules", "leave", "--guard")}
 
 

@@ -15,7 +15,7 @@ NL='
 pptp_nat_generate() {
 	pptp_nat_wrong=0 pptp_nat_section='' pptp_nat_type='' pptp_nat_told=''
 	PPTP_NAT_TOML='' PPTP_NAT_FIXED=''
-	PPTP_NAT_ENABLED=1 PPTP_NAT_JAIL=0 PPTP_NAT_INTERFACE='' PPTP_NAT_PORT=9723
+	PPTP_NAT_ENABLED=1 PPTP_NAT_GUARD=0 PPTP_NAT_JAIL=0 PPTP_NAT_INTERFACE='' PPTP_NAT_PORT=9723
 	PPTP_NAT_TEXTFILE=''
 	PPTP_NAT_LISTEN=off PPTP_NAT_DIRECTORY=/var/lib/pptp-nat PPTP_NAT_BACKEND=auto
 	pptp_nat_list='' pptp_nat_list_name='' pptp_nat_list_kind='' pptp_nat_list_live=''
@@ -72,12 +72,16 @@ pptp_nat_option() {
 	[ -n "$pptp_nat_type" ] || return 0
 	pptp_nat_flush
 	case "$pptp_nat_section.$1" in
-		main.enabled | main.jail)
+		main.enabled | main.guard | main.jail)
 			case "$2" in
 				0 | 1) ;;
 				*) pptp_nat_complain "section 'main', option '$1': '$2' is neither 0 nor 1" ;;
 			esac
-			if [ "$1" = enabled ]; then PPTP_NAT_ENABLED=$2; else PPTP_NAT_JAIL=$2; fi
+			case "$1" in
+				enabled) PPTP_NAT_ENABLED=$2 ;;
+				guard) PPTP_NAT_GUARD=$2 ;;
+				jail) PPTP_NAT_JAIL=$2 ;;
+			esac
 			return 0
 			;;
 		metrics.interface) PPTP_NAT_INTERFACE=$2; return 0 ;;

@@ -6,6 +6,8 @@ procd() {
 procd_open_instance() { procd open "$@"; }
 procd_close_instance() { procd close; }
 procd_set_param() { procd "$@"; }
+procd_append_param() { procd append "$@"; }
+procd_send_signal() { procd signal "$@"; }
 procd_add_jail() { procd jail "$@"; }
 procd_add_jail_mount() { procd mount "$@"; }
 procd_add_jail_mount_rw() { procd mount_rw "$@"; }

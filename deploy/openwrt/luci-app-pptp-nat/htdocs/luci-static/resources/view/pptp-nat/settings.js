@@ -16,6 +16,8 @@ return view.extend({
 		option = section.option(form.Flag, 'enabled', _('Enabled'));
 		option.default = '1';
 		option.rmempty = false;
+		option = section.option(form.Flag, 'guard', _('With a guard'),
+			_('Packets wait in the queues while the daemon is started again; takes 11 MB.'));
 		option = section.option(form.Flag, 'jail', _('In a jail'),
 			_('With one capability and nothing else of this router; needs the package procd-ujail.'));
 
