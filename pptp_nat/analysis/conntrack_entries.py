@@ -8,7 +8,7 @@ differ by more than their direction, the router translates.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -52,18 +52,26 @@ class Host(NamedTuple):
 
 
 class ListedEntry(NamedTuple):
-    """One entry."""
+    """One entry.  Flat, for there may be a hundred thousand; `original` and `reply` are its ways."""
 
     protocol: int
-    original: Way
-    reply: Way
+    source: str  #: of the original way, dotted
+    destination: str
+    source_key: int | None
+    destination_key: int | None
+    back_source: str  #: of the reply way
+    back_destination: str
+    back_source_key: int | None
+    back_destination_key: int | None
     state: str = ""  #: of TCP, as conntrack writes it; "" for GRE
     seconds_left: int | None = None  #: None where the listing does not say
     unreplied: bool = False
     assured: bool = False
     offloaded: bool = False  #: a flow table carries it past the rules
-    carried: Count | None = None  #: the original way; None where the kernel does not count
-    returned: Count | None = None  #: the reply way
+    packets: int | None = None  #: the original way has carried; None where the kernel does not count
+    octets: int | None = None
+    back_packets: int | None = None
+    back_octets: int | None = None
     mark: int = 0
     helper: str = ""
     identity: int | None = None
@@ -71,14 +79,36 @@ class ListedEntry(NamedTuple):
     line: int = 0  #: of the listing; 0 where there is none
 
     @property
+    def original(self) -> Way:
+        """The way of the first packet."""
+        return Way(*self[1:5])
+
+    @property
+    def reply(self) -> Way:
+        """The way that the router expects in return."""
+        return Way(*self[5:9])
+
+    @property
+    def carried(self) -> Count | None:
+        """What the original way has carried; None where the kernel does not count."""
+        packets, octets = self[14:16]
+        return None if packets is None or octets is None else Count(packets, octets)
+
+    @property
+    def returned(self) -> Count | None:
+        """What the reply way has carried."""
+        packets, octets = self[16:18]
+        return None if packets is None or octets is None else Count(packets, octets)
+
+    @property
     def sender(self) -> Host:
         """The host that sent the first packet."""
-        return Host(self.original.source, self.reply.destination)
+        return Host(self.source, self.back_destination)
 
     @property
     def receiver(self) -> Host:
         """The host that the first packet was for."""
-        return Host(self.reply.source, self.original.destination)
+        return Host(self.back_source, self.destination)
 
     @property
     def flowing(self) -> bool:
@@ -91,13 +121,29 @@ class ListedEntry(NamedTuple):
 
         Where nobody knows the call, its packets arrive with source key 0.
         """
-        return bool(self.original.source_key)
+        return bool(self.source_key)
+
+
+def listed(
+    protocol: int,
+    original: Way,
+    reply: Way,
+    counts: tuple[Count | None, Count | None] = (None, None),
+    **more: Any,
+) -> ListedEntry:
+    """Return the entry of these ways and what they have carried; *more* as in `ListedEntry`."""
+    packets, octets = counts[0] or (None, None)
+    back_packets, back_octets = counts[1] or (None, None)
+    return ListedEntry(
+        protocol, *original, *reply, packets=packets, octets=octets,
+        back_packets=back_packets, back_octets=back_octets, **more,
+    )  # fmt: skip
 
 
 def is_control(entry: ListedEntry, ports: Collection[int]) -> bool:
     """Whether *entry* is TCP to one of *ports*, dialled so or forwarded there."""
     return entry.protocol == TCP and (
-        entry.original.destination_key in ports or entry.reply.source_key in ports
+        entry.destination_key in ports or entry.back_source_key in ports
     )
 
 

@@ -11,6 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from pptp_nat.analysis.conntrack_entries import GRE
+from pptp_nat.analysis.conntrack_tunnels import PlainTunnel
 from pptp_nat.analysis.model import Severity
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ MOST_EVIDENCE: Final = 6  #: entries under one diagnosis in text
 def table_text(
     table: PptpTable, diagnoses: Sequence[TableDiagnosis], *, others: int = 0
 ) -> Iterator[str]:
-    """Yield lines: the tunnels with their calls, then what is wrong with them.
+    """Yield lines, some together: the tunnels with their calls, then what is wrong with them.
 
     Args:
         table: what was found.
@@ -35,7 +36,10 @@ def table_text(
         others: entries that have nothing to do with PPTP.
     """
     for tunnel in table.tunnels:
-        yield from _tunnel(tunnel, f"tunnel {tunnel}")
+        if isinstance(tunnel, PlainTunnel):
+            yield _plain(tunnel)
+        else:
+            yield from _tunnel(tunnel, f"tunnel {tunnel}")
     for tunnel in table.orphans:
         yield from _tunnel(tunnel, f"GRE without control connection: {tunnel}")
     for stranger in table.strangers:
@@ -50,14 +54,29 @@ def table_text(
 
 def _tunnel(tunnel: Tunnel, title: str) -> Iterator[str]:
     yield title
-    for entry in tunnel.controls:
-        words = [f"control {entry.original.source}:{entry.original.source_key}"]
-        words.append(f"> {entry.original.destination}:{entry.original.destination_key}")
-        words.append(entry.state or "?")
-        words += _facts(entry)
-        yield f"  {' '.join(words)}"
+    yield from map(_control, tunnel.controls)
     for call in tunnel.calls:
         yield f"  call {_numbers(call)} by {call.by}: {_traffic(call)}"
+
+
+def _plain(tunnel: PlainTunnel) -> str:
+    """Return what `_tunnel` yields of the same tunnel."""
+    [call] = tunnel.calls
+    forth, back = call.to_responder, call.to_originator
+    left, also = _left(call.entries[0]), _left(call.entries[-1])
+    return (
+        f"tunnel {tunnel.originator} - {tunnel.responder}\n{_control(tunnel.control)}\n"
+        f"  call {_number(back)} - {_number(forth)} by {call.by}: > {_count(forth)}, "
+        f"< {_count(back)}, {left if left == also else f'{left}, {also}'}"
+    )
+
+
+def _control(entry: ListedEntry) -> str:
+    return (
+        f"  control {entry.source}:{entry.source_key} > "
+        f"{entry.destination}:{entry.destination_key} {entry.state or '?'} "
+        f"{' '.join(_facts(entry))}"
+    )
 
 
 def _numbers(call: TableCall) -> str:
@@ -81,18 +100,27 @@ def _traffic(call: TableCall) -> str:
     for arrow, leg in ((">", call.to_responder), ("<", call.to_originator)):
         if leg is None:
             words.append(f"{arrow} {'another entry' if call.by == 'pptp-nat' else 'nothing'}")
-        elif leg.packets is None:
-            words.append(f"{arrow} not counted")
         else:
-            words.append(f"{arrow} {leg.packets} packets {leg.octets} octets")
-    words += dict.fromkeys(_facts(entry)[0] for entry in call.entries)
+            words.append(f"{arrow} {_count(leg)}")
+    words += dict.fromkeys(map(_left, call.entries))
     words += ["UNREPLIED"] * any(entry.unreplied for entry in call.entries)
     return ", ".join(words)
 
 
+def _count(leg: Leg | None) -> str:
+    assert leg is not None
+    return "not counted" if leg.packets is None else f"{leg.packets} packets {leg.octets} octets"
+
+
+def _left(entry: ListedEntry) -> str:
+    return "? s left" if entry.seconds_left is None else f"{entry.seconds_left} s left"
+
+
 def _facts(entry: ListedEntry) -> list[str]:
     """Return the time that is left, and what is unusual."""
-    facts = ["? s left" if entry.seconds_left is None else f"{entry.seconds_left} s left"]
+    facts = [_left(entry)]
+    if not (entry.unreplied or entry.offloaded or entry.helper or entry.mark):
+        return facts
     facts += ["UNREPLIED"] * (entry.unreplied and entry.protocol != GRE)
     facts += ["OFFLOADED"] * entry.offloaded
     facts += [f"helper={_clean(entry.helper)}"] * bool(entry.helper)
@@ -148,8 +176,9 @@ def _diagnoses(diagnoses: Sequence[TableDiagnosis]) -> Iterator[str]:
 
 
 def _summary(table: PptpTable, others: int) -> str:
-    controls = sum(len(tunnel.controls) for tunnel in table.tunnels)
-    calls = sum(len(tunnel.calls) for tunnel in table.tunnels)
+    plain = len(table.tunnels) - len(table.examined)
+    controls = plain + sum(len(tunnel.controls) for tunnel in table.examined)
+    calls = plain + sum(len(tunnel.calls) for tunnel in table.examined)
     gre = sum(len(tunnel.gre) for tunnel in (*table.tunnels, *table.orphans))
     gre += len(table.strangers)
     others += table.other_gre
@@ -202,14 +231,14 @@ def _separated(items: Iterable[str]) -> Iterator[str]:
         before = ",\n"
 
 
-# A hundred thousand entries are filled in here: dicts and their encoding would take three
-# times as long as all else.
-_WAY: Final = '{"src": "%s", "dst": "%s", "srckey": %s, "dstkey": %s, "packets": %s, "bytes": %s}'
-_ENTRY: Final = (
-    '{"protocol": "%s", "state": %s, "seconds_left": %s, "original": %s, "reply": %s, '
-    '"unreplied": %s, "assured": %s, "offloaded": %s, "mark": %d, "helper": %s, "id": %s, '
-    '"started": %s, "line": %s}'
+# A hundred thousand entries are filled in here: dicts and their encoding would take ten times as
+# long.  None is not JSON: it is looked for where names cannot be.
+_BEGIN: Final = (
+    '"seconds_left": %s, "original": '
+    '{"src": "%s", "dst": "%s", "srckey": %s, "dstkey": %s, "packets": %s, "bytes": %s}, '
+    '"reply": {"src": "%s", "dst": "%s", "srckey": %s, "dstkey": %s, "packets": %s, "bytes": %s}'
 )
+_END: Final = '"id": %s, "started": %s, "line": %s}'
 _TUNNEL: Final = (
     '{"originator": {%s}, "responder": {%s}, "control_connections": [%s], "calls": [%s]}'
 )
@@ -231,35 +260,31 @@ def entry_item(entry: ListedEntry) -> dict[str, Any]:
 
 
 def _entry_json(entry: ListedEntry) -> str:
-    left, identity, started = entry.seconds_left, entry.identity, entry.started
-    return _ENTRY % (
-        "gre" if entry.protocol == GRE else "tcp",
-        _quoted(entry.state or None),
-        "null" if left is None else left,
-        _way_json(entry.original, entry.carried),
-        _way_json(entry.reply, entry.returned),
-        _BOOLEAN[entry.unreplied],
-        _BOOLEAN[entry.assured],
-        _BOOLEAN[entry.offloaded],
-        entry.mark,
-        _quoted(entry.helper or None),
-        "null" if identity is None else identity,
-        "null" if started is None else started,
-        entry.line or "null",
+    (
+        protocol, source, destination, source_key, key,
+        back_source, back_destination, back_source_key, back_key,
+        state, left, unreplied, assured, offloaded,
+        packets, octets, back_packets, back_octets, mark, helper, identity, started, line,
+    ) = entry  # fmt: skip
+    begin = _BEGIN % (
+        left, source, destination, source_key, key, packets, octets,
+        back_source, back_destination, back_source_key, back_key, back_packets, back_octets,
+    )  # fmt: skip
+    end = _END % (identity, started, line or None)
+    if "None" in begin:
+        begin = begin.replace("None", "null")
+    if "None" in end:
+        end = end.replace("None", "null")
+    return (
+        f'{{"protocol": "{"gre" if protocol == GRE else "tcp"}", '
+        f'"state": {_quoted(state) if state else "null"}, {begin}, '
+        f'"unreplied": {_BOOLEAN[unreplied]}, "assured": {_BOOLEAN[assured]}, '
+        f'"offloaded": {_BOOLEAN[offloaded]}, "mark": {mark}, '
+        f'"helper": {_quoted(helper) if helper else "null"}, {end}'
     )
 
 
-def _way_json(way: Way, count: Count | None) -> str:
-    return _filled(_WAY, (*way, *(count or (None, None))))
-
-
-def _filled(form: str, values: tuple[Any, ...]) -> str:
-    """Return *form* with *values* that are numbers, addresses or None."""
-    text = form % values
-    return text.replace("None", "null") if None in values else text
-
-
-def _tunnel_json(tunnel: Tunnel) -> str:
+def _tunnel_json(tunnel: Tunnel | PlainTunnel) -> str:
     originator, responder = _HOST % tunnel.originator, _HOST % tunnel.responder
     calls = [
         _CALL % (
@@ -274,10 +299,13 @@ def _tunnel_json(tunnel: Tunnel) -> str:
 
 def _leg_json(leg: Leg | None) -> str:
     if leg is None:
-        return _filled(_UNCOUNTED_LEG, (None, None))
-    if leg.packets is None:
-        return _filled(_UNCOUNTED_LEG, (leg.leaving_key, leg.arriving_key))
-    return _filled(_LEG, (leg.leaving_key, leg.arriving_key, leg.packets, leg.octets))
+        return _UNCOUNTED_LEG % ("null", "null")
+    _, arriving, leaving, packets, octets = leg
+    if packets is None or arriving is None or leaving is None:
+        form = _UNCOUNTED_LEG if packets is None else _LEG
+        counts = () if packets is None else (packets, octets)
+        return (form % (leaving, arriving, *counts)).replace("None", "null")
+    return _LEG % (leaving, arriving, packets, octets)
 
 
 def _diagnosis_json(each: TableDiagnosis) -> str:

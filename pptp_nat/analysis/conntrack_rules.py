@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pptp_nat.analysis.conntrack_entries import is_ours
+from pptp_nat.analysis.conntrack_tunnels import EXPIRING, RENEWING, PlainTunnel
 from pptp_nat.analysis.model import Severity
 
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from pptp_nat.analysis.conntrack_entries import Host, ListedEntry
     from pptp_nat.analysis.conntrack_tunnels import PptpTable, TableCall, Tunnel
 
-EXPIRING: Final = 30  #: seconds; a keep-alive of PPP, every 30 to 60 s, comes too late for those
-RENEWING: Final = 86_400  #: seconds; pptp-nat looks after its own entries at least once a day
 
 
 class TableDiagnosis(NamedTuple):
@@ -103,7 +102,7 @@ def _no_helper(table: PptpTable) -> Iterator[Case]:
         keys = _keys(came)
         yield Case(
             f"{tunnel}: GRE goes both ways and nobody pairs it: what comes back with {keys} "
-            f"ends at {came[0].original.destination}",
+            f"ends at {came[0].destination}",
             (*tunnel.open, left, *came),
         )
 
@@ -111,7 +110,7 @@ def _no_helper(table: PptpTable) -> Iterator[Case]:
 def _keys_collide(table: PptpTable) -> Iterator[Case]:
     # Entries that translate: what arrives at an external address with one key is of one host.
     owners: defaultdict[tuple[str, str, int], dict[str, ListedEntry]] = defaultdict(dict)
-    for tunnel in (*table.tunnels, *table.orphans):
+    for tunnel in _perhaps_helped(table):
         for call in tunnel.calls:
             if call.by == "helper":  # conntrack itself sees to it for entries of one way
                 _note_owner(tunnel, call, owners)
@@ -126,20 +125,30 @@ def _keys_collide(table: PptpTable) -> Iterator[Case]:
     answered: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     proof: defaultdict[tuple[str, str], dict[ListedEntry, None]] = defaultdict(dict)
     for _, left, came in _strangers(table):
-        pair = came[0].original.source, came[0].original.destination
+        pair = came[0].source, came[0].destination
         answered[pair].add(left.sender.own)
         proof[pair].update(dict.fromkeys((left, *came)))
     for (sender, external), inside in answered.items():
         entries = proof[sender, external]
-        keys = {e.original.destination_key for e in entries if e.original.source == sender}
+        keys = {e.destination_key for e in entries if e.source == sender}
         if len(inside) > len(keys):
             yield Case(
                 f"{len(inside)} hosts ({', '.join(sorted(inside))}) send GRE to {sender} as "
                 f"{external}, and all that comes back carries "
-                f"{_keys(e for e in entries if e.original.source == sender)}: they have chosen "
+                f"{_keys(e for e in entries if e.source == sender)}: they have chosen "
                 "the same call ID, or not all are answered",
                 tuple(entries),
             )
+
+
+def _perhaps_helped(table: PptpTable) -> Iterator[Tunnel]:
+    """Yield all tunnels but those that are plainly carried by pptp-nat."""
+    for tunnel in table.tunnels:
+        if not isinstance(tunnel, PlainTunnel):
+            yield tunnel
+        elif tunnel.control.helper:
+            yield tunnel.whole(table.entry_mark)
+    yield from table.orphans
 
 
 def _note_owner(
@@ -161,11 +170,11 @@ def _translation_missing(table: PptpTable) -> Iterator[Case]:
         live = [tunnel for tunnel in tunnels if tunnel.open]
         if not live or id(entry) in paired:
             continue
-        key = entry.original.destination_key
+        key = entry.destination_key
         controls = tuple(control for tunnel in live for control in tunnel.open)
         if arrives:
             yield Case(
-                f"GRE from {entry.original.source} to {entry.original.destination} with call ID "
+                f"GRE from {entry.source} to {entry.destination} with call ID "
                 f"{key} is nobody's: it should go on to "
                 f"{' or '.join(sorted({_hidden(tunnel).own for tunnel in live}))}",
                 (entry, *controls),
@@ -188,9 +197,9 @@ def _unanswered(table: PptpTable) -> Iterator[Case]:
     for tunnel in table.suspects:
         for entry in tunnel.controls:
             if entry.state.startswith("SYN_SENT") and entry.unreplied:
-                way = entry.original
                 yield Case(
-                    f"{tunnel}: nothing answers on {way.destination} port {way.destination_key}",
+                    f"{tunnel}: nothing answers on {entry.destination} port "
+                    f"{entry.destination_key}",
                     (entry,),
                 )
 
@@ -221,7 +230,7 @@ def _only_way(tunnel: Tunnel, call: TableCall) -> tuple[str, str] | None:
 
 
 def _expiring(table: PptpTable) -> Iterator[Case]:
-    for tunnel in table.tunnels:
+    for tunnel in table.examined:
         if not tunnel.open:
             continue
         for call in tunnel.calls:
@@ -255,13 +264,14 @@ def _control_gone(table: PptpTable) -> Iterator[Case]:
 
 
 def _healthy(table: PptpTable) -> Iterator[Case]:
-    good = sum(tunnel.carried for tunnel in table.tunnels if tunnel.open)
+    good = sum(tunnel.carried for tunnel in table.examined if tunnel.open)
+    good += len(table.tunnels) - len(table.examined)  # a plain tunnel has one call, and that is
     if good:
         yield Case(f"{good} {'call has' if good == 1 else 'calls have'} GRE both ways", ())
 
 
 def _keys(entries: Iterable[ListedEntry]) -> str:
-    keys = sorted({entry.original.destination_key or 0 for entry in entries})
+    keys = sorted({entry.destination_key or 0 for entry in entries})
     return f"call ID {', '.join(map(str, keys))}"
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pptp_nat.analysis.conntrack_entries import (
     ENTRY_MARK,
+    FLOWING,
     GRE,
     Host,
     ListedEntry,
@@ -30,9 +31,11 @@ from pptp_nat.analysis.conntrack_entries import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
 PORT: Final = 1723
+EXPIRING: Final = 30  #: seconds; a keep-alive of PPP, every 30 to 60 s, comes too late for those
+RENEWING: Final = 86_400  #: seconds; pptp-nat looks after its own entries at least once a day
 
 
 class Leg(NamedTuple):
@@ -112,6 +115,48 @@ class Tunnel:
         return f"{self.originator} - {self.responder}"
 
 
+class PlainTunnel(NamedTuple):
+    """A tunnel of which nothing is to be said but that it is well: nearly all of a large table.
+
+    One open control connection and one call, by who carries such calls, in both ways, with
+    time left.  To be looked at, it is like a `Tunnel`.
+    """
+
+    control: ListedEntry
+    gre: tuple[ListedEntry, ...]  #: the helper's one entry, or our two: to the responder, and back
+
+    @property
+    def originator(self) -> Host:
+        """Who has opened it."""
+        return tuple.__new__(Host, (self[0][1], self[0][6]))
+
+    @property
+    def responder(self) -> Host:
+        """Who has answered."""
+        return tuple.__new__(Host, (self[0][5], self[0][2]))
+
+    @property
+    def controls(self) -> tuple[ListedEntry]:
+        """The one control connection."""
+        return (self.control,)
+
+    @property
+    def calls(self) -> tuple[TableCall]:
+        """The one call."""
+        forth, back = self.gre[0], self.gre[-1]
+        if forth is not back:
+            by, legs = "pptp-nat", (_leg(forth, reply=False), _leg(back, reply=False))
+        else:
+            by, legs = "helper", (_leg(forth, reply=False), _leg(forth, reply=True))
+            if forth.source != self.control.source:
+                legs = legs[::-1]
+        return (tuple.__new__(TableCall, (by, self.gre, *legs)),)
+
+    def whole(self, entry_mark: int) -> Tunnel:
+        """Return the same for what only a `Tunnel` can be asked."""
+        return _whole((self.control, *self.gre), entry_mark)
+
+
 class Stranger(NamedTuple):
     """GRE between the hosts of tunnels, but not as their control connections are translated."""
 
@@ -124,10 +169,11 @@ class Stranger(NamedTuple):
 class PptpTable:
     """All that concerns PPTP in a table."""
 
-    tunnels: list[Tunnel]
+    tunnels: list[Tunnel | PlainTunnel]
+    examined: list[Tunnel]  #: of the tunnels, those that are not plain
     orphans: list[Tunnel]  #: GRE of two hosts without any control connection
     strangers: list[Stranger]
-    suspects: list[Tunnel]  #: of the tunnels, those that are not plainly well
+    suspects: list[Tunnel]  #: of the examined, those that are not sound
     other_gre: int  #: entries of GRE that has no call IDs, between hosts without PPTP
     unkeyed: list[ListedEntry]  #: GRE of a kernel that does not look at call IDs
     entry_mark: int
@@ -139,37 +185,37 @@ def pptp_table(
     entry_mark: int = ENTRY_MARK,
 ) -> PptpTable:
     """Pair *entries*; *entry_mark* is the bit by which pptp-nat's own are known."""
-    found: list[Tunnel] = []
-    by_hosts: dict[_Hosts, Tunnel] = {}  # each tunnel twice, from either end
+    between: list[list[ListedEntry]] = []  # two hosts: control connections, then GRE
+    by_hosts: dict[_Hosts, list[ListedEntry]] = {}  # each twice, from either end
     gre: list[ListedEntry] = []
+    loose: list[ListedEntry] = []
     for entry in entries:
-        if entry.protocol == GRE:
+        if entry[0] == GRE:
             gre.append(entry)
         elif is_control(entry, ports):
-            tunnel = by_hosts.get(_hosts(entry))
-            if tunnel is None:
-                tunnel = Tunnel(entry.sender, entry.receiver)
-                found.append(tunnel)
-                by_hosts[*tunnel.originator, *tunnel.responder] = tunnel
-                by_hosts[*tunnel.responder, *tunnel.originator] = tunnel
-            tunnel.controls.append(entry)
-            if entry.flowing:
-                tunnel.open.append(entry)
-    table = PptpTable(found, [], [], [], 0, [], entry_mark)
-    loose = []
+            hosts = _hosts(entry)
+            some = by_hosts.get(hosts)
+            if some is None:
+                some = by_hosts[hosts] = by_hosts[*hosts[2:], *hosts[:2]] = []
+                between.append(some)
+            some.append(entry)
     for entry in gre:
-        tunnel = by_hosts.get(_hosts(entry))
-        if tunnel is None:
-            loose.append(entry)
+        by_hosts.get((entry[1], entry[6], entry[5], entry[2]), loose).append(entry)
+    wanted = {(entry.source, entry.back_source) for entry in loose}
+    table = PptpTable([], [], [], [], [], 0, [], entry_mark)
+    for some in between:
+        tunnel = _plain(some, entry_mark)
+        if tunnel is None or (wanted and _is_near(tunnel, wanted)):
+            examined = _whole(some, entry_mark)
+            table.examined.append(examined)
+            table.tunnels.append(examined)
         else:
-            tunnel.gre.append(entry)
+            table.tunnels.append(tunnel)
     if loose:
         _place(loose, table)
-    near = (*(e for t in found for e in t.gre), *(each.entry for each in table.strangers))
-    table.unkeyed.extend(entry for entry in near if entry.original.destination_key is None)
-    for tunnel in (*table.tunnels, *table.orphans):
-        tunnel.calls = _calls(tunnel, entry_mark)
-    table.suspects.extend(tunnel for tunnel in table.tunnels if not tunnel.sound)
+    near = (*(e for t in table.examined for e in t.gre), *(each.entry for each in table.strangers))
+    table.unkeyed.extend(entry for entry in near if entry.destination_key is None)
+    table.suspects.extend(tunnel for tunnel in table.examined if not tunnel.sound)
     return table
 
 
@@ -178,15 +224,64 @@ _Hosts = tuple[str, str, str, str]
 
 def _hosts(entry: ListedEntry) -> _Hosts:
     """Return the sender's own address, that which is seen, and the receiver's likewise."""
-    original, reply = entry.original, entry.reply
-    return original[0], reply[1], reply[0], original[1]
+    return entry.source, entry.back_destination, entry.back_source, entry.destination
+
+
+def _plain(some: list[ListedEntry], entry_mark: int) -> PlainTunnel | None:
+    """Return the plain tunnel that *some* entries are; None where there is more to say."""
+    control = some[0]
+    if control.state not in FLOWING or control.offloaded:
+        return None
+    if len(some) == 3 and not control.helper:
+        _, out, into = some
+        source = control.source
+        if into.source == source:
+            out, into = into, out
+        if out.source != source or into.source == source:
+            return None
+        for entry in (out, into):
+            left = entry.seconds_left
+            if (
+                not is_ours(entry, entry_mark) or entry.packets == 0 or entry.destination_key is None
+                or (left is not None and left < RENEWING)
+            ):  # fmt: skip
+                return None
+        return PlainTunnel(control, (out, into))
+    if len(some) == 2 and control.helper:
+        entry = some[1]
+        left = entry.seconds_left
+        if (
+            entry.both_ways and not entry.unreplied and entry.packets != 0
+            and entry.back_packets != 0 and entry.protocol == GRE
+            and not (entry.assured and left is not None and left < EXPIRING)
+        ):  # fmt: skip
+            return PlainTunnel(control, (entry,))
+    return None
+
+
+def _is_near(tunnel: PlainTunnel, wanted: Collection[tuple[str, str]]) -> bool:
+    """Whether GRE between the *wanted* could be of *tunnel*, see `_place`."""
+    own, seen, peer, peer_seen = _hosts(tunnel.control)
+    return (own != seen and ((peer, seen) in wanted or (own, peer) in wanted)) or (
+        peer != peer_seen and ((own, peer_seen) in wanted or (peer, own) in wanted)
+    )
+
+
+def _whole(some: Sequence[ListedEntry], entry_mark: int) -> Tunnel:
+    controls = [entry for entry in some if entry.protocol != GRE]
+    tunnel = Tunnel(
+        controls[0].sender, controls[0].receiver, controls,
+        [entry for entry in controls if entry.flowing], list(some[len(controls) :]),
+    )  # fmt: skip
+    tunnel.calls = _calls(tunnel, entry_mark)
+    return tunnel
 
 
 def _place(loose: list[ListedEntry], table: PptpTable) -> None:
     """Find for GRE that is not translated as a control connection is where it belongs."""
     outside: defaultdict[tuple[str, str], list[Tunnel]] = defaultdict(list)
     inside: defaultdict[tuple[str, str], list[Tunnel]] = defaultdict(list)
-    for tunnel in table.tunnels:
+    for tunnel in table.examined:
         one, other = tunnel.originator, tunnel.responder
         for host, peer in ((one, other), (other, one)):
             if host.hidden:
@@ -199,7 +294,7 @@ def _place(loose: list[ListedEntry], table: PptpTable) -> None:
             table.strangers.append(Stranger(entry, tuple(arriving), arrives=True))
         elif leaving := inside.get((sender.own, receiver.own)):
             table.strangers.append(Stranger(entry, tuple(leaving), arrives=False))
-        elif not any((*entry.original[2:], *entry.reply[2:])):
+        elif not any((*entry[3:5], *entry[7:9])):
             table.other_gre += 1
             continue
         else:
@@ -207,6 +302,8 @@ def _place(loose: list[ListedEntry], table: PptpTable) -> None:
             if key not in orphans:
                 orphans[key] = Tunnel(*_by_hiding(sender, receiver))
             orphans[key].gre.append(entry)
+    for orphan in orphans.values():
+        orphan.calls = _calls(orphan, table.entry_mark)
     table.orphans.extend(orphans.values())
 
 
@@ -221,7 +318,7 @@ def _calls(tunnel: Tunnel, entry_mark: int) -> list[TableCall]:
     inward: list[ListedEntry] = []
     originator = tunnel.originator.own
     for entry in tunnel.gre:
-        from_originator = entry.original.source == originator
+        from_originator = entry.source == originator
         if entry.both_ways:
             forth = _leg(entry, reply=False)
             back = None if entry.unreplied else _leg(entry, reply=True)
@@ -245,7 +342,10 @@ def _calls(tunnel: Tunnel, entry_mark: int) -> list[TableCall]:
 
 
 def _leg(entry: ListedEntry, *, reply: bool) -> Leg:
-    way, counter = (entry.reply, entry.returned) if reply else (entry.original, entry.carried)
-    other = entry.original if reply else entry.reply
-    packets, octets = (None, None) if counter is None else counter
-    return tuple.__new__(Leg, (entry, way.destination_key, other.source_key, packets, octets))
+    (
+        _, _, _, source_key, key, _, _, back_source_key, back_key, _, _, _, _, _,
+        packets, octets, back_packets, back_octets, *_,
+    ) = entry  # fmt: skip
+    if reply:
+        return tuple.__new__(Leg, (entry, back_key, source_key, back_packets, back_octets))
+    return tuple.__new__(Leg, (entry, key, back_source_key, packets, octets))

@@ -11,10 +11,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from pptp_nat.analysis.conntrack_entries import Count, ListedEntry, Way
+from pptp_nat.analysis.conntrack_entries import ListedEntry
 from pptp_nat.analysis.conntrack_report import entry_item, entry_line, table_json, table_text
 from pptp_nat.analysis.conntrack_rules import TableDiagnosis, table_diagnoses
-from pptp_nat.analysis.conntrack_text import LONGEST, Listing
+from pptp_nat.analysis.conntrack_text import Listing
 from pptp_nat.analysis.conntrack_tunnels import PORT, pptp_table
 from pptp_nat.analysis.model import Severity
 from pptp_nat.errors import ConfigError, UsageError
@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
     from typing import TextIO
 
+    from pptp_nat.analysis.conntrack_entries import Way
+
 
 SOMETHING_WRONG: Final = 3  #: exit code; 1 is for a table that cannot be read
 LOOK_AGAIN: Final = 5.0  #: seconds between two looks at the whole table while following
 RESTS: Final = 10  #: times as long as judging a table takes, until it is judged again
-LONGEST_LINE: Final = 16 * LONGEST  #: characters; a longer line is taken in pieces
+PIECE: Final = 1 << 16  #: characters that are read at once: what comes of them stays near
 
 
 def conntrack(options: Namespace) -> int:
@@ -48,8 +50,8 @@ def conntrack(options: Namespace) -> int:
         entries = _live(ports)
     else:
         listing = Listing(ports)
-        with _opened(options.file) as lines:
-            listing.read(lines)
+        with _opened(options.file) as file:
+            listing.read(iter(functools.partial(file.read, PIECE), ""))
         if listing.complaint:
             name = "standard input" if options.file == "-" else options.file
             if not listing.entries and not listing.others:
@@ -72,16 +74,15 @@ def _wrong(diagnoses: Iterable[TableDiagnosis]) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(name: str) -> Iterator[Iterator[str]]:
-    """Yield the lines of the file *name*, or of standard input; octets of any sort are text."""
+def _opened(name: str) -> Iterator[TextIO]:
+    """Yield the file *name*, or standard input; octets of any sort are text."""
     with contextlib.ExitStack() as stack:
         if name == "-":
             sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
-            file: TextIO = sys.stdin
+            yield sys.stdin
         else:
             # An OSError names the file; the command line tells it in one line.
-            file = stack.enter_context(open(name, encoding="utf-8", errors="replace"))  # noqa: PTH123
-        yield iter(functools.partial(file.readline, LONGEST_LINE), "")
+            yield stack.enter_context(open(name, encoding="utf-8", errors="replace"))  # noqa: PTH123
 
 
 # --- the live table -----------------------------------------------------------------------------
@@ -100,24 +101,20 @@ def _entry(row: TableRow) -> ListedEntry:
         (_, back_source, back_source_key, back_destination, back_key),
         keyed, status, state, left, carried, returned, mark, helper, identity, started,
     ) = row  # fmt: skip
-    if keyed:
-        original = tuple.__new__(Way, (_dotted(source), _dotted(destination), source_key, key))
-        back = _dotted(back_source), _dotted(back_destination), back_source_key, back_key
-        reply = tuple.__new__(Way, back)
-    else:
-        original = Way(_dotted(source), _dotted(destination), None, None)
-        reply = Way(_dotted(back_source), _dotted(back_destination), None, None)
+    keys, back_keys = (source_key, key), (back_source_key, back_key)
+    if not keyed:
+        keys = back_keys = (None, None)
     return tuple.__new__(ListedEntry, (
         protocol,
-        original,
-        reply,
+        _dotted(source), _dotted(destination), *keys,
+        _dotted(back_source), _dotted(back_destination), *back_keys,
         state,
         left,
         not status & SEEN_REPLY,
         bool(status & ASSURED),
         bool(status & OFFLOADED),
-        None if carried is None else tuple.__new__(Count, carried),
-        None if returned is None else tuple.__new__(Count, returned),
+        *(carried or (None, None)),
+        *(returned or (None, None)),
         mark,
         helper or "",
         identity,

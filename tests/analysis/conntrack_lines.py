@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pptp_nat.analysis.conntrack_entries import GRE, Count, ListedEntry, Way
+from pptp_nat.analysis.conntrack_entries import GRE, Count, ListedEntry, Way, listed
 
 
 def gre(source, destination, key, *back, **more):
@@ -11,7 +11,8 @@ def gre(source, destination, key, *back, **more):
     more = {"seconds_left": 170, **more}
     own = more.pop("own", 0)
     original = Way(source, destination, own, key)
-    return ListedEntry(GRE, original, Way(answers, answered, source_key, spare), **more)
+    counts = more.pop("carried", None), more.pop("returned", None)
+    return listed(GRE, original, Way(answers, answered, source_key, spare), counts, **more)
 
 
 def control(source, destination, *, seen_as=None, port=40000, forwarded=None, **more):
@@ -19,7 +20,7 @@ def control(source, destination, *, seen_as=None, port=40000, forwarded=None, **
     more = {"state": "ESTABLISHED", "seconds_left": 431_990, "assured": True, **more}
     original = Way(source, destination, port, 1723)
     reply = Way(forwarded or destination, seen_as or source, 1723, port)
-    return ListedEntry(6, original, reply, **more)
+    return listed(6, original, reply, **more)
 
 
 def _tuple(way: Way, count: Count | None, *, is_gre: bool) -> str:

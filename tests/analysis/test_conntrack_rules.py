@@ -66,7 +66,7 @@ def rules(*entries, ports=(1723,)):
 
 def recorded(by):
     listing = Listing((1723,))
-    listing.read((LISTINGS / f"{by}.extended").read_text().splitlines())
+    listing.read([(LISTINGS / f"{by}.extended").read_text()])
     return pptp_table(listing.entries)
 
 
@@ -74,7 +74,7 @@ HELPER = {"helper": "pptp"}
 TROUBLES = {
     "keys_untracked": (
         [dialled(), gre(ALICE, SERVER, None, own=None)._replace(
-            reply=Way(SERVER, EXTERNAL, None, None))],
+            back_source_key=None, back_destination_key=None)],
         [dialled(), outward(), inward()],
     ),
     "translated_twice": (
@@ -208,7 +208,7 @@ def test_plain_gre_is_none_of_our_business() -> None:
 def test_plain_gre_is_not_blamed_on_a_kernel_without_call_ids() -> None:
     """There, no GRE has keys; only that of PPTP's hosts suffers from it."""
     keyless = gre("192.0.2.1", "192.0.2.2", None, own=None)
-    keyless = keyless._replace(reply=Way("192.0.2.2", "192.0.2.1", None, None))
+    keyless = keyless._replace(back_source_key=None, back_destination_key=None)
 
     assert [] == rules(dialled(), keyless)
 

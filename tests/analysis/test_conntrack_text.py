@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pptp_nat.analysis.conntrack_entries import GRE, Count, ListedEntry, Way
+from pptp_nat.analysis.conntrack_entries import GRE, Count, ListedEntry, Way, listed
 from pptp_nat.analysis.conntrack_text import LONGEST, Listing
 from tests.core.effort import effort
 
@@ -22,7 +22,7 @@ BY = ("helper", "daemon", "nothing")
 
 def read(text: str, ports=(1723,)) -> Listing:
     listing = Listing(ports)
-    listing.read(text.splitlines(keepends=True))
+    listing.read([text])
     return listing
 
 
@@ -51,15 +51,15 @@ def test_an_entry_is_read_with_all_that_stands_in_it() -> None:
     """A connection that the kernel's helper follows, and the call's entry."""
     entries = {e.identity: e for e in read(recorded("helper", "xml")).entries}
 
-    assert entries[910373511] == ListedEntry(
+    assert entries[910373511] == listed(
         6, Way("192.168.77.10", "198.18.7.2", 52316, 1723),
-        Way("198.18.7.2", "198.18.7.1", 1723, 52316), "ESTABLISHED", 431998,
-        assured=True, carried=Count(6, 644), returned=Count(5, 456), helper="pptp",
+        Way("198.18.7.2", "198.18.7.1", 1723, 52316), (Count(6, 644), Count(5, 456)),
+        state="ESTABLISHED", seconds_left=431998, assured=True, helper="pptp",
         identity=910373511, started=pytest.approx(1795560888.634338), line=6,
     )  # fmt: skip
-    assert entries[2728912508] == ListedEntry(
+    assert entries[2728912508] == listed(
         GRE, Way("192.168.77.10", "198.18.7.2", 7, 1), Way("198.18.7.2", "198.18.7.1", 1, 52316),
-        "", 29, carried=Count(3, 210), returned=Count(1, 74), identity=2728912508,
+        (Count(3, 210), Count(1, 74)), seconds_left=29, identity=2728912508,
         started=pytest.approx(1795560888.636109), line=3,
     )  # fmt: skip
 
@@ -90,14 +90,14 @@ def some_entry(draw) -> ListedEntry:
     if protocol == 6:
         ways[0] = ways[0]._replace(destination_key=1723)
     counted = draw(st.booleans())
-    return ListedEntry(
+    return listed(
         protocol,
         *ways,
-        draw(st.sampled_from(("ESTABLISHED", "SYN_SENT2"))) if protocol == 6 else "",
-        draw(st.integers(0, 1 << 31)),
-        *(draw(st.booleans()) for _ in range(3)),
-        *(Count(draw(numbers), draw(numbers)) if counted else None for _ in "12"),
-        draw(st.integers(0, 0xFFFFFFFF)),
+        [Count(draw(numbers), draw(numbers)) if counted else None for _ in "12"],
+        state=draw(st.sampled_from(("ESTABLISHED", "SYN_SENT2"))) if protocol == 6 else "",
+        seconds_left=draw(st.integers(0, 1 << 31)),
+        **{flag: draw(st.booleans()) for flag in ("unreplied", "assured", "offloaded")},
+        mark=draw(st.integers(0, 0xFFFFFFFF)),
     )
 
 
@@ -186,7 +186,7 @@ tcp      6 117 TIME_WAIT src=192.168.1.5 dst=9.9.9.9 sport=17230 dport=443 src=9
 def test_a_port_forward_is_a_control_connection_too() -> None:
     """Dialled on another port, answered on 1723."""
     entry = control("203.0.113.9", "198.18.7.1", forwarded="192.168.77.10")
-    dialled = entry._replace(original=entry.original._replace(destination_key=21723))
+    dialled = entry._replace(destination_key=21723)
 
     assert [dialled] == [e._replace(line=0) for e in read(lines.line(dialled, "text")).entries]
 
