@@ -52,7 +52,10 @@ class Host(NamedTuple):
 
 
 class ListedEntry(NamedTuple):
-    """One entry.  Flat, for there may be a hundred thousand; `original` and `reply` are its ways."""
+    """One entry.  Flat, for there may be a hundred thousand; `original` and `reply` are its ways.
+
+    Counts are None where the kernel does not count.
+    """
 
     protocol: int
     source: str  #: of the original way, dotted
@@ -68,7 +71,7 @@ class ListedEntry(NamedTuple):
     unreplied: bool = False
     assured: bool = False
     offloaded: bool = False  #: a flow table carries it past the rules
-    packets: int | None = None  #: the original way has carried; None where the kernel does not count
+    packets: int | None = None  #: that the original way has carried
     octets: int | None = None
     back_packets: int | None = None
     back_octets: int | None = None
@@ -129,7 +132,7 @@ def listed(
     original: Way,
     reply: Way,
     counts: tuple[Count | None, Count | None] = (None, None),
-    **more: Any,
+    **more: Any,  # noqa: ANN401 - whatever else a `ListedEntry` has
 ) -> ListedEntry:
     """Return the entry of these ways and what they have carried; *more* as in `ListedEntry`."""
     packets, octets = counts[0] or (None, None)

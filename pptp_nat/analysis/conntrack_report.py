@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from pptp_nat.analysis.conntrack_entries import GRE
+from pptp_nat.analysis.conntrack_entries import GRE, Host
 from pptp_nat.analysis.conntrack_tunnels import PlainTunnel
 from pptp_nat.analysis.model import Severity
 
@@ -61,21 +61,30 @@ def _tunnel(tunnel: Tunnel, title: str) -> Iterator[str]:
 
 def _plain(tunnel: PlainTunnel) -> str:
     """Return what `_tunnel` yields of the same tunnel."""
+    control, gre = tunnel
     [call] = tunnel.calls
-    forth, back = call.to_responder, call.to_originator
-    left, also = _left(call.entries[0]), _left(call.entries[-1])
+    _, _, forth, back = call
+    assert forth is not None
+    assert back is not None
+    one, other = gre[0].seconds_left, gre[-1].seconds_left
+    lefts = _left(one) if one == other else f"{_left(one)}, {_left(other)}"
+    own, seen = control.source, control.back_destination
+    peer, peer_seen = control.back_source, control.destination
     return (
-        f"tunnel {tunnel.originator} - {tunnel.responder}\n{_control(tunnel.control)}\n"
-        f"  call {_number(back)} - {_number(forth)} by {call.by}: > {_count(forth)}, "
-        f"< {_count(back)}, {left if left == also else f'{left}, {also}'}"
+        f"tunnel {own if own == seen else Host(own, seen)} - "
+        f"{peer if peer == peer_seen else Host(peer, peer_seen)}\n{_control(control)}\n"
+        f"  call {_number(back)} - {_number(forth)} by {call[0]}: "
+        f"> {_count(forth)}, < {_count(back)}, {lefts}"
     )
 
 
 def _control(entry: ListedEntry) -> str:
+    facts = _left(entry.seconds_left)
+    if entry.mark or entry.unreplied or entry.offloaded or entry.helper:
+        facts = " ".join(_facts(entry))
     return (
         f"  control {entry.source}:{entry.source_key} > "
-        f"{entry.destination}:{entry.destination_key} {entry.state or '?'} "
-        f"{' '.join(_facts(entry))}"
+        f"{entry.destination}:{entry.destination_key} {entry.state or '?'} {facts}"
     )
 
 
@@ -102,25 +111,22 @@ def _traffic(call: TableCall) -> str:
             words.append(f"{arrow} {'another entry' if call.by == 'pptp-nat' else 'nothing'}")
         else:
             words.append(f"{arrow} {_count(leg)}")
-    words += dict.fromkeys(map(_left, call.entries))
+    words += dict.fromkeys(_left(entry.seconds_left) for entry in call.entries)
     words += ["UNREPLIED"] * any(entry.unreplied for entry in call.entries)
     return ", ".join(words)
 
 
-def _count(leg: Leg | None) -> str:
-    assert leg is not None
+def _count(leg: Leg) -> str:
     return "not counted" if leg.packets is None else f"{leg.packets} packets {leg.octets} octets"
 
 
-def _left(entry: ListedEntry) -> str:
-    return "? s left" if entry.seconds_left is None else f"{entry.seconds_left} s left"
+def _left(seconds: int | None) -> str:
+    return "? s left" if seconds is None else f"{seconds} s left"
 
 
 def _facts(entry: ListedEntry) -> list[str]:
     """Return the time that is left, and what is unusual."""
-    facts = [_left(entry)]
-    if not (entry.unreplied or entry.offloaded or entry.helper or entry.mark):
-        return facts
+    facts = [_left(entry.seconds_left)]
     facts += ["UNREPLIED"] * (entry.unreplied and entry.protocol != GRE)
     facts += ["OFFLOADED"] * entry.offloaded
     facts += [f"helper={_clean(entry.helper)}"] * bool(entry.helper)
@@ -232,24 +238,11 @@ def _separated(items: Iterable[str]) -> Iterator[str]:
 
 
 # A hundred thousand entries are filled in here: dicts and their encoding would take ten times as
-# long.  None is not JSON: it is looked for where names cannot be.
-_BEGIN: Final = (
-    '"seconds_left": %s, "original": '
-    '{"src": "%s", "dst": "%s", "srckey": %s, "dstkey": %s, "packets": %s, "bytes": %s}, '
-    '"reply": {"src": "%s", "dst": "%s", "srckey": %s, "dstkey": %s, "packets": %s, "bytes": %s}'
-)
-_END: Final = '"id": %s, "started": %s, "line": %s}'
-_TUNNEL: Final = (
-    '{"originator": {%s}, "responder": {%s}, "control_connections": [%s], "calls": [%s]}'
-)
+# long.
 _HOST: Final = '"address": "%s", "seen_as": "%s"'
-_CALL: Final = (
-    '{"originator": {%s, %s}, "responder": {%s, %s}, "by": "%s", "both_ways": %s, "entries": [%s]}'
-)
-_LEG: Final = '"call_id": %s, "seen_call_id": %s, "received": {"packets": %s, "bytes": %s}'
-_UNCOUNTED_LEG: Final = '"call_id": %s, "seen_call_id": %s, "received": null'
 _BOOLEAN: Final = ("false", "true")
 
+_NEITHER: Final = '"id": null, "started": null'
 _quoted = functools.lru_cache(1024)(json.dumps)
 
 
@@ -266,46 +259,67 @@ def _entry_json(entry: ListedEntry) -> str:
         state, left, unreplied, assured, offloaded,
         packets, octets, back_packets, back_octets, mark, helper, identity, started, line,
     ) = entry  # fmt: skip
-    begin = _BEGIN % (
-        left, source, destination, source_key, key, packets, octets,
-        back_source, back_destination, back_source_key, back_key, back_packets, back_octets,
-    )  # fmt: skip
-    end = _END % (identity, started, line or None)
-    if "None" in begin:
-        begin = begin.replace("None", "null")
-    if "None" in end:
-        end = end.replace("None", "null")
+    original = _way_json(source, destination, source_key, key, packets, octets)
+    reply = _way_json(
+        back_source, back_destination, back_source_key, back_key, back_packets, back_octets
+    )
+    more = _NEITHER
+    if identity is not None or started is not None:
+        more = f'"id": {json.dumps(identity)}, "started": {json.dumps(started)}'
     return (
         f'{{"protocol": "{"gre" if protocol == GRE else "tcp"}", '
-        f'"state": {_quoted(state) if state else "null"}, {begin}, '
+        f'"state": {_quoted(state) if state else "null"}, '
+        f'"seconds_left": {"null" if left is None else left}, '
+        f'"original": {original}, "reply": {reply}, '
         f'"unreplied": {_BOOLEAN[unreplied]}, "assured": {_BOOLEAN[assured]}, '
         f'"offloaded": {_BOOLEAN[offloaded]}, "mark": {mark}, '
-        f'"helper": {_quoted(helper) if helper else "null"}, {end}'
+        f'"helper": {_quoted(helper) if helper else "null"}, {more}, "line": {line or "null"}}}'
+    )
+
+
+def _way_json(
+    source: str, destination: str, source_key: int | None, key: int | None,
+    packets: int | None, octets: int | None,
+) -> str:  # fmt: skip
+    if source_key is None or key is None or packets is None:
+        keys = f'"srckey": {_or_null(source_key)}, "dstkey": {_or_null(key)}'
+        counts = f'"packets": {_or_null(packets)}, "bytes": {_or_null(octets)}'
+        return f'{{"src": "{source}", "dst": "{destination}", {keys}, {counts}}}'
+    return (
+        f'{{"src": "{source}", "dst": "{destination}", "srckey": {source_key}, "dstkey": {key}, '
+        f'"packets": {packets}, "bytes": {octets}}}'
     )
 
 
 def _tunnel_json(tunnel: Tunnel | PlainTunnel) -> str:
     originator, responder = _HOST % tunnel.originator, _HOST % tunnel.responder
-    calls = [
-        _CALL % (
-            originator, _leg_json(call.to_originator), responder, _leg_json(call.to_responder),
-            call.by, _BOOLEAN[call.both_ways], ", ".join(map(_entry_json, call.entries)),
-        )
-        for call in tunnel.calls
-    ]  # fmt: skip
+    calls = ", ".join([_call_json(call, originator, responder) for call in tunnel.calls])
     controls = ", ".join(map(_entry_json, tunnel.controls))
-    return _TUNNEL % (originator, responder, controls, ", ".join(calls))
+    return (
+        f'{{"originator": {{{originator}}}, "responder": {{{responder}}}, '
+        f'"control_connections": [{controls}], "calls": [{calls}]}}'
+    )
+
+
+def _call_json(call: TableCall, originator: str, responder: str) -> str:
+    by, entries, forth, back = call
+    return (
+        f'{{"originator": {{{originator}, {_leg_json(back)}}}, '
+        f'"responder": {{{responder}, {_leg_json(forth)}}}, "by": "{by}", '
+        f'"both_ways": {_BOOLEAN[call.both_ways]}, '
+        f'"entries": [{", ".join(map(_entry_json, entries))}]}}'
+    )
 
 
 def _leg_json(leg: Leg | None) -> str:
-    if leg is None:
-        return _UNCOUNTED_LEG % ("null", "null")
-    _, arriving, leaving, packets, octets = leg
-    if packets is None or arriving is None or leaving is None:
-        form = _UNCOUNTED_LEG if packets is None else _LEG
-        counts = () if packets is None else (packets, octets)
-        return (form % (leaving, arriving, *counts)).replace("None", "null")
-    return _LEG % (leaving, arriving, packets, octets)
+    _, arriving, leaving, packets, octets = leg or (None, None, None, None, None)
+    received = "null" if packets is None else f'{{"packets": {packets}, "bytes": {octets}}}'
+    own, seen = _or_null(leaving), _or_null(arriving)
+    return f'"call_id": {own}, "seen_call_id": {seen}, "received": {received}'
+
+
+def _or_null(number: int | None) -> int | str:
+    return "null" if number is None else number
 
 
 def _diagnosis_json(each: TableDiagnosis) -> str:

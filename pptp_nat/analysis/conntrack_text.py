@@ -11,6 +11,7 @@ kernel's nf_conntrack_standalone.c (ct_seq_show).
 from __future__ import annotations
 
 import itertools
+import operator
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +20,7 @@ from pptp_nat.analysis.conntrack_entries import GRE, TCP, ListedEntry, is_contro
 from pptp_nat.analysis.conntrack_xml import flows, has_ended, is_other, read_flow
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Hashable, Iterable, Iterator
 
 LONGEST: Final = 4096  #: characters of a line that are looked at; real ones take 400
 SHOWN: Final = 60  #: characters of a line in a complaint
@@ -62,8 +63,8 @@ _WRITTEN: Final = re.compile(
     r"(?: id=([0-9]{1,20}+))?|(.*))\n"
 )
 
-
-_Way = tuple[str, str, int | None, int | None]  # a `Way`, as it is compared and hashed
+_Counts = tuple[int, int, int, int] | tuple[None, None, None, None]
+_WAY: Final = operator.itemgetter(1, 2, 3, 4)  # of an entry: `ListedEntry.original`
 
 
 class Listing:
@@ -76,7 +77,8 @@ class Listing:
     """
 
     def __init__(self, ports: Collection[int]) -> None:
-        self._found: dict[int, dict[_Way, ListedEntry]] = {TCP: {}, GRE: {}}
+        self._listed: dict[int, list[ListedEntry]] = {TCP: [], GRE: []}
+        self._ended = False  # entries are listed that have line 0: they are no more
         self.others = 0  #: entries of other protocols, ports and of IPv6
         self.garbage = 0  #: lines that are no entries
         self.first_garbage: tuple[int, str] | None = None  #: its line, and its printable start
@@ -86,7 +88,19 @@ class Listing:
     @property
     def entries(self) -> list[ListedEntry]:
         """The control connections, then GRE; of an entry that is listed twice, the later line."""
-        return [entry for of_protocol in self._found.values() for entry in of_protocol.values()]
+        return [entry for some in self._listed.values() for entry in self._latest(some)]
+
+    def _latest(self, some: list[ListedEntry]) -> Iterable[ListedEntry]:
+        # Hashes alone, mostly: a dict of a hundred thousand ways is a quarter of all memory.
+        if not self._ended and len(set(map(hash, map(_WAY, some)))) == len(some):
+            return some
+        found: dict[Hashable, ListedEntry] = {}
+        for entry in some:
+            if entry.line:
+                found[_WAY(entry)] = entry
+            else:
+                found.pop(_WAY(entry), None)
+        return found.values()
 
     def read(self, pieces: Iterable[str]) -> None:
         """Take in text of whatever form, in *pieces* of any size."""
@@ -117,12 +131,11 @@ class Listing:
         # All in one loop and without the constructor, which is a function of Python's: a hundred
         # thousand lines come by.
         addresses, ports, make = self._addresses, self._ports, tuple.__new__
-        connections, gre = self._found[TCP], self._found[GRE]
+        connections, gre = self._listed[TCP], self._listed[GRE]
         lines: list[str] = []
         for number, (
-            protocol, left, state,
-            source, destination, source_key, key, packets, octets, unreplied,
-            back_source, back_destination, back_source_key, back_key, back_packets, back_octets,
+            protocol, left, state, src, dst, sport, dport, packets, octets, unreplied,
+            back_src, back_dst, back_sport, back_dport, back_packets, back_octets,
             assured, mark, started, helper, identity, other,
         ) in enumerate(_WRITTEN.findall(text), first):  # fmt: skip
             if not protocol:
@@ -133,42 +146,41 @@ class Listing:
                     self._line(number, other)
                 continue
             try:
-                way = (
-                    addresses[source], addresses[destination],
-                    *((int(source_key, 0), int(key, 0)) if key else (None, None)),
-                )  # fmt: skip
-                back = (
-                    addresses[back_source], addresses[back_destination],
-                    *((int(back_source_key, 0), int(back_key, 0)) if back_key else (None, None)),
-                )  # fmt: skip
-            except ValueError:  # an address like 1.2.3.999, a port like 007
+                source, destination = addresses[src], addresses[dst]
+                back_source, back_destination = addresses[back_src], addresses[back_dst]
+                key, back_key = int(dport, 0), int(back_sport, 0)
+                source_key, back_destination_key = int(sport, 0), int(back_dport, 0)
+                counts: _Counts = (None, None, None, None)
+                if packets or back_packets:
+                    counts = int(packets), int(octets), int(back_packets), int(back_octets)
+            except ValueError:  # no keys, counts of one way, 1.2.3.999, a port like 007
                 lines = lines or text.split("\n")
                 self._line(number, lines[number - first])
                 continue
             if protocol == "47":
-                found = gre
-            elif way[3] in ports or back[2] in ports:
-                found = connections
+                kept = gre
+            elif key in ports or back_key in ports:
+                kept = connections
             else:
                 self.others += 1
                 continue
-            found[way] = make(ListedEntry, (
-                GRE if found is gre else TCP,
-                *way,
-                *back,
+            carried, octets_carried, returned, octets_returned = counts
+            kept.append(make(ListedEntry, (
+                GRE if kept is gre else TCP,
+                source, destination, source_key, key,
+                back_source, back_destination, back_key, back_destination_key,
                 state,
                 int(left),
                 unreplied != "",
                 assured != "",
                 False,
-                *((int(packets), int(octets)) if packets else (None, None)),
-                *((int(back_packets), int(back_octets)) if back_packets else (None, None)),
-                int(mark),
+                carried, octets_carried, returned, octets_returned,
+                int(mark) if mark != "0" else 0,
                 helper,
                 int(identity) if identity else None,
                 fields.unix(started) if started else None,
                 number,
-            ))  # fmt: skip
+            )))  # fmt: skip
         return None
 
     def _line(self, number: int, text: str) -> None:
@@ -193,7 +205,7 @@ class Listing:
             self._note(number, line)
             return
         if event is not None and event[1] == "DESTROY":
-            self._found[int(protocol)].pop(original, None)
+            self._end(listed(int(protocol), original, reply))
             return
         self._keep(listed(
             int(protocol), original, reply, (fields.count(*way[4:]), fields.count(*back[4:])),
@@ -204,9 +216,13 @@ class Listing:
 
     def _keep(self, entry: ListedEntry) -> None:
         if entry.protocol == GRE or is_control(entry, self._ports):
-            self._found[entry.protocol][entry[1:5]] = entry
+            self._listed[entry.protocol].append(entry)
         else:
             self.others += 1
+
+    def _end(self, entry: ListedEntry) -> None:
+        self._listed[entry.protocol].append(entry)
+        self._ended = True
 
     def _note_other(self, number: int, line: str) -> None:
         """Count an entry that is none of ours, or a line that is no entry after all."""
@@ -245,7 +261,7 @@ class Listing:
             if entry is None:
                 self._note(line, flow)
             elif has_ended(flow):
-                self._found[entry.protocol].pop(entry[1:5], None)
+                self._end(entry._replace(line=0))
             else:
                 self._keep(entry)
 
@@ -272,7 +288,7 @@ def _numbered(number: int, pieces: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 
 def _tail(rest: str) -> dict[str, object]:
-    """Return what stands behind the tuples of an entry, in whatever order, as `ListedEntry` has it."""
+    """Return what stands behind the tuples, in whatever order, as `ListedEntry` has it."""
     mark = _MARK.search(rest)
     helper = _HELPER.search(rest) if " helper=" in rest else None
     identity = _ID.search(rest) if " id=" in rest else None

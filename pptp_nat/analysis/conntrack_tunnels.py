@@ -242,11 +242,13 @@ def _plain(some: list[ListedEntry], entry_mark: int) -> PlainTunnel | None:
         for entry in (out, into):
             left = entry.seconds_left
             if (
-                not is_ours(entry, entry_mark) or entry.packets == 0 or entry.destination_key is None
+                entry.protocol != GRE or entry.source_key or entry.unreplied
+                or not entry.mark & entry_mark or entry.packets == 0
+                or entry.destination_key is None or entry.back_source_key is None
                 or (left is not None and left < RENEWING)
             ):  # fmt: skip
                 return None
-        return PlainTunnel(control, (out, into))
+        return tuple.__new__(PlainTunnel, (control, (out, into)))
     if len(some) == 2 and control.helper:
         entry = some[1]
         left = entry.seconds_left
@@ -342,10 +344,9 @@ def _calls(tunnel: Tunnel, entry_mark: int) -> list[TableCall]:
 
 
 def _leg(entry: ListedEntry, *, reply: bool) -> Leg:
-    (
-        _, _, _, source_key, key, _, _, back_source_key, back_key, _, _, _, _, _,
-        packets, octets, back_packets, back_octets, *_,
-    ) = entry  # fmt: skip
     if reply:
-        return tuple.__new__(Leg, (entry, back_key, source_key, back_packets, back_octets))
-    return tuple.__new__(Leg, (entry, key, back_source_key, packets, octets))
+        key, other = entry.back_destination_key, entry.source_key
+        return Leg(entry, key, other, entry.back_packets, entry.back_octets)
+    return tuple.__new__(Leg, (
+        entry, entry.destination_key, entry.back_source_key, entry.packets, entry.octets
+    ))  # fmt: skip

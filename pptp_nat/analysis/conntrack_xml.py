@@ -1,4 +1,4 @@
-"""Conntrack entries as XML, ``conntrack -L -o xml``: from <flow> to </flow>, on one line or several.
+"""Conntrack entries as XML, ``conntrack -L -o xml``: a <flow> each, on one line or on several.
 
 Source: conntrack-tools' libnetfilter_conntrack (snprintf_xml.c).
 """

@@ -101,9 +101,10 @@ def _entry(row: TableRow) -> ListedEntry:
         (_, back_source, back_source_key, back_destination, back_key),
         keyed, status, state, left, carried, returned, mark, helper, identity, started,
     ) = row  # fmt: skip
-    keys, back_keys = (source_key, key), (back_source_key, back_key)
+    keys: tuple[int | None, int | None] = source_key, key
+    back_keys: tuple[int | None, int | None] = back_source_key, back_key
     if not keyed:
-        keys = back_keys = (None, None)
+        keys = back_keys = None, None
     return tuple.__new__(ListedEntry, (
         protocol,
         _dotted(source), _dotted(destination), *keys,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pptp_nat.analysis.conntrack_entries import Count, Way
+from pptp_nat.analysis.conntrack_entries import Count
 from pptp_nat.analysis.conntrack_report import table_json, table_text
 from pptp_nat.analysis.conntrack_rules import RULES, table_diagnoses
 from pptp_nat.analysis.conntrack_text import Listing
