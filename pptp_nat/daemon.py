@@ -27,7 +27,6 @@ from pptp_nat.core.translator import Translator
 from pptp_nat.linux.addresses import Addresses
 from pptp_nat.linux.batch import ROOMS
 from pptp_nat.linux.conntrack import Conntrack, turn_on_accounting
-from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.gre_queue import GreQueue
 from pptp_nat.linux.nfqueue import Queue
@@ -172,14 +171,17 @@ class Daemon(Process):
         self._closers.append(lambda: self.store.close(astray=astray))
 
     def _follow(self) -> None:
-        self.conntrack.follow(self.config.control.ports, (Change.DESTROY,))
         self.upkeep = Upkeep(
             self.translator, self.carrier, self.conntrack, self.carry_out,
             self._handler.tell_suppressed,
         )  # fmt: skip
-        if isinstance(self.carrier.path, ConntrackPath):
-            self.carrier.path.catch_up = lambda: self.upkeep.on_events(0)
+        path, to_ends = self.carrier.path, False
+        if isinstance(path, ConntrackPath):
+            path.catch_up, to_ends = self.upkeep.catch_up, True
         follow_devices(self.carrier.path, self.watch, self._clockwork)
+        for ends in self.upkeep.listen(self.config.control.ports, to_ends=to_ends):
+            self._closers.append(ends.close)
+            self.watch(ends, self.upkeep.on_ends)
         self.watch(self.conntrack, self.upkeep.on_events)
         addresses = Addresses()
         self._closers.append(addresses.close)

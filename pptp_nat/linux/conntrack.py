@@ -25,14 +25,16 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Collection, Iterator, Sequence
-from typing import Final, NamedTuple, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from pptp_nat.core.parts import WHOLE, Part
 from pptp_nat.core.tuples import Flow, Leg, Placement
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.accounting import accounting, turn_on_accounting
 from pptp_nat.linux.conntrack_counts import last_counts, read_counts, read_datagram
+from pptp_nat.linux.conntrack_ends import Ends
 from pptp_nat.linux.conntrack_events import Change, CtEvent, Events, is_control, is_ours
+from pptp_nat.linux.conntrack_insertion import Inserted, Met, instead_of_strays, is_twin
 from pptp_nat.linux.conntrack_legs import Standing, leg_pieces
 from pptp_nat.linux.conntrack_pieces import control_criteria, control_pieces
 from pptp_nat.linux.conntrack_placement import is_spoken, read_placement
@@ -67,21 +69,6 @@ _T = TypeVar("_T")
 ENTRY_MARK: Final = 0x20000000  # of CTA_MARK; says that an entry is ours
 LIFETIME: Final = 2_000_000  # seconds, 23 days: INT_MAX jiffies at HZ=1000 are 24.8 days
 ATTEMPTS: Final = 60  # per leg; each either removes an obstacle or passes over a spare key
-
-class Met(NamedTuple):
-    """An entry of ours that had the match of a leg already."""
-
-    order: LegOrder  #: what it carried
-    carried: Tally
-    stays: bool  #: it carries the new leg as well, so its counts go on
-
-
-class Inserted(NamedTuple):
-    """What `Conntrack.insert` met."""
-
-    counted: dict[Leg, Tally]  #: by entries of ours that had to be made anew
-    met: dict[Leg, Met]
-    refused: list[tuple[LegOrder, AdapterError]]
 
 
 class Conntrack:
@@ -200,7 +187,15 @@ class Conntrack:
             errnos = self._netlink.request([self._new(order, 0) for order in batch])
             if not any(errnos):
                 continue
+            taken = [
+                order for order, code in zip(batch, errnos, strict=True) if code == errno.EEXIST
+            ]
+            replaced: Collection[LegOrder] = ()
+            if len(taken) > 1:
+                replaced = instead_of_strays(self._netlink, taken, self._new, self.entry_mark)
             for order, code in zip(batch, errnos, strict=True):
+                if order in replaced:
+                    continue
                 try:
                     if code == errno.EEXIST:
                         done.counted.update(self._make_room(order, done.met))
@@ -221,7 +216,7 @@ class Conntrack:
             (leg, _), spare = pending[-1]
             doing = f"making room for the conntrack entry {described(leg)}"
             holder = self._entry(Tuple.of_match(leg), doing)
-            if holder is not None and leg not in met and _is_twin(holder, leg, self.entry_mark):
+            if holder is not None and leg not in met and is_twin(holder, leg, self.entry_mark):
                 was = LegOrder(holder.leg, holder.mark & ~self.entry_mark)
                 met[leg] = Met(was, holder.carried or Tally(0, 0), stays=True)
             if holder is None or not self._carries(holder, pending[-1][0]):
@@ -354,7 +349,7 @@ class Conntrack:
             entry.original == Tuple.of_match(order.leg)
             and entry.leg == order.leg
             and entry.mark == order.mark | self.entry_mark
-            and entry.status & CARRYING == CARRYING
+            and entry.status & (CARRYING | Status.DYING) == CARRYING
         )
 
     def _entry(self, wanted: Tuple, doing: str) -> Entry | None:
@@ -376,17 +371,28 @@ class Conntrack:
     # Events.
 
     def follow(
-        self, ports: Collection[int], changes: Collection[Change] = (Change.DESTROY,)
-    ) -> None:
+        self, ports: Collection[int], changes: Collection[Change] = (Change.DESTROY,),
+        *, but_ours: bool = False,
+    ) -> None:  # fmt: skip
         """Listen for *changes* to control connections on *ports* and to our entries.
 
         The kernel makes an event for every connection of this namespace, ours or
         not, and drops the others before they wake us; so ask for few changes.
+
+        Args:
+            ports: of control connections.
+            changes: what to listen for.
+            but_ours: leave out our entries; see `ends`.
         """
-        events = Events(ports, changes, self.entry_mark, self._netlink.portid, self._part)
+        own = self._netlink.portid
+        events = Events(ports, changes, self.entry_mark, own, self._part, but_ours=but_ours)
         if self._events is not None:
             self._events.close()
         self._events = events
+
+    def ends(self) -> Ends:
+        """Return what listens for the ends of our entries by others, none of which it misses."""
+        return Ends(self.entry_mark, self._netlink, self._part)
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when events are waiting."""
@@ -397,11 +403,6 @@ class Conntrack:
         """Return what has happened, without waiting; not what this object did itself."""
         assert self._events is not None, "follow() first"
         return self._events.read()
-
-
-def _is_twin(entry: Entry, leg: Leg, entry_mark: int) -> bool:
-    """Whether *entry* is ours and arriving GRE of *leg* is what it matches."""
-    return is_ours(entry, entry_mark) and entry.original == Tuple.of_match(leg)
 
 
 def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:

@@ -7,14 +7,16 @@ program on the socket drops those of all others before they wake us.
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection
-from typing import Final, NamedTuple
+import sys
+from collections.abc import Collection, Sequence
+from typing import Final, NamedTuple, TypeAlias
 
 from pptp_nat.core.parts import MULTIPLIER, SHIFT, WHOLE, Part
 from pptp_nat.core.tuples import Leg, Placement
 from pptp_nat.linux.conntrack_wire import (
     CT_DELETE,
     CT_NEW,
+    CTA_MARK,
     CTA_TUPLE_ORIG,
     CTA_TUPLE_REPLY,
     FAMILY,
@@ -67,6 +69,7 @@ class Events:
         own: the port ID of the socket with which we change entries; what we did
             ourselves is no event.
         part: of several workers, whose events are wanted.
+        but_ours: leave out what becomes of our GRE entries.
 
     Raises:
         AdapterError: the kernel refuses the groups or the filter.
@@ -79,6 +82,8 @@ class Events:
         entry_mark: int,
         own: int,
         part: Part = WHOLE,
+        *,
+        but_ours: bool = False,
     ) -> None:
         self._ports = frozenset(ports)
         self._entry_mark = entry_mark
@@ -86,7 +91,9 @@ class Events:
         self._part = part
         self._netlink = Netlink(sum(group for change, group in GROUPS.items() if change in changes))
         try:
-            self._netlink.attach(event_filter(self._ports, part))
+            self._netlink.attach(event_filter(
+                self._ports, part, but_ours=entry_mark if but_ours else 0
+            ))  # fmt: skip
         except BaseException:
             self._netlink.close()
             raise
@@ -170,7 +177,14 @@ _AT_REPLY_SOURCE_PORT: Final = _AT_REPLY + 40
 _AT_ORIGINAL_SOURCE: Final = _AT_ORIGINAL + 12
 _AT_REPLY_SOURCE: Final = _AT_REPLY + 12
 
+_AT_PORT_ID: Final = 12  # of the message's header, in the machine's octet order
+_AT_ATTRIBUTES: Final = _AT_FAMILY + len(FAMILY)
+#: where linux/filter.h offers what it finds: the attribute of type X, sought from A on
+_ATTRIBUTE: Final = 0xFFFFF000 + 12  # SKF_AD_OFF + SKF_AD_NLATTR
+
 # linux/filter.h: load one, two or four octets from a fixed place; compute; compare; return.
+_CONSTANT: Final = 0x00
+_X_CONSTANT: Final = 0x01
 _TO_X: Final = 0x07
 _EXCLUSIVE_OR: Final = 0xAC  # with X
 _MULTIPLY: Final = 0x24
@@ -179,13 +193,20 @@ _REMAINDER: Final = 0x94
 _LOAD_OCTET: Final = 0x30
 _LOAD_HALF: Final = 0x28
 _LOAD_WORD: Final = 0x20
+_LOAD_WORD_AT_X: Final = 0x40
 _JUMP_EQUAL: Final = 0x15
+_JUMP_ANY_BIT: Final = 0x45
 _RETURN: Final = 0x06
 ACCEPT: Final = 0xFFFFFFFF
 DROP: Final = 0
 
 
-def _rows_of(part: Part) -> list[tuple[int, int, str | None]]:
+#: code, operand, and where a comparison leads: None is the next row, a number skips as many
+#: where it is not true
+_Row: TypeAlias = tuple[int, int, str | int | None]
+
+
+def _rows_of(part: Part) -> list[_Row]:
     """Return rows that drop events between hosts that are others': each wakes one worker."""
     return [
         (_LOAD_WORD, _AT_ORIGINAL, None),
@@ -203,19 +224,39 @@ def _rows_of(part: Part) -> list[tuple[int, int, str | None]]:
     ]
 
 
-def event_filter(ports: Collection[int], part: Part = WHOLE) -> list[Instruction]:
+def _rows_of_mark(entry_mark: int, unmarked: str, marked: str) -> list[_Row]:
+    """Return rows that look at CTA_MARK, which has no fixed place: where to with and without."""
+    return [
+        (_X_CONSTANT, CTA_MARK, None),
+        (_CONSTANT, _AT_ATTRIBUTES, None),
+        (_LOAD_WORD, _ATTRIBUTE, None),
+        (_JUMP_EQUAL, 0, f"then {unmarked}"),
+        (_TO_X, 0, None),
+        (_LOAD_WORD_AT_X, ATTRIBUTE.size, None),
+        (_JUMP_ANY_BIT, entry_mark, f"{marked} else {unmarked}"),
+    ]
+
+
+def event_filter(
+    ports: Collection[int], part: Part = WHOLE, *, but_ours: int = 0
+) -> list[Instruction]:
     """Return a program that passes events of GRE, and of TCP answered on one of *ports*.
 
     Of several workers each hears of the hosts of its *part* (`pptp_nat.core.parts`).
     A TCP event whose tuples are not laid out as expected passes too;
     the reader looks again.
+
+    Args:
+        but_ours: the bit of CTA_MARK with which GRE does not pass: see `end_filter`.
     """
-    rows = [
+    ours = _rows_of_mark(but_ours, "accept", "drop") if but_ours else []
+    return _program([
         (_LOAD_OCTET, _AT_FAMILY, None),
         (_JUMP_EQUAL, FAMILY[0], "else drop"),
         *(_rows_of(part) if part.count > 1 else ()),
         (_LOAD_OCTET, _AT_PROTOCOL, None),
-        (_JUMP_EQUAL, GRE, "then accept"),
+        (_JUMP_EQUAL, GRE, len(ours) if ours else "then accept"),
+        *ours,
         (_JUMP_EQUAL, TCP, "else drop"),
         (_LOAD_WORD, _AT_ORIGINAL, None),
         (_JUMP_EQUAL, int.from_bytes(TUPLE_HEADER[CTA_TUPLE_ORIG]), "else accept"),
@@ -225,11 +266,41 @@ def event_filter(ports: Collection[int], part: Part = WHOLE) -> list[Instruction
         *((_JUMP_EQUAL, port, "then accept") for port in ports),
         (_LOAD_HALF, _AT_REPLY_SOURCE_PORT, None),
         *((_JUMP_EQUAL, port, "then accept") for port in ports),
-    ]
+    ])
+
+
+def end_filter(entry_mark: int, own: int, part: Part = WHOLE) -> list[Instruction]:
+    """Return a program that passes events of GRE entries of ours that are not our doing.
+
+    Args:
+        entry_mark: the bit of CTA_MARK that says an entry is ours.
+        own: the port ID of the socket with which we change entries.
+        part: see `event_filter`.
+    """
+    return _program([
+        (_LOAD_OCTET, _AT_FAMILY, None),
+        (_JUMP_EQUAL, FAMILY[0], "else drop"),
+        (_LOAD_OCTET, _AT_PROTOCOL, None),
+        (_JUMP_EQUAL, GRE, "else drop"),
+        (_LOAD_WORD, _AT_PORT_ID, None),
+        (_JUMP_EQUAL, int.from_bytes(own.to_bytes(4, sys.byteorder)), "then drop"),
+        *(_rows_of(part) if part.count > 1 else ()),
+        *_rows_of_mark(entry_mark, "drop", "accept"),
+    ])
+
+
+def _program(rows: Sequence[_Row]) -> list[Instruction]:
+    """Return *rows* with their jumps; what falls off their end is dropped."""
     drop, accept = len(rows), len(rows) + 1
     program = []
     for here, (code, k, jump) in enumerate(rows, 1):
-        targets = {"then accept": (accept - here, 0), "else accept": (0, accept - here),
-                   "else drop": (0, drop - here), None: (0, 0)}  # fmt: skip
-        program.append(Instruction(code, *targets[jump], k))
+        to_accept, to_drop = accept - here, drop - here
+        targets = {
+            "then accept": (to_accept, 0), "else accept": (0, to_accept),
+            "then drop": (to_drop, 0), "else drop": (0, to_drop),
+            "accept else drop": (to_accept, to_drop), "drop else accept": (to_drop, to_accept),
+            None: (0, 0),
+        }  # fmt: skip
+        taken, refused = (0, jump) if isinstance(jump, int) else targets[jump]
+        program.append(Instruction(code, taken, refused, k))
     return [*program, Instruction(_RETURN, 0, 0, DROP), Instruction(_RETURN, 0, 0, ACCEPT)]

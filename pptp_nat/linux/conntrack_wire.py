@@ -87,6 +87,7 @@ class Status(enum.IntFlag):
     CONFIRMED = 1 << 3
     SRC_NAT = 1 << 4
     DST_NAT = 1 << 5
+    DYING = 1 << 9
     FIXED_TIMEOUT = 1 << 10
     HELPER = 1 << 13  #: a rule has attached one
 
@@ -269,6 +270,11 @@ def delete_message(entry: Entry) -> Message:
     """
     body = FAMILY + tuple_attribute(CTA_TUPLE_ORIG, entry.original)
     return Message(CT_DELETE, F_ECHO, body + attribute(CTA_ID, _U32.pack(entry.identity)))
+
+
+def end_message(leg: Leg) -> Message:
+    """Ask for the end of whatever entry has the match of *leg*."""
+    return Message(CT_DELETE, 0, FAMILY + tuple_attribute(CTA_TUPLE_ORIG, Tuple.of_match(leg)))
 
 
 def remark_message(leg: Leg, mark: int) -> Message:

@@ -27,8 +27,8 @@ from pptp_nat.errors import AdapterError
 from pptp_nat.linux.conntrack import Conntrack
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.datapath import LegOrder, Match, match_of_leg
-from pptp_nat.linux.leg_table import name_of
 from pptp_nat.router.carrier import Carrier
+from pptp_nat.router.mending import wanted
 
 _NOTED: Final = 4096  #: names that are noted in one step
 _AT_ONCE: Final = 64  #: legs that are put back or removed in one step
@@ -122,21 +122,12 @@ class Comparison:
         mended = 0
         while names:
             some = [names.pop() for _ in range(min(_AT_ONCE, len(names)))]
-            ups = list(filter(None, map(self._wanted, some)))
+            calls = self._translator.book.calls
+            ups = list(filter(None, (wanted(name, calls, self._carrier) for name in some)))
             if ups:
                 mended += install(ups, time.monotonic())
             yield
         return mended
-
-    def _wanted(self, name: bytes) -> LegUp | None:
-        owner = self._carrier.totals.owner(name)
-        call = None if owner is None else self._translator.book.calls.get(owner)
-        if call is not None:
-            for party in Party:
-                leg = call.leg(party)
-                if leg is not None and name_of(leg) == name:
-                    return LegUp(call, party, leg, call.connection.mark)
-        return None
 
 
 def doubt(translator: Translator, conntrack: Conntrack) -> None:

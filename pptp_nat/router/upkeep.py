@@ -20,15 +20,18 @@ from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Flow, Party, Placement, flow_key
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.conntrack import Conntrack
+from pptp_nat.linux.conntrack_ends import Ends
 from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.router import comparison
 from pptp_nat.router.carrier import Carrier
+from pptp_nat.router.mending import Mending
 
 _log: Final = logging.getLogger(__name__)
 _RENEW_SECONDS: Final = 60.0
 _SUPPRESSED_SECONDS: Final = 10.0
-_RECONCILE_SECONDS: Final = 0.2  #: after entries of ours were deleted by others
+_RECONCILE_SECONDS: Final = 0.2  #: after the kernel did not say, or not make, what was asked
+_QUIET_SECONDS: Final = 0.5  #: without an entry put back, until it is told how many were
 _AGAIN_SECONDS: Final = 1.0  #: after the kernel did not say whether an entry is there
 _LOOK_SECONDS: Final = 1.0  #: after a start, until what was trusted is compared
 _LOOKED_AT: Final = 256  #: connections in one step
@@ -59,6 +62,10 @@ class Upkeep:
         self._tell = tell_suppressed
         self.restored = 0  #: entries that others had deleted
         self.strays = 0  #: packets to this router of GRE of no call that conntrack followed
+        self._ports: Collection[int] = ()  # of control connections
+        self._ends: Ends | None = None
+        self._mending = Mending(translator.book.calls, carrier)
+        self._put_back = self._put_back_before = 0  # entries, since it was told; by the last look
         self._work: deque[Iterator[None]] = deque()  # under way, one after the other
         self._lost: dict[bytes, tuple[Flow, float]] = {}  # connections without entry, until when
         self._due: dict[Callable[[float], None], float] = {
@@ -67,7 +74,7 @@ class Upkeep:
 
     def next_timer(self) -> float | None:
         """Return when `tick` has something to do, in monotonic seconds."""
-        return 0.0 if self._work else min(self._due.values(), default=None)
+        return 0.0 if self._work or self._mending else min(self._due.values(), default=None)
 
     def tick(self, now: float) -> None:
         """Do the chores that are due."""
@@ -77,8 +84,9 @@ class Upkeep:
         self._proceed()
 
     def _proceed(self) -> None:
-        """Take steps of what is under way for about a millisecond."""
+        """Take steps of what is under way for about a millisecond, of mending first."""
         until = time.monotonic() + _STEP_SECONDS
+        self._mend(until)
         while self._work:
             try:
                 next(self._work[0])
@@ -100,10 +108,54 @@ class Upkeep:
                     self.unseen([flow], now)
             elif event.is_stray:
                 self.strays += event.tally.packets
-            elif event.change in (Change.DESTROY, Change.OVERRUN):
-                if event.leg is not None:
-                    self._carrier.lost(event.leg, event.tally)
-                self._due.setdefault(self._reconcile, now + _RECONCILE_SECONDS)
+            elif event.change is Change.OVERRUN:  # ends of connections were not told
+                self._due.setdefault(self._look_for_lost, now + _RECONCILE_SECONDS)
+
+    def listen(self, ports: Collection[int], *, to_ends: bool) -> list[Ends]:
+        """Listen to control connections on *ports*, and if *to_ends* to the ends of our entries.
+
+        Returns:
+            What is to be watched, for `on_ends`, and closed in the end.
+        """
+        self._ports = ports
+        self._conntrack.follow(ports, (Change.DESTROY,), but_ours=True)
+        self._ends = self._conntrack.ends() if to_ends else None
+        return [] if self._ends is None else [self._ends]
+
+    def on_ends(self, _mask: int) -> None:
+        """Read about a hundred ends of entries of ours, and have these put back."""
+        self._hear()
+
+    def catch_up(self) -> None:
+        """Read all that is told of entries of ours, so that what they counted is known."""
+        while self._hear():
+            pass
+
+    def _hear(self) -> bool:
+        ended = [] if self._ends is None else self._ends.read()
+        self._mending.hear(ended)
+        return bool(ended)
+
+    def _mend(self, until: float) -> None:
+        """Put back what is missing, until then."""
+        while self._mending:
+            now = time.monotonic()
+            if now >= until:
+                return
+            put_back = self._mending.step(now)
+            self.restored += put_back
+            self._put_back += put_back
+            self._due.setdefault(self._tell_put_back, now + _QUIET_SECONDS)
+
+    def _tell_put_back(self, now: float) -> None:
+        """Say how many entries were put back, once there are no more of them."""
+        if self._put_back > self._put_back_before:
+            self._put_back_before = self._put_back
+            self._due[self._tell_put_back] = now + _QUIET_SECONDS
+            return
+        if self._put_back:
+            log.event(_log, logging.WARNING, "entries-restored", count=self._put_back)
+        self._put_back = self._put_back_before = 0
 
     def look_around(self, ports: Collection[int], now: float) -> None:
         """Compare all there is with the kernel, soon: until now somebody else watched it, or none.
@@ -136,6 +188,15 @@ class Upkeep:
         comparison.sure(self._translator)
         self.restored += compared.put_back
         log.event(_log, logging.INFO, "compared", **compared._asdict())
+
+    def _look_for_lost(self, _now: float) -> None:
+        def look() -> Iterator[None]:
+            try:
+                yield from self._look_at_connections(self._ports)
+            except AdapterError:
+                self._due.setdefault(self._look_for_lost, time.monotonic() + _AGAIN_SECONDS)
+
+        self._work.append(look())
 
     def _look_at_connections(self, ports: Collection[int]) -> Iterator[None]:
         """Notice what has become of control connections while nobody listened."""

@@ -1,0 +1,61 @@
+"""Entries that others have deleted: put back as they are told, a few at a time.
+
+Nothing is read to find out what is missing: the kernel names each entry that ends
+(`pptp_nat.linux.conntrack_ends`).  So it costs the same whether one entry of a table
+is deleted or all of them, and no more the tenth time than the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from pptp_nat.core.calls import Call
+from pptp_nat.core.events import LegUp
+from pptp_nat.core.tuples import Party
+from pptp_nat.linux.conntrack_ends import Ended
+from pptp_nat.linux.leg_table import name_of
+from pptp_nat.router.carrier import Carrier
+
+_AT_ONCE: Final = 64  #: legs that are put back in one step
+
+
+def wanted(name: bytes, calls: Mapping[int, Call], carrier: Carrier) -> LegUp | None:
+    """Return the leg named *name* as its call wants it; None: no call has it any more.
+
+    Of several calls that have it the latest counts.
+    """
+    owner = carrier.totals.owner(name)
+    call = None if owner is None else calls.get(owner)
+    if call is not None:
+        for party in Party:
+            leg = call.leg(party)
+            if leg is not None and name_of(leg) == name:
+                return LegUp(call, party, leg, call.connection.mark)
+    return None
+
+
+class Mending:
+    """What is to be put back of the legs of *calls*, and what was."""
+
+    def __init__(self, calls: Mapping[int, Call], carrier: Carrier) -> None:
+        self._calls = calls
+        self._carrier = carrier
+        self._gone: list[bytes] = []  # names
+
+    def __bool__(self) -> bool:
+        """Whether something is to be put back."""
+        return bool(self._gone)
+
+    def hear(self, ended: Iterable[Ended]) -> None:
+        """Take note of what others have deleted; its counts are kept."""
+        for leg, tally in ended:
+            self._carrier.lost(leg, tally)
+            self._gone.append(name_of(leg))
+
+    def step(self, now: float) -> int:
+        """Put some of it back, what calls still want; return how many legs that were."""
+        some = self._gone[-_AT_ONCE:]
+        del self._gone[-_AT_ONCE:]
+        ups = [up for up in (wanted(name, self._calls, self._carrier) for name in some) if up]
+        return self._carrier.put_back(ups, now) if ups else 0
