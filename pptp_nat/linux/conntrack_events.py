@@ -246,8 +246,7 @@ def event_filter(
     A TCP event whose tuples are not laid out as expected passes too;
     the reader looks again.
 
-    Args:
-        but_ours: the bit of CTA_MARK with which GRE does not pass: see `end_filter`.
+    With *but_ours*, a bit of CTA_MARK, GRE that has it does not pass: see `end_filter`.
     """
     ours = _rows_of_mark(but_ours, "accept", "drop") if but_ours else []
     return _program([

@@ -319,8 +319,10 @@ class ConntrackPath:
             self._remember(match_of_leg(leg), tally)
 
     def _remember(self, match: Match, tally: Tally) -> None:
-        self._earlier[match] = _sum(self._earlier.get(match), tally)
-        self._distrust(match)
+        was = self._earlier.get(match)
+        self._earlier[match] = tally if was is None else _sum(was, tally)
+        if self._readings:
+            self._distrust(match)
 
 
 def _sum(*tallies: Tally | None) -> Tally:

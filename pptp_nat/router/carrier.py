@@ -258,7 +258,9 @@ class Carrier:
 
     def put_back(self, ups: Sequence[LegUp], now: float) -> int:
         """Carry *ups* again, whose entries others deleted; return how many legs that were."""
-        return self._put_back(ups, (), now)
+        if self._wanted:
+            ups = [up for up in ups if _name(up) not in self._wanted]
+        return self._restore(ups, now)
 
     def end(self, legs: Sequence[Leg], now: float) -> list[Leg]:
         """End those of *legs* that are no call's; return those that were there to the last."""
@@ -276,16 +278,20 @@ class Carrier:
             match_of_leg(up.leg): up for up in ups
             if name_of(up.leg) not in present and _name(up) not in self._wanted
         }  # fmt: skip
-        if not missing:
+        return self._restore(list(missing.values()), now)
+
+    def _restore(self, ups: Sequence[LegUp], now: float) -> int:
+        if not ups:
             return 0
-        orders = [LegOrder(up.leg, up.mark) for up in missing.values()]
+        orders = [LegOrder(up.leg, up.mark) for up in ups]
         try:
             done = self.path.restore(orders)
         except AdapterError as error:
             done = Installed({}, orders, error)
         if done.error is not None:
             self._complain(done.error, now)
-            unsure = (missing[match_of_leg(order.leg)] for order in done.refused)
+            refused = set(done.refused)
+            unsure = (up for up in ups if LegOrder(up.leg, up.mark) in refused)
             self._unsure.update((_name(up), up) for up in unsure)
             self._retry_at = now + _RETRY_SECONDS
         return len(orders) - len(done.refused) - len(done.shared)

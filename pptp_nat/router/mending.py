@@ -7,16 +7,17 @@ is deleted or all of them, and no more the tenth time than the first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from pptp_nat.core.calls import Call
 from pptp_nat.core.events import LegUp
-from pptp_nat.core.tuples import Party
+from pptp_nat.core.tuples import Leg, Party
 from pptp_nat.linux.conntrack_ends import Ended
 from pptp_nat.linux.leg_table import name_of
 from pptp_nat.router.carrier import Carrier
 
+_FIRST, _SECOND = Party
 _AT_ONCE: Final = 64  #: legs that are put back in one step
 
 
@@ -36,26 +37,41 @@ def wanted(name: bytes, calls: Mapping[int, Call], carrier: Carrier) -> LegUp | 
 
 
 class Mending:
-    """What is to be put back of the legs of *calls*, and what was."""
+    """What is to be put back of the legs of *calls*."""
 
     def __init__(self, calls: Mapping[int, Call], carrier: Carrier) -> None:
         self._calls = calls
         self._carrier = carrier
-        self._gone: list[bytes] = []  # names
+        self._gone: list[Leg] = []
 
     def __bool__(self) -> bool:
         """Whether something is to be put back."""
         return bool(self._gone)
 
-    def hear(self, ended: Iterable[Ended]) -> None:
+    def hear(self, ended: Sequence[Ended]) -> None:
         """Take note of what others have deleted; its counts are kept."""
+        lost = self._carrier.lost
         for leg, tally in ended:
-            self._carrier.lost(leg, tally)
-            self._gone.append(name_of(leg))
+            lost(leg, tally)
+        self._gone += [leg for leg, _ in ended]
 
     def step(self, now: float) -> int:
         """Put some of it back, what calls still want; return how many legs that were."""
         some = self._gone[-_AT_ONCE:]
         del self._gone[-_AT_ONCE:]
-        ups = [up for up in (wanted(name, self._calls, self._carrier) for name in some) if up]
+        ups = [up for up in map(self._wanted, some) if up is not None]
         return self._carrier.put_back(ups, now) if ups else 0
+
+    def _wanted(self, was: Leg) -> LegUp | None:
+        """Return what is to be carried in the place of *was*: nearly always the same."""
+        source, destination, key, _, new_destination, _ = was
+        name = source + destination + key.to_bytes(2, "big")  # `name_of`, unremembered
+        owner = self._carrier.totals.owner(name)
+        call = None if owner is None else self._calls.get(owner)
+        if call is None:
+            return None
+        connection = call.connection
+        party = _FIRST if connection.key[:4] == new_destination else _SECOND
+        if call.leg(party) == was:
+            return tuple.__new__(LegUp, (call, party, was, connection.mark))
+        return wanted(name, self._calls, self._carrier)

@@ -17,7 +17,8 @@ from pptp_nat.core.events import LegDown, LegUp
 from pptp_nat.core.states import CallState
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Flow, Party, Placement, Seat
-from pptp_nat.linux.conntrack import Inserted, Met
+from pptp_nat.linux.conntrack_ends import Ended
+from pptp_nat.linux.conntrack_insertion import Inserted, Met
 from pptp_nat.linux.conntrack_legs import Standing
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.datapath import LegOrder, Match, Tally
@@ -27,6 +28,7 @@ from pptp_nat.router import listening as listening_module
 from pptp_nat.router.carried import Counts
 from pptp_nat.router.carrier import Carrier
 from pptp_nat.router.listening import Listening
+from pptp_nat.router.mending import Mending
 from pptp_nat.router.totals import Totals
 from pptp_nat.state.adoption import Adoption
 
@@ -154,6 +156,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.now = 0.0
         translator = SimpleNamespace(book=SimpleNamespace(calls=self.live), heard=self.heard)
         self.listening = Listening(translator, self.carrier)
+        self.mending = Mending(self.live, self.carrier)
         self.deleted = []  # by strangers, and not told yet: (leg, packets)
         self.sent = [0, 0]  # by "to the inside"
         self.path.catch_up = self.deletions_are_told
@@ -225,14 +228,19 @@ class AnyOrder(RuleBasedStateMachine):
                 self.deleted.append((leg, entry[1]))
 
     def deletions_are_told(self):
-        for leg, packets in self.deleted:
-            self.carrier.lost(leg, tally(packets))
+        self.mending.hear([Ended(leg, tally(packets)) for leg, packets in self.deleted])
         self.deleted = []
+
+    @rule()
+    def deletions_are_told_and_not_mended_yet(self):
+        self.deletions_are_told()
 
     @rule()
     def deletions_are_told_and_mended(self):
         self.deletions_are_told()
-        self.carrier.restore([up for each in self.live.values() for up in ups(each)], 0.0)
+        while self.mending:
+            self.mending.step(0.0)
+        assert self.is_whole()
 
     def is_whole(self):
         matches = {
@@ -240,7 +248,7 @@ class AnyOrder(RuleBasedStateMachine):
         }
         return not self.deleted and matches <= self.kernel.table.keys()
 
-    @precondition(is_whole)  # within 0.2 s deletions are told and mended
+    @precondition(is_whole)  # at once deletions are told and mended
     @rule()
     def entries_are_renewed(self):
         self.path._due = 0.0

@@ -11,6 +11,7 @@ from pptp_nat.core.events import Outcome
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Flow, Leg, Placement, Seat
 from pptp_nat.errors import AdapterError
+from pptp_nat.linux.conntrack_events import Change, CtEvent
 from pptp_nat.linux.queue_path import QueuePath
 from pptp_nat.router.carrier import Carrier
 from pptp_nat.router.upkeep import Upkeep
@@ -99,3 +100,58 @@ def test_a_connection_that_is_seen_as_somebody_else_since_a_start_ends_with_its_
         upkeep.tick(time.monotonic())
     translator.tick(time.monotonic() + 10.0)
     assert {} == dict(translator.book.calls)
+
+
+class Overrun:
+    """A conntrack whose events found no room, and which knows no control connection."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def follow(self, _ports: object, _changes: object, *, but_ours: bool) -> None:
+        assert but_ours
+
+    def read_events(self) -> list[CtEvent]:
+        return [CtEvent(Change.OVERRUN)]
+
+    def control_pieces(self, ports: object) -> Iterator[list[Placement]]:
+        assert [1799] == ports
+        self.looks += 1
+        if self.looks == 1:
+            raise AdapterError("listing control connections", errno.ENOBUFS)
+        yield []
+
+    def locate(self, _flow: Flow, *, search: bool = True) -> Placement | None:
+        assert not search, "nobody is inside at both ends"
+        return None
+
+
+def test_a_connection_whose_end_was_not_told_ends_all_the_same() -> None:
+    """Somebody has emptied the table, and the socket had no room: one look, whatever it missed."""
+    client = bytes((192, 168, 77, 9))
+    live = Placement(
+        Flow(client, 4711, SERVER, 1723), Seat(client, ROUTER), Seat(SERVER, SERVER), 0
+    )
+    translator = Translator(lambda _: None, lambda: 7)
+    legs = [
+        Leg(SERVER, ROUTER, 1000, SERVER, client, 7), Leg(client, SERVER, 9, ROUTER, SERVER, 9)
+    ]  # fmt: skip
+    translator.restore(rebuilt(legs, [live], {}, translator.book.next_id, 1.0), 1.0)
+    overrun = Overrun()
+    here: Any = overrun
+    ended: list[Outcome] = []
+    upkeep = Upkeep(
+        translator, Carrier(QueuePath()), here, lambda outcome, _now: ended.append(outcome),
+        lambda: None,
+    )  # fmt: skip
+    upkeep._due.clear()
+    assert [] == upkeep.listen([1799], to_ends=False)
+    for _ in range(5):
+        upkeep.on_events(0)
+    now = time.monotonic()
+    upkeep.tick(now + 1.0)
+    upkeep.tick(now + 10.0)
+    assert 2 == overrun.looks, "one more after the refusal, not one for each overrun"
+    assert [] == ended, "its entry may come back with its next echo"
+    upkeep.tick(now + 200.0)
+    assert 1 == len(ended)
