@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from pptp_nat import log
@@ -35,6 +35,7 @@ _QUIET_SECONDS: Final = 0.5  #: without an entry put back, until it is told how 
 _AGAIN_SECONDS: Final = 1.0  #: after the kernel did not say whether an entry is there
 _LOOK_SECONDS: Final = 1.0  #: after a start, until what was trusted is compared
 _LOOKED_AT: Final = 256  #: connections in one step
+_CHECKED: Final = 8  #: of those without an entry, each of which is looked up
 _STEP_SECONDS: Final = 0.001  #: of one turn of the loop, so that packets wait no longer
 _LOST_SECONDS: Final = 90.0  #: the entry of a live connection is back by its next echo, 60 s
 
@@ -230,29 +231,40 @@ class Upkeep:
             self._due.setdefault(self._check_lost, now + _LOST_SECONDS)
 
     def _check_lost(self, now: float) -> None:
-        """End connections whose entry is gone and did not come back."""
-        book = self._translator.book
-        for key, (flow, due) in list(self._lost.items()):
-            if due > now:
-                self._due.setdefault(self._check_lost, due)
-                continue
-            del self._lost[key]
-            connection = book.connections.get(key)
-            if connection is None or connection.state is ControlState.CLOSING:
-                continue
-            # Only a hairpin's entry must be sought in the whole table, which the kernel
-            # interface does not do twice in a row: then it is asked again.
-            hairpin = all(connection.seat(party).inside for party in Party)
-            try:
-                placement = self._conntrack.locate(flow, search=hairpin)
-            except AdapterError:
-                self._lost[key] = flow, now + _AGAIN_SECONDS
-                self._due.setdefault(self._check_lost, now + _AGAIN_SECONDS)
-                continue
-            if placement is None:
-                self._carry_out(self._translator.connection_lost(flow, now), now)
-            elif _has_moved(connection, placement):
-                self._carry_out(self._translator.moved([connection], now), now)
+        """Begin to end connections whose entry is gone and did not come back."""
+        ripe = [key for key, (_, due) in self._lost.items() if due <= now]
+        later = min((due for _, due in self._lost.values() if due > now), default=None)
+        if later is not None:
+            self._due.setdefault(self._check_lost, later)
+        if ripe:
+            self._work.append(self._checking(ripe, now))
+
+    def _checking(self, keys: Sequence[bytes], now: float) -> Iterator[None]:
+        for number, key in enumerate(keys, 1):
+            flow, due = self._lost.get(key, (None, now))
+            if flow is not None and due <= now:
+                del self._lost[key]
+                self._check(key, flow, now)
+            if not number % _CHECKED:
+                yield
+
+    def _check(self, key: bytes, flow: Flow, now: float) -> None:
+        connection = self._translator.book.connections.get(key)
+        if connection is None or connection.state is ControlState.CLOSING:
+            return
+        # Only a hairpin's entry must be sought in the whole table, which the kernel
+        # interface does not do twice in a row: then it is asked again.
+        hairpin = all(connection.seat(party).inside for party in Party)
+        try:
+            placement = self._conntrack.locate(flow, search=hairpin)
+        except AdapterError:
+            self._lost[key] = flow, now + _AGAIN_SECONDS
+            self._due.setdefault(self._check_lost, now + _AGAIN_SECONDS)
+            return
+        if placement is None:
+            self._carry_out(self._translator.connection_lost(flow, now), now)
+        elif _has_moved(connection, placement):
+            self._carry_out(self._translator.moved([connection], now), now)
 
     def _reconcile(self, now: float) -> None:
         """Begin to put back the legs of live calls that others have deleted."""
