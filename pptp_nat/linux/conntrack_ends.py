@@ -23,6 +23,7 @@ The events are received one behind the other into one piece of memory, and read 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import socket
 import struct
@@ -139,13 +140,18 @@ class Ends:
         octets = self._netlink.receive()
         if octets and (without_room := self._netlink.without_room()) != self._without_room:
             self._without_room = without_room
-            self._orders.exchange([new_message(_NOBODYS, 0, 0, 1), end_message(_NOBODYS)])
+            self._end_one()
         ended = _read_alike(octets)
         if ended is None:
             ended = self._read_in_full(octets)
         if self._part.count == 1:
             return ended
         return [each for each in ended if self._part.has_leg(each.leg)]
+
+    def _end_one(self) -> None:
+        """Have the kernel tell now what it keeps; if it refuses, it tells in a second."""
+        with contextlib.suppress(AdapterError):
+            self._orders.exchange([new_message(_NOBODYS, 0, 0, 1), end_message(_NOBODYS)])
 
     def _read_in_full(self, octets: bytes) -> list[Ended]:
         found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import select
 import socket
 import time
@@ -12,11 +13,12 @@ import pytest
 
 from pptp_nat.core.calls import Call, Connection
 from pptp_nat.core.events import LegDown, Outcome, legs_up
+from pptp_nat.core.parts import Part
 from pptp_nat.core.states import CallState
 from pptp_nat.core.translator import Translator
 from pptp_nat.core.tuples import Flow, Leg, Party, Placement, Seat
 from pptp_nat.linux.conntrack import Conntrack
-from pptp_nat.linux.conntrack_ends import Ended
+from pptp_nat.linux.conntrack_ends import Ended, Ends
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.conntrack_wire import CT_DELETE, CT_GET, CT_NEW
 from pptp_nat.linux.datapath import LegOrder, Tally, match_of_leg
@@ -263,3 +265,21 @@ def test_ends_are_read_alike_whatever_the_kernel_writes_besides(
     } == told  # fmt: skip
 
 
+
+
+def test_of_several_workers_one_is_told_of_each_end(router: Router) -> None:
+    """The kernel shares ends out as it does packets: by the two hosts."""
+    lab, conntrack = router.lab, router.conntrack
+    with lab.router.entered():
+        parts = [Ends(conntrack.entry_mark, conntrack._netlink, Part(n, 3)) for n in range(3)]
+    mine = [inbound(2000 + number, 7, f"10.9.0.{number}") for number in range(2, 42)]
+    conntrack.insert([LegOrder(leg, 0) for leg in mine])
+    lab.router.run("conntrack", "-D", "-p", "gre")
+    told = [[each.leg for each in ends.read()] for ends in parts]
+    for ends in parts:
+        ends.close()
+
+    assert sorted(mine) == sorted(itertools.chain.from_iterable(told))
+    assert all(told)
+    for number, legs in enumerate(told):
+        assert all(Part(number, 3).has_leg(leg) for leg in legs)
