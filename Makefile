@@ -35,7 +35,7 @@ bench: venv
 # flood on either data path; an hour of churn; ten million spoiled inputs.
 faults: venv
 	PPTP_NAT_FAULTS=1 PPTP_NAT_KILLS=100 PPTP_NAT_CLIENTS=100 $(BIN)/pytest -p no:randomly \
-		tests/peers/test_restarts.py tests/peers/test_takeover.py tests/peers/test_floods.py \
+		tests/peers/test_restarts.py tests/peers/test_guard.py tests/peers/test_takeover.py tests/peers/test_floods.py \
 		tests/peers/test_strangers.py tests/peers/test_addresses.py tests/kernel/test_refusals.py \
 		tests/peers/test_full_table.py tests/peers/test_pauses.py tests/kernel/test_rules_pace.py
 
