@@ -43,7 +43,7 @@ LAUNCHER: Final = f"""#!/usr/bin/python3 -I
 import sys
 
 sys.path.insert(0, "/{HOME}")
-from pptp_nat.cli import main
+from pptp_nat.__main__ import main
 
 sys.exit(main())
 """

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -412,6 +413,27 @@ def test_a_question_costs_no_kernel_library(arguments) -> None:
     )
 
     assert ended.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("module", ["argparse", "pptp_nat.cli", "pptp_nat.commands.analyze"])
+def test_a_command_is_interrupted_without_a_word_wherever_it_is(module: str) -> None:
+    """Ctrl-C comes also while modules are loaded."""
+    program = f"""
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+from pptp_nat.__main__ import main
+sys.exit(main())
+"""
+    ended = subprocess.run(
+        [sys.executable, "-I", "-c", program, "analyze", "/dev/null"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode in (-signal.SIGINT, 130)
+    assert ended.stderr == ""
 
 
 def test_a_reader_that_has_seen_enough_ends_quietly(daemon) -> None:
