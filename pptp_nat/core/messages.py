@@ -27,6 +27,9 @@ HEADER: Final = struct.Struct("!HHIHH")  #: length, message type, magic, control
 
 # Implementation constants.
 PREFIX: Final = 10  #: octets of the header that say all: its reserved ones come last
+#: Where a header has what all Start-Control-Connection-Requests share, whatever their length.
+OPENING_AT: Final = 2
+OPENING: Final = struct.pack("!HIH", CONTROL, MAGIC, 1)
 LONGEST: Final = 1024  #: octets; the RFC's longest is 220, some peers append to theirs
 
 
@@ -229,6 +232,11 @@ REGULAR: Final[Mapping[bytes, Frame]] = MappingProxyType({
     HEADER.pack(head.length, CONTROL, MAGIC, kind, 0)[:PREFIX]: head
     for (kind, _), head in _FRAMES.items()
 })  # fmt: skip
+
+
+def may_open(octets: bytes) -> bool:
+    """Whether *octets*, if only one, may be the beginning of a Start-Control-Connection-Request."""
+    return OPENING.startswith(octets[OPENING_AT : OPENING_AT + len(OPENING)])
 
 
 def is_boundary(octets: bytes, at: int = 0) -> bool:

@@ -140,7 +140,9 @@ class Stream:
         self.head = b""  #: octets of the message under way, up to `next`
         self.history = b""  #: octets as they came, unacknowledged, up to `next`
         self.overlays = b""  #: `_OVERLAY` records, oldest first
-        self.floor: int | None = None  #: overlays before this sequence number were evicted
+        #: what comes from before this sequence number cannot be translated: overlays were evicted,
+        #: or the stream was met here
+        self.floor: int | None = None
         self.beyond: int | None = None  #: what the receiver says to have, if it is more than we saw
         #: what the last octet of `head` became, if it is the first of a cut field
         self.cut: int | None = None
@@ -151,6 +153,14 @@ class Stream:
         self.next = sequence & SEQUENCE_MASK
         self.synced = True
         self.head = self.history = b""
+
+    def meet(self, sequence: int, *, synced: bool) -> None:
+        """Begin at *sequence*, and let nothing pass from before it: it was never read.
+
+        Until the receiver says that it has all of that; *synced*: a message seems to begin here.
+        """
+        self.start(sequence)
+        self.synced, self.floor = synced, self.next
 
     @property
     def is_at_rest(self) -> bool:
@@ -370,10 +380,7 @@ class Stream:
         assert self.next is not None
         self.next = (self.next + len(new)) & SEQUENCE_MASK
         self.head = head
-        if self.synced:
-            self.history = (self.history + new)[-limit:] if self.history else new[-limit:]
-        else:
-            self.history = b""
+        self.history = (self.history + new)[-limit:] if self.history else new[-limit:]
         excess = len(self.overlays) - _OVERLAYS * _OVERLAY.size
         if excess > 0:
             self.overlays = self.overlays[excess:]

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Final
 
+from pptp_nat.core.beginnings import WINDOW, Beginnings
 from pptp_nat.core.bindings import Bindings, Pair
 from pptp_nat.core.book import Book, Settings
 from pptp_nat.core.calls import Call, Connection
@@ -40,11 +41,10 @@ from pptp_nat.core.parts import WHOLE, Elsewhere, Part
 from pptp_nat.core.snapshot import CallRecord, Snapshot, restore, snapshot
 from pptp_nat.core.states import CallState, ControlState, End, TcpEnd
 from pptp_nat.core.stream import Progress
-from pptp_nat.core.tuples import Address, Flow, Party, Placement, Seat, flow_key
+from pptp_nat.core.tuples import Address, Flow, Party, Placement, Seat, flow_key, reverse_key
 from pptp_nat.errors import AdapterError, ExhaustedError
 
 _LOOKED_AT: Final = 64  #: connections, to find one that carries no call
-_WINDOW: Final = 1 << 16  #: octets around the expected one in which FIN, RST, SYN are believed
 _SWEEP_SECONDS: Final = 60.0
 _SWEPT: Final = 1024  #: looked at in one go: less than a millisecond
 _QUIET_SECONDS: Final = 120.0  #: after which no retransmission is to be expected
@@ -83,7 +83,8 @@ class Translator:
         self.book = Book(bindings, settings, part)
         self._locate = locate
         self._dialogue = Dialogue(self.book)
-        self._half_open: dict[bytes, int] = {}  # 12 octets of the opener's flow -> its first octet
+        self._beginnings = Beginnings(self.book)
+        self._half_open = self._beginnings.half_open
         self._holds = self._dialogue.holds
         self._next_sweep: float | None = None
         self._unswept: Iterator[Connection | Call] | None = None  # of the sweep under way
@@ -127,19 +128,25 @@ class Translator:
         flags, at = view.flags, view.tcp_at
         key = packet[12:20] + packet[at : at + 4]
         if flags & SYN:
-            self._syn(key, view)
+            self._beginnings.syn(key, view, *self._find(key))
             return outcome
         connection, sender = book.connections.get(key), Party.ORIGINATOR
         if connection is None:
-            connection, sender = book.connections.get(_reversed(key)), Party.RESPONDER
+            connection, sender = book.connections.get(reverse_key(key)), Party.RESPONDER
         has_octets = view.payload_at < view.end
-        old = None
-        if has_octets and self._half_open and self._half_open.get(key) == view.sequence:
-            old, connection = connection, None
+        old, octets = None, b""
+        if has_octets:
+            octets = packet[view.payload_at : view.end]
+            is_new = self._beginnings.are_new(key, connection, sender, octets, view.sequence)
+            if is_new is None:
+                outcome.verdict = Verdict.DROP
+                return outcome
+            if is_new:
+                old, connection = connection, None
         if connection is None:
             if not has_octets:
                 return outcome
-            connection = self._open(key, view, now, is_local=is_local)
+            connection = self._open(key, octets, view, now, is_local=is_local)
             if connection is None:
                 outcome.verdict = Verdict.DROP
                 return outcome
@@ -150,7 +157,7 @@ class Translator:
         if connection.passive is not None:
             book.counts[connection.passive] += 1
         else:
-            self._translate(connection, sender, packet, view, now, packet_id, outcome)
+            self._translate(connection, sender, key, packet, view, octets, now, packet_id, outcome)
         if flags & (FIN | RST) and outcome.verdict is not Verdict.DROP:
             self._close(connection, sender, view, now)
         return outcome
@@ -159,29 +166,10 @@ class Translator:
         connection = self.book.connections.get(key)
         if connection is not None:
             return connection, Party.ORIGINATOR
-        return self.book.connections.get(_reversed(key)), Party.RESPONDER
-
-    def _syn(self, key: bytes, view: Segment) -> None:
-        """Remember where a connection would begin.
-
-        An old one of the same name is over when octets follow, not yet: a SYN that comes
-        twice or that anybody has forged ends nothing (RFC 9293 section 3.10.7.4).
-        """
-        if view.flags & ACK:
-            return  # the responder's start is known from the opener's first acknowledgement
-        start = (view.sequence + 1) & SEQUENCE_MASK
-        connection, sender = self._find(key)
-        if connection is not None:
-            expected = connection.streams[sender].next
-            if expected is not None and (expected - start) & SEQUENCE_MASK < _WINDOW:
-                return  # of this connection, late
-        self._half_open.pop(key, None)
-        while self._half_open and len(self._half_open) >= self.settings.half_open:
-            del self._half_open[next(iter(self._half_open))]
-        self._half_open[key] = start
+        return self.book.connections.get(reverse_key(key)), Party.RESPONDER
 
     def _open(
-        self, key: bytes, view: Segment, now: float, *, is_local: bool
+        self, key: bytes, octets: bytes, view: Segment, now: float, *, is_local: bool
     ) -> Connection | None:
         """Begin to follow a connection at its first octets; None: no room, TCP will try again."""
         book = self.book
@@ -191,20 +179,14 @@ class Translator:
         flow = Flow(view.source, view.source_port, view.destination, view.destination_port)
         placement = self._locate(flow)
         if placement is None:  # untracked, so nobody translates its addresses either
-            opener = flow.reversed() if _reversed(key) in self._half_open else flow
+            opener = flow.reversed() if reverse_key(key) in self._half_open else flow
             placement = Placement(
                 opener, Seat(opener.source, opener.source),
                 Seat(opener.destination, opener.destination), 0,
             )  # fmt: skip
         connection = Connection.placed(book.next_id(), placement, now, is_local=is_local)
         book.open_connection(connection)
-        start = self._half_open.pop(connection.key, None)
-        if start is not None:
-            connection.streams[Party.ORIGINATOR].start(start)
-            if connection.key == key and view.sequence == start and view.flags & ACK:
-                # The opener speaks first (RFC 2637 section 3.1), so what it has
-                # acknowledged is the start of the responder's octets.
-                connection.streams[Party.RESPONDER].start(view.acknowledgement)
+        self._beginnings.begin(connection, key, view, octets)
         return connection
 
     def _evict(self, now: float) -> bool:
@@ -224,8 +206,8 @@ class Translator:
         self.book.move_connection(connection, TcpEnd.REPLACED, now)
 
     def _translate(
-        self, connection: Connection, sender: Party, packet: bytes, view: Segment, now: float,
-        packet_id: int, outcome: Outcome,
+        self, connection: Connection, sender: Party, key: bytes, packet: bytes, view: Segment,
+        octets: bytes, now: float, packet_id: int, outcome: Outcome,
     ) -> None:  # fmt: skip
         if connection.is_asleep:
             self.book.wake(connection, now)
@@ -235,9 +217,13 @@ class Translator:
             stream, others = others, stream
         if view.flags & ACK:
             others.acknowledge(view.acknowledgement)
-        if view.payload_at < view.end:
+        if octets:
             dialogue = self._dialogue
-            octets = packet[view.payload_at : view.end]
+            if stream.next is None:
+                if not self._beginnings.is_clear(key, octets, view.sequence):
+                    outcome.verdict = Verdict.DROP
+                    return
+                stream.meet(view.sequence, synced=False)
             dialogue.attend(connection, sender, now)
             try:
                 progress, edits = stream.push(
@@ -265,8 +251,8 @@ class Translator:
         """FIN or RST: grace for late messages, then the end."""
         expected = connection.streams[sender].next
         if expected is not None:
-            distance = (view.sequence - expected + _WINDOW) & SEQUENCE_MASK
-            if distance > 2 * _WINDOW:
+            distance = (view.sequence - expected + WINDOW) & SEQUENCE_MASK
+            if distance > 2 * WINDOW:
                 self.book.counts["end_out_of_window"] += 1
                 return
         self.book.move_connection(connection, TcpEnd.CLOSE, now)
@@ -410,8 +396,3 @@ class Translator:
             active = max(call.last_gre or 0.0, call.up_since or now)
             if now - active > idle:
                 self.book.finish(call, End.IDLE, now)
-
-
-def _reversed(key: bytes) -> bytes:
-    """Return the name of the other direction."""
-    return key[4:8] + key[:4] + key[10:] + key[8:10]

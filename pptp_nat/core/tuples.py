@@ -56,6 +56,11 @@ def flow_key(flow: Flow) -> bytes:
     )  # fmt: skip
 
 
+def reverse_key(key: bytes) -> bytes:
+    """Return the name of the other direction."""
+    return key[4:8] + key[:4] + key[10:] + key[8:10]
+
+
 class Seat(NamedTuple):
     """Where one party sits: its own address and the one that the other party sees."""
 

@@ -34,6 +34,7 @@ class Weather(NamedTuple):
     badness: float = 0.0
     seed: int = 0
     nagle: bool = False  #: hosts send no part of what is written while octets are on their way
+    handshake: bool = True  #: comes by the daemon; False: the rules let it pass
 
 
 @dataclass
@@ -166,6 +167,8 @@ class Wire:
         end.writes.append(len(end.octets))
 
     def _handshake(self) -> None:
+        if not self._weather.handshake:
+            return
         opener, responder = self.ends
         self._put(Party.ORIGINATOR, opener.start - 1, SYN, b"", is_data=False)
         self._put(Party.RESPONDER, responder.start - 1, SYN | ACK, b"", is_data=False)

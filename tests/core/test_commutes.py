@@ -61,7 +61,7 @@ SETTINGS = st.builds(
 # Sequence numbers that wrap during the conversation are the interesting ones.
 STARTS = st.one_of(st.integers(0, 0xFFFFFFFF), st.integers(-600, 0).map(lambda n: n & 0xFFFFFFFF))
 WEATHER = st.builds(
-    Weather, st.sampled_from((0.5, 0.3, 0.1)), st.integers(0, 0xFFFF), st.booleans()
+    Weather, st.sampled_from((0.5, 0.3, 0.1)), st.integers(0, 0xFFFF), st.booleans(), st.booleans()
 )
 
 

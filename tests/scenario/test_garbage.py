@@ -59,7 +59,7 @@ def test_a_message_longer_than_its_type(nat: Ladder, up: Dialled, length: int) -
 
 
 def test_something_else_on_the_port(nat: Ladder) -> None:
-    """Case 59.  A web browser, say: its octets pass, and nothing is kept of them."""
+    """Case 59.  A web browser, say: its octets pass, and no more is kept of them than of PPTP."""
     tcp = nat.open(ALICE, PAC)
 
     for _ in range(50):
@@ -67,7 +67,23 @@ def test_something_else_on_the_port(nat: Ladder) -> None:
     assert {"bad_magic": 1} == nat.counts
     stream = tcp.followed.streams[0]
     assert len(stream.head) < 12
+    assert len(stream.history) == nat.translator.settings.history
+    tcp.say(PAC, M.ECHO_REQUEST)  # and acknowledges them
     assert stream.history == b""
+
+
+def test_what_was_garbage_once_is_no_message_the_second_time(nat: Ladder) -> None:
+    """Somebody's garbage that never arrives, then a request in its place: first seen wins."""
+    tcp = nat.open(ALICE, PAC)
+    request = pack(M.OUTGOING_CALL_REQUEST, call_id=7)
+    hello = pack(M.START_CONTROL_CONNECTION_REQUEST)
+    garbage = b"x" * len(hello + request)
+
+    tcp.segment(ALICE, 0, garbage, arrives=False)
+
+    assert garbage == tcp.segment(ALICE, 0, hello + request).payload
+    assert [] == nat.calls
+    assert 1 == nat.counts["conflicting_overlap"]
 
 
 def test_garbage_after_good_messages(nat: Ladder, up: Dialled) -> None:

@@ -146,7 +146,9 @@ def test_the_second_half_of_a_message_met_in_the_middle(nat: Ladder) -> None:
     request = pack(M.OUTGOING_CALL_REQUEST, call_id=1)
     tcp.sent[0].extend(request[:13])
 
-    assert request[13:] == tcp.send(ALICE, request[13:])
+    assert b"" == tcp.send(ALICE, request[13:]), "what comes before it may still be under way"
+    assert request[13:] == tcp.again(ALICE, 13)
+    assert {"beginning_unknown": 1} == nat.counts
     assert nat.call(ALICE, call_id=2, over=tcp).to(PAC, answers=100).heard != 2
 
 
