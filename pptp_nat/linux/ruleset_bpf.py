@@ -43,26 +43,35 @@ class Step(NamedTuple):
 
 Program = tuple[Step, ...]
 
-# Flags: FIN 0x01, SYN 0x02, RST 0x04, ACK 0x10.  A SYN with ACK is one of these too: neither it
-# nor a bare acknowledgement carries anything that we read.
+# Flags: FIN 0x01, SYN 0x02, RST 0x04, ACK 0x10.
 # fmt: off
-PURE_ACKNOWLEDGEMENT: Final[Program] = (
-    Step(LOAD_HALF,       0,  0, 6,      "A = flags and fragment offset"),
-    Step(IF_ANY_BIT,      12, 0, 0x1FFF, "a later fragment: no"),
-    Step(LOAD_HEADER,     0,  0, 0,      "X = octets of the IP header"),
-    Step(LOAD_OCTET_AT_X, 0,  0, 13,     "A = TCP flags"),
-    Step(AND,             0,  0, 0x15,   "keep ACK, RST and FIN"),
-    Step(IF_EQUAL,        0,  8, 0x10,   "not ACK alone: no"),
-    Step(LOAD_OCTET_AT_X, 0,  0, 12,     "A = TCP data offset in the high half, in words"),
-    Step(SHIFT_RIGHT,     0,  0, 2,      "in octets, with some other bits below"),
-    Step(AND,             0,  0, 0x3C,   "A = octets of the TCP header"),
-    Step(ADD_X,           0,  0, 0,      "A = octets of both headers"),
-    Step(TO_X,            0,  0, 0,      "X = octets of both headers"),
-    Step(LOAD_HALF,       0,  0, 2,      "A = octets of the packet"),
-    Step(IF_EQUAL_X,      0,  1, 0,      "a payload: no"),
-    Step(ANSWER,          0,  0, 65535,  "yes"),
-    Step(ANSWER,          0,  0, 0,      "no"),
-)
+def _without_payload(keep: int, kept: str, flags: int, other: str) -> Program:
+    return (
+        Step(LOAD_HALF,       0,  0, 6,      "A = flags and fragment offset"),
+        Step(IF_ANY_BIT,      12, 0, 0x1FFF, "a later fragment: no"),
+        Step(LOAD_HEADER,     0,  0, 0,      "X = octets of the IP header"),
+        Step(LOAD_OCTET_AT_X, 0,  0, 13,     "A = TCP flags"),
+        Step(AND,             0,  0, keep,   kept),
+        Step(IF_EQUAL,        0,  8, flags,  other),
+        Step(LOAD_OCTET_AT_X, 0,  0, 12,     "A = TCP data offset in the high half, in words"),
+        Step(SHIFT_RIGHT,     0,  0, 2,      "in octets, with some other bits below"),
+        Step(AND,             0,  0, 0x3C,   "A = octets of the TCP header"),
+        Step(ADD_X,           0,  0, 0,      "A = octets of both headers"),
+        Step(TO_X,            0,  0, 0,      "X = octets of both headers"),
+        Step(LOAD_HALF,       0,  0, 2,      "A = octets of the packet"),
+        Step(IF_EQUAL_X,      0,  1, 0,      "a payload: no"),
+        Step(ANSWER,          0,  0, 65535,  "yes"),
+        Step(ANSWER,          0,  0, 0,      "no"),
+    )
+
+
+#: A SYN with ACK is one of these too: neither it nor a bare acknowledgement carries anything
+#: that we read.
+PURE_ACKNOWLEDGEMENT: Final = _without_payload(
+    0x15, "keep ACK, RST and FIN", 0x10, "not ACK alone: no")
+#: A SYN that carries a message (TCP Fast Open, RFC 7413) is none of these.
+EMPTY_SYN: Final = _without_payload(
+    0x17, "keep ACK, RST, SYN and FIN", 0x02, "not SYN alone: no")
 
 # RFC 2637 section 4.1: version 1, protocol 0x880B.
 ENHANCED_GRE: Final[Program] = (

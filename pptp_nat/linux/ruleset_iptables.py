@@ -103,16 +103,24 @@ def _control(settings: RuleSettings, features: Features) -> Iterator[Rule]:
             "filter", CONTROL, f"-m mark ! --mark {mark}/{mark}", f"-j {PACE}",
             ("2. A flood is dropped here, before it fills the queue for everybody.",),
         )  # fmt: skip
+    if features.bpf:
+        yield Rule(
+            "filter", CONTROL,
+            f'-m conntrack --ctstate NEW -m bpf --bytecode "{bpf.bytecode(bpf.EMPTY_SYN)}"',
+            "-j RETURN",
+            ("3. The SYN of a connection that conntrack did not know: its first message says all.",
+             *_program("The program", bpf.EMPTY_SYN)),
+        )  # fmt: skip
     yield from _workers(settings, features)
     yield Rule(
         "filter", CONTROL,
         f"-m mark ! --mark {mark}/{mark}", f"-j NFQUEUE --queue-num {settings.control_queue}",
-        ("3. Everything else goes to the daemon once.  There is no --queue-bypass: while nobody",
+        ("4. Everything else goes to the daemon once.  There is no --queue-bypass: while nobody",
          "   listens these packets are dropped, and TCP sends them again when somebody does."),
     )  # fmt: skip
     yield Rule(
         "filter", CONTROL, "", f"-j MARK --set-xmark 0x0/{mark}",
-        ("4. The daemon has rewritten it, set the mark and sent it through this chain again",
+        ("5. The daemon has rewritten it, set the mark and sent it through this chain again",
          "   (NF_REPEAT).  Take the mark off and fall back to your rules: they judge it."),
     )  # fmt: skip
     lists = [
@@ -149,7 +157,7 @@ def _workers(settings: RuleSettings, features: Features) -> Iterator[Rule]:
             f"-j NFQUEUE --queue-num {settings.control_queue + index}",
             () if index > 1 else
             ("Several workers: all packets between two hosts go to the same one, in both",
-             "directions.  What is nobody else's is the first one's, in rule 3.",
+             "directions.  What is nobody else's is the first one's, in rule 4.",
              *_program("The program", program)),
         )  # fmt: skip
 
@@ -309,7 +317,7 @@ def render(settings: RuleSettings, features: Features) -> str:
         "# stands where it stands, and how to take them away.",
     ]
     if not features.bpf:
-        lines.append("# This kernel has no xt_bpf: empty acknowledgements are queued as well.")
+        lines.append("# This kernel has no xt_bpf: what is empty is queued as well.")
         if _enhanced(features) is None:
             lines.append("# It has no xt_u32 either: GRE of no call is left to your rules.")
     if not features.hashlimit and settings.pace != UNPACED:

@@ -119,20 +119,20 @@ def _control(settings: RuleSettings) -> Chain:
         f"meta mark & {mark:#x} == 0 jump {PACE}", frozenset({f"jump {PACE}"}),
         ("2. A flood is dropped here, before it fills the queue for everybody.",),
     )
+    empty = frozenset({"jump empty"})
     return Chain("control", "", "", 0, (
-        Statement(
-            "ip hdrlength 5 tcp flags & (fin | rst | ack) == ack jump acknowledgement",
-            frozenset({"jump acknowledgement"}),
-            ("1. Acknowledgements without payload carry nothing that we read: let them pass.",),
-        ),
+        Statement("ip hdrlength 5 tcp flags & (fin | rst | ack) == ack jump empty", empty,
+            ("1. Acknowledgements without payload carry nothing that we read: let them pass.",)),
         *((paced,) if any(ruleset_pace.bounds(settings.pace)) else ()),
+        Statement("ct state new tcp flags & (fin | syn | rst | ack) == syn jump empty", empty,
+            ("3. The SYN of a connection that conntrack did not know: its first message says all.",)),
         Statement(
             f"meta mark & {mark:#x} == 0 {queue}", frozenset({queue_fact}),
-            ("3. Everything else goes to the daemon once.  There is no bypass flag: while nobody",
+            ("4. Everything else goes to the daemon once.  There is no bypass flag: while nobody",
              "   listens these packets are dropped, and TCP sends them again when somebody does."),
         ),
         _unmark(mark,
-            ("4. The daemon has rewritten it, set the mark and sent it through this chain again",
+            ("5. The daemon has rewritten it, set the mark and sent it through this chain again",
              "   (NF_REPEAT).  Take the mark off.")),
     ))  # fmt: skip
 
@@ -156,13 +156,13 @@ def _unmark(mark: int, why: tuple[str, ...]) -> Statement:
     return Statement(f"meta mark set meta mark & {kept:#010x}", frozenset({"set mark"}), why)
 
 
-def _acknowledgement() -> Chain:
-    rules = tuple(
-        Statement(f"ip length {IP_OCTETS + 4 * words} tcp doff {words} accept",
-                  frozenset({"accept"}))
+def _empty() -> Chain:
+    passes = frozenset({"accept"})
+    rules = (
+        Statement(f"ip length {IP_OCTETS + 4 * words} tcp doff {words} accept", passes)
         for words in DATA_OFFSETS
-    )  # fmt: skip
-    return Chain("acknowledgement", "", "", 0, rules, (
+    )
+    return Chain("empty", "", "", 0, tuple(rules), (
         "The packet is as long as its two headers: no payload.  One rule per length of the TCP",
         "header, and not one set of pairs: nft 1.0.6 cannot list such a set and ends itself.",
     ))  # fmt: skip
@@ -233,7 +233,7 @@ def _known(settings: RuleSettings) -> Chain:
 
 def plan(settings: RuleSettings) -> list[Chain]:
     """Return the chains of the table; those that others jump to come first."""
-    chains = [_acknowledgement(), *_paces(settings), _control(settings)]
+    chains = [_empty(), *_paces(settings), _control(settings)]
     if settings.datapath == "queue":
         chains += _queued_gre(settings)
     else:

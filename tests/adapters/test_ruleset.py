@@ -117,17 +117,24 @@ def packets(draw: st.DrawFn) -> bytes:
     return packet[: draw(st.sampled_from([len(packet), len(packet), 4 * ip_words + 3, 20]))]
 
 
-@given(packets())
-def test_pure_acknowledgements_are_told_from_the_rest(packet: bytes) -> None:
-    """A message taken for an acknowledgement would pass untranslated."""
+@pytest.mark.parametrize(
+    ("program", "kept", "flags"),
+    [(ruleset_bpf.PURE_ACKNOWLEDGEMENT, 0x15, 0x10), (ruleset_bpf.EMPTY_SYN, 0x17, 0x02)],
+    ids=["acknowledgements", "SYNs"],
+)
+@given(packet=packets())
+def test_what_is_empty_is_told_from_the_rest(
+    program: ruleset_bpf.Program, kept: int, flags: int, packet: bytes
+) -> None:
+    """A message taken for an acknowledgement, or for a SYN, would pass untranslated."""
     header = 4 * (packet[0] & 15)
     expected = False
     if len(packet) >= header + 14 and not int.from_bytes(packet[6:8], "big") & 0x1FFF:
         both = header + 4 * (packet[header + 12] >> 4)
         empty = both == int.from_bytes(packet[2:4], "big")
-        expected = empty and packet[header + 13] & 0x15 == 0x10
+        expected = empty and packet[header + 13] & kept == flags
 
-    assert expected == bool(answer(ruleset_bpf.PURE_ACKNOWLEDGEMENT, packet))
+    assert expected == bool(answer(program, packet))
 
 
 @given(packets())
@@ -173,7 +180,10 @@ def test_only_iptables_divides_among_workers(backend: Backend) -> None:
 
 @pytest.mark.parametrize(
     "program",
-    [ruleset_bpf.PURE_ACKNOWLEDGEMENT, ruleset_bpf.ENHANCED_GRE, ruleset_bpf.share(1, 2)],
+    [
+        ruleset_bpf.PURE_ACKNOWLEDGEMENT, ruleset_bpf.EMPTY_SYN, ruleset_bpf.ENHANCED_GRE,
+        ruleset_bpf.share(1, 2),
+    ],
 )
 def test_programs_are_what_the_kernel_takes(program: ruleset_bpf.Program) -> None:
     """xt_bpf takes 64 instructions and no jump past the end."""

@@ -7,6 +7,7 @@ import struct
 from .rules_lab import ALICE, SERVER, checksum, octets, rewritten
 
 SYN, ACK, PSH, FIN, RST = 0x02, 0x10, 0x08, 0x01, 0x04
+OPENER = b"fast open"  #: what makes a SYN one that is queued
 
 
 def segment(
@@ -40,7 +41,10 @@ def sent_to(packet: bytes, destination: str) -> bytes:
 
 # What is sent, and whether the daemon must see it.
 SEGMENTS = [
-    (segment(SYN, source_port=4001), True),
+    (segment(SYN, source_port=4001), False),
+    (segment(SYN, words=10, source_port=4016), False),
+    (segment(SYN, payload=OPENER, source_port=4017), True),
+    (segment(SYN | FIN, source_port=4018), True),
     (segment(SYN | ACK, words=10, source_port=4002), False),
     (segment(ACK, source_port=4003), False),
     (segment(ACK | PSH, source_port=4004), False),
@@ -51,7 +55,7 @@ SEGMENTS = [
     (segment(ACK, words=8, source_port=4009), False),
     (segment(ACK, words=15, source_port=4010), False),
     (segment(ACK, words=15, payload=b"abcd", source_port=4011), True),
-    (segment(SYN | ACK, payload=b"fast open", source_port=4012), True),
+    (segment(SYN | ACK, payload=OPENER, source_port=4012), True),
     (segment(0, source_port=4013), True),
     (segment(ACK, words=6, payload=b"abcd", source_port=4015), True),
 ]

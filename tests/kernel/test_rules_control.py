@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 
 import pytest
 
@@ -21,7 +22,17 @@ from .rules_lab import (
     marker,
     octets,
 )
-from .rules_segments import ACK, FIN, OPTIONS_IN_IP, PSH, SEGMENTS, SYN, segment, source_ports
+from .rules_segments import (
+    ACK,
+    FIN,
+    OPENER,
+    OPTIONS_IN_IP,
+    PSH,
+    SEGMENTS,
+    SYN,
+    segment,
+    source_ports,
+)
 
 pytestmark = pytest.mark.kernel
 CONNTRACK = RuleSettings()
@@ -82,7 +93,7 @@ def test_control_messages_are_queued_and_meet_the_administrators_rules_unmarked(
 
     flags = [tcp_flags(packet) & ~PSH for packet in queue.seen]
     payloads = [tcp_payload(packet) for packet in queue.seen if tcp_payload(packet)]
-    assert [SYN, ACK, ACK, FIN | ACK, FIN | ACK] == flags
+    assert [ACK, ACK, FIN | ACK, FIN | ACK] == flags
     assert [b"request", b"reply"] == payloads
 
 
@@ -93,16 +104,16 @@ def test_the_administrators_drop_after_our_rule_still_drops(lab: RulesLab) -> No
 
     with (
         Listener(lab, 1723, again) as queue,
-        serve(lab, lab.server) as listening,
-        lab.socket(lab.alice, socket.SOCK_STREAM) as client,
+        lab.socket(lab.alice, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw,
+        lab.socket(lab.server, socket.SOCK_RAW, socket.IPPROTO_TCP) as there,
     ):
-        client.setblocking(False)
-        client.connect_ex((SERVER, 1723))
+        raw.sendto(segment(SYN, source_port=4001), (SERVER, 0))
+        raw.sendto(segment(SYN, payload=OPENER, source_port=4002), (SERVER, 0))
         queue.wait(1)
         marker(lab)
-        listening.setblocking(False)
+        there.setblocking(False)
         with pytest.raises(BlockingIOError):
-            listening.accept()
+            there.recv(100)
 
 
 def test_without_a_daemon_control_messages_wait_and_never_pass(lab: RulesLab) -> None:
@@ -113,15 +124,20 @@ def test_without_a_daemon_control_messages_wait_and_never_pass(lab: RulesLab) ->
         serve(lab, lab.server) as listening,
         lab.socket(lab.alice, socket.SOCK_STREAM) as client,
     ):
-        client.setblocking(False)
-        client.connect_ex((SERVER, 1723))
-        marker(lab)
-        listening.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            listening.accept()
-        with Listener(lab, 1723, again):
-            listening.settimeout(rules_lab.PATIENCE)
-            assert EXTERNAL == listening.accept()[1][0]
+        client.connect((SERVER, 1723))
+        served, source = listening.accept()
+        assert EXTERNAL == source[0]
+        with served:
+            client.sendall(b"message")
+            marker(lab)
+            served.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                served.recv(100)
+            with Listener(lab, 1723, again):
+                served.settimeout(rules_lab.PATIENCE)
+                assert b"message" == served.recv(100)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.close()
 
 
 def test_ports_are_those_of_the_settings(lab: RulesLab) -> None:
@@ -130,7 +146,7 @@ def test_ports_are_those_of_the_settings(lab: RulesLab) -> None:
     ruleset.apply(settings, Backend.IPTABLES)
     with Listener(lab, 1723, again) as queue:
         converse(lab, lab.alice, SERVER, serve(lab, lab.server, 1799))
-    assert 5 == len(queue.seen)
+    assert 4 == len(queue.seen)
 
     ruleset.apply(CONNTRACK, Backend.IPTABLES)
     with Listener(lab, 1723, again) as queue:
@@ -146,7 +162,7 @@ def test_a_packet_with_our_port_at_both_ends_is_queued_once(lab: RulesLab) -> No
         lab.socket(lab.alice, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw,
         lab.socket(lab.server, socket.SOCK_RAW, socket.IPPROTO_TCP) as there,
     ):
-        raw.sendto(segment(SYN, source_port=1723), (SERVER, 0))
+        raw.sendto(segment(SYN, payload=OPENER, source_port=1723), (SERVER, 0))
         assert there.recv(100)[12:16] == octets(EXTERNAL)
         marker(lab)
         assert 1 == sum(tcp_flags(packet) == SYN for packet in queue.seen)
@@ -157,10 +173,10 @@ def test_the_routers_own_control_connections_are_queued(lab: RulesLab) -> None:
     ruleset.apply(CONNTRACK, Backend.IPTABLES)
     with Listener(lab, 1723, again) as queue:
         converse(lab, lab.router, SERVER, serve(lab, lab.server))
-        assert [SYN, ACK, ACK, FIN | ACK, FIN | ACK] == [tcp_flags(p) & ~PSH for p in queue.seen]
+        assert [ACK, ACK, FIN | ACK, FIN | ACK] == [tcp_flags(p) & ~PSH for p in queue.seen]
         queue.seen.clear()
         converse(lab, lab.server, EXTERNAL, serve(lab, lab.router))
-        assert 5 == len(queue.seen)
+        assert 4 == len(queue.seen)
         queue.seen.clear()
         converse(lab, lab.router, "127.0.0.1", serve(lab, lab.router))
         assert [] == queue.seen

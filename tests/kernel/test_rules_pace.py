@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import time
@@ -29,7 +30,7 @@ from .rules_lab import (
     octets,
     rewritten,
 )
-from .rules_segments import ACK, PSH, SYN, segment, sent_to
+from .rules_segments import ACK, OPENER, PSH, SYN, segment, sent_to
 
 pytestmark = pytest.mark.kernel
 MANY = 200
@@ -80,9 +81,14 @@ def until(queue: Listener, count: int, source: str = "") -> None:
 
 
 def from_everywhere() -> list[bytes]:
-    """Return SYNs of all neighbours of alice's, two of each: within their own bounds."""
+    """Return openers of all neighbours of alice's, two of each: within their own bounds."""
     everybody = [f"10.71.1.{n}" for n in range(3, 3 + MANY)]
-    return [rewritten(segment(SYN), source=source) for source in everybody * 2]
+    return [rewritten(segment(SYN, payload=OPENER), source=source) for source in everybody * 2]
+
+
+def opening(count: int) -> list[bytes]:
+    """Return so many openers of alice's."""
+    return [segment(SYN, payload=OPENER, source_port=5000 + n) for n in range(count)]
 
 
 def flood(lab: RulesLab, raw: socket.socket, packets: list[bytes]) -> float:
@@ -95,19 +101,35 @@ def flood(lab: RulesLab, raw: socket.socket, packets: list[bytes]) -> float:
 
 
 @both
-@pytest.mark.parametrize("flags", [SYN, ACK | PSH], ids=["SYNs", "made-up data"])
+@pytest.mark.parametrize("flags", [SYN, ACK | PSH], ids=["SYNs with octets", "made-up data"])
 def test_one_client_s_flood_is_dropped_and_another_s_opener_is_not(
     lab: RulesLab, raw: socket.socket, queue: Listener, flags: int
 ) -> None:
     """The queue is shared: a flood in it would keep everybody's messages out."""
-    payload = b"" if flags == SYN else b"made up"
+    payload = OPENER if flags == SYN else b"made up"
     began = flood(lab, raw, [
         segment(flags, source_port=5000 + n, payload=payload) for n in range(MANY)
     ])  # fmt: skip
     with lab.socket(lab.bob, socket.SOCK_RAW, socket.IPPROTO_RAW) as bob:
-        bob.sendto(rewritten(segment(SYN, source_port=4999), source=BOB), (SERVER, 0))
+        opener = segment(SYN, payload=OPENER, source_port=4999)
+        bob.sendto(rewritten(opener, source=BOB), (SERVER, 0))
         until(queue, 1, BOB)
     assert 4 <= openers(queue, ALICE) <= most(PACE.openers_per_client, began) < MANY
+
+
+def test_syns_that_are_not_queued_keep_to_the_pace_as_well(
+    lab: RulesLab, raw: socket.socket, queue: Listener
+) -> None:
+    """A server is spared what the daemon is spared."""
+    began = time.monotonic()
+    with lab.socket(lab.server, socket.SOCK_RAW, socket.IPPROTO_TCP) as there:
+        flood(lab, raw, [segment(SYN, source_port=5000 + n) for n in range(MANY)])
+        there.setblocking(False)
+        come = 0
+        with contextlib.suppress(BlockingIOError):
+            while there.recv(100):
+                come += 1
+    assert 4 <= come <= most(PACE.openers_per_client, began) < MANY
 
 
 def test_a_flood_from_many_addresses_leaves_room_in_the_queue(
@@ -134,7 +156,7 @@ def test_a_connection_is_not_hurt_by_openers_and_has_a_pace_of_its_own(
             served, _ = listener.accept()
             for each in (client, served):  # a FIN that nobody lets pass comes again in other tests
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            flood(lab, raw, [segment(SYN, source_port=5000 + n) for n in range(MANY)])
+            flood(lab, raw, opening(MANY))
             client.sendall(b"one message")
             queue.wait(2)
             assert b"one message" == served.recv(100)
@@ -237,7 +259,7 @@ def test_what_is_dropped_is_counted_by_its_bound(lab: RulesLab, raw: socket.sock
     assert {"openers_per_client": 0, "openers": 0, "segments_per_client": 0} == (
         ruleset.paced_drops(PACED)
     )
-    began = flood(lab, raw, [segment(SYN, source_port=5000 + n) for n in range(MANY)])
+    began = flood(lab, raw, opening(MANY))
     drops = ruleset.paced_drops(PACED)
 
     assert drops is not None
@@ -250,7 +272,7 @@ def test_nftables_paces_alike(lab: RulesLab, swapped: None, raw: socket.socket) 
     """With the queue statement swapped for a drop: only this backend's own counters tell."""
     ruleset.apply(PACED, Backend.NFTABLES)
     assert [] == ruleset.check(PACED, Backend.NFTABLES)
-    began = flood(lab, raw, [segment(SYN, source_port=5000 + n) for n in range(MANY)])
+    began = flood(lab, raw, opening(MANY))
     drops = ruleset.paced_drops(PACED)
     assert drops is not None
     assert MANY - most(PACE.openers_per_client, began) <= drops["openers_per_client"] <= MANY - 4
@@ -324,7 +346,7 @@ def test_another_pace_takes_the_place_of_the_one_before(lab: RulesLab, raw: sock
         ]
         began = time.monotonic()
         with Listener(lab, 1723, again) as listener:
-            flood(lab, raw, [segment(SYN, source_port=5000 + n) for n in range(MANY)])
+            flood(lab, raw, opening(MANY))
             rate = settings.pace.openers_per_client
             until(listener, 2 * rate, ALICE)
             assert 2 * rate <= openers(listener, ALICE) <= most(rate, began)
