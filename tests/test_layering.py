@@ -31,7 +31,7 @@ HOMES = {
 ORDER = [
     "tuples", "checksum", "packet", "messages", "causes", "states", "stream", "parts", "bindings",
     "refused", "introductions", "index", "talk", "calls", "events", "held", "clients", "book",
-    "snapshot", "numbers", "dialogue", "translator",
+    "beginnings", "snapshot", "numbers", "dialogue", "translator",
 ]  # fmt: skip
 
 #: What stands above those who only read or act: the daemon's parts, its faces, its settings.

@@ -108,7 +108,7 @@ def _control(settings: RuleSettings, features: Features) -> Iterator[Rule]:
             "filter", CONTROL,
             f'-m conntrack --ctstate NEW -m bpf --bytecode "{bpf.bytecode(bpf.EMPTY_SYN)}"',
             "-j RETURN",
-            ("3. The SYN of a connection that conntrack did not know: its first message says all.",
+            ("3. The SYN of a connection new to conntrack: its first message says all of it.",
              *_program("The program", bpf.EMPTY_SYN)),
         )  # fmt: skip
     yield from _workers(settings, features)

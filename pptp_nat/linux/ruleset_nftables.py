@@ -125,7 +125,7 @@ def _control(settings: RuleSettings) -> Chain:
             ("1. Acknowledgements without payload carry nothing that we read: let them pass.",)),
         *((paced,) if any(ruleset_pace.bounds(settings.pace)) else ()),
         Statement("ct state new tcp flags & (fin | syn | rst | ack) == syn jump empty", empty,
-            ("3. The SYN of a connection that conntrack did not know: its first message says all.",)),
+            ("3. The SYN of a connection new to conntrack: its first message says all of it.",)),
         Statement(
             f"meta mark & {mark:#x} == 0 {queue}", frozenset({queue_fact}),
             ("4. Everything else goes to the daemon once.  There is no bypass flag: while nobody",
