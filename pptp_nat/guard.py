@@ -24,6 +24,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from pptp_nat import log
@@ -86,7 +87,8 @@ class Guard:
         self._selector = selectors.DefaultSelector()
         self._ears = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._ears.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self._ears.bind(b"")  # unix(7): the kernel chooses an abstract name
+        self._place = _own_folder()
+        self._ears.bind(str(self._place / "notify"))
         self._ears.setblocking(False)
         self._selector.register(self._ears, selectors.EVENT_READ, self._hear)
         stop = (signal.SIGTERM, signal.SIGINT)
@@ -131,6 +133,8 @@ class Guard:
             os.close(descriptor)
         self.kept.clear()
         self._ears.close()
+        with contextlib.suppress(OSError):
+            _remove(self._place)
         self._selector.close()
 
     def _is_overdue(self, now: float) -> bool:
@@ -164,7 +168,7 @@ class Guard:
         environment = {
             **os.environ,
             GUARDED: str(guard),
-            "NOTIFY_SOCKET": "@" + self._ears.getsockname()[1:].decode(),
+            "NOTIFY_SOCKET": self._ears.getsockname(),
             "WATCHDOG_USEC": str(int(WATCHDOG * 1e6)),
             "LISTEN_PID": str(os.getpid()),
             "LISTEN_FDS": str(len(self.kept)),
@@ -274,6 +278,31 @@ class Guard:
             # Its heir was started by somebody else, and tells us nothing but its end.
             with contextlib.suppress(ProcessLookupError):
                 self._watch(int(words["MAINPID"]))
+
+
+def _own_folder() -> Path:
+    """Return a new folder where nobody else can speak to us: a flood hides signs of life.
+
+    Raises:
+        UsageError: there can be none.
+    """
+    reasons = []
+    for base in ("/run", os.environ.get("TMPDIR", "/tmp")):  # noqa: S108 what is made there is ours
+        place = Path(base, f"pptp-nat-guard-{os.getpid()}")
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                _remove(place)  # of a guard that was killed, and had our number
+            place.mkdir(mode=0o700)
+        except OSError as error:
+            reasons.append(f"{place}: {error.strerror}")
+        else:
+            return place
+    raise UsageError(f"--guard: no place for its socket: {'; '.join(reasons)}")
+
+
+def _remove(place: Path) -> None:
+    (place / "notify").unlink(missing_ok=True)
+    place.rmdir()
 
 
 def _receive(ears: socket.socket) -> _Said | None:

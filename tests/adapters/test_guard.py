@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ life = len(list(here.glob("life-*")))
 (here / f"life-{life}").write_text(str(os.getpid()))
 def say(text, *descriptors):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as guard:
-        guard.connect("\\0" + os.environ["NOTIFY_SOCKET"][1:])
+        guard.connect(os.environ["NOTIFY_SOCKET"])
         socket.send_fds(guard, [text.encode()], descriptors)
 def wait():
     while True:
@@ -155,6 +156,7 @@ wait()
     made.until((made.here / "reloaded").exists)
     made.process.terminate()
     assert made.code() == 0
+    assert not list(Path("/run").glob(f"pptp-nat-guard-{made.process.pid}"))
     assert (made.here / "ended").read_text() == "in good order"
     assert made.lives() == 1
 
@@ -275,6 +277,7 @@ wait()
     made.until((made.here / "ready").exists)
     made.process.kill()
     made.process.wait()
+    shutil.rmtree(f"/run/pptp-nat-guard-{made.process.pid}", ignore_errors=True)
     deadline = time.monotonic() + PATIENCE
     while not (made.here / "ended").exists():
         assert time.monotonic() < deadline

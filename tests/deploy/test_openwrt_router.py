@@ -172,7 +172,9 @@ def test_a_guard_is_asked_for_and_can_start_the_daemon_again(router: Router) -> 
     mend = "set main.guard to 1, or call restart"
     assert [f"daemon.err nothing keeps the queues meanwhile: {mend}"] == router.logged()
     router.uci.write_text("config main\n\toption guard '1'\n")
-    assert [["command", "--guard"]] == told(router.service("start"), "append")
+    assert [["command", "--guard"], ["env", "TMPDIR=/var/run/pptp-nat"]] == (
+        told(router.service("start"), "append")
+    )
     assert [["pptp-nat", "daemon", "USR1"]] == told(router.service("renew"), "signal")
 
 
