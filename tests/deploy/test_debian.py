@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -231,6 +233,47 @@ def test_the_package_lives_and_goes_on_a_debian_machine(
                         "-xdev", "-path", "*pptp-nat*")  # fmt: skip
     assert "" == left
     assert "not-found" == machine.said("systemctl", "show", "-P", "LoadState", "pptp-nat")
+
+
+@pytest.mark.kernel
+def test_queued_gre_waits_for_the_next_daemon_while_systemd_keeps_its_queue(
+    machine: Machine, lab: Lab
+) -> None:
+    """It crashes, or is started again: nothing that is said meanwhile is lost."""
+    machine.run("dpkg", "-i", "/pptp-nat.deb")
+    machine.run("sh", "-c", "echo '[gre]\ndatapath = \"queue\"' >/etc/pptp-nat/pptp-nat.toml")
+    machine.run("systemctl", "restart", "pptp-nat")
+
+    def main_pid() -> str:
+        return machine.said("systemctl", "show", "-P", "MainPID", "pptp-nat")
+
+    with contextlib.closing(Loop()) as loop:
+        clients = Clients(lab, loop)
+        calls = clients.dial()
+        clients.all_hear(calls)
+        for words in (("kill", "-KILL"), ("systemctl", "restart")):
+            pid = main_pid()
+            ending = threading.Thread(
+                target=machine.run, args=(*words, pid if words[0] == "kill" else "pptp-nat")
+            )
+            ending.start()
+            until = time.monotonic() + 60
+            while ending.is_alive() or main_pid() in (pid, "0"):
+                assert time.monotonic() < until, machine.log()
+                for call in calls:
+                    call.say(5)
+                loop.run_dry(0.01)
+            ending.join()
+            pairs = list(zip(calls[::2], calls[1::2], strict=True))
+            assert loop.run_until(
+                lambda: all(a.right == b.sent and b.right == a.sent for a, b in pairs)  # noqa: B023
+            ), [(a.sent, b.right, b.sent, a.right) for a, b in pairs]
+            assert [] == [call.label for call in calls if call.late or call.wrong]
+        # The first restart found the queue of control messages alone.
+        assert 1 + 2 * 2 == machine.log().count("event=queue-resumed")
+        machine.run("systemctl", "stop", "pptp-nat")
+    machine.until(lambda: "PPTP_NAT" not in machine.said("iptables-save"), "the rules are gone")
+    assert "" == machine.said("cat", "/proc/net/netfilter/nfnetlink_queue")
 
 
 def drop_in() -> str:
