@@ -19,7 +19,7 @@ from benchmarks.shell import BenchError, sh
 ENTRIES = 1 << 21
 BUCKETS = {"gre": 1 << 21}
 #: Where there is one router: what walks the table pays for each bucket.
-ONE_ROUTER = {"scrape", "growth", "memory"}
+ONE_ROUTER = {"scrape", "growth", "memory", "flush"}
 BUCKETS_ELSEWHERE = {True: 1 << 18, False: 1 << 20}
 
 

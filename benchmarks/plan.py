@@ -32,6 +32,7 @@ class Plan:
     memory_calls: tuple[int, ...] = (1000, 10000)
     growth_calls: tuple[int, ...] = (1000, 10000, 100000)
     scrape_calls: tuple[int, ...] = (20000,)
+    flush_calls: tuple[int, ...] = (10000, 20000, 100000)
     #: of generated captures; the first is read by tshark too, and memory is that of the last
     #: against the one before, which is long enough for all processes to have their hands full
     reading_packets: tuple[int, ...] = (1_000_000, 3_000_000, 6_000_000)
@@ -50,6 +51,7 @@ QUICK = Plan(
     echo_crowd=200,
     memory_calls=(500, 2000),
     growth_calls=(1000,),
+    flush_calls=(1000,),
     scrape_calls=(),  # growth has a scrape, though nothing beside it
     reading_packets=(200_000,),
     listing_entries=10_000,

@@ -209,6 +209,20 @@ def memory(samples: Samples) -> Iterator[str]:
     yield table(heads, rows)
 
 
+def flush(samples: Samples) -> Iterator[str]:
+    """Lay out what it takes until all entries are back."""
+    heads = ["Calls up", "seconds", "first", "last", "CPU us an entry"]
+    rows = []
+    for calls in samples.distinct("calls", measure="flush"):
+        pick = {"measure": "flush", "calls": calls}
+        rounds = samples.by_round("seconds", **pick)
+        ends = (Spread.of([rounds[which(rounds)]]) for which in (min, max))
+        whole, cpu = samples.spread("seconds", **pick), samples.spread("entry_us", **pick)
+        cells = [_cell(s, digits=2) for s in (whole, *ends)]
+        rows.append([f"{calls:,}", *cells, _cell(cpu, digits=1)])
+    yield table(heads, rows)
+
+
 def figure_of(target: Target) -> str:
     """Write what was measured, with digits that fit its bound."""
     digits = 0 if target.bound > 100 else 1 if target.bound > 10 else 2
@@ -272,5 +286,5 @@ def reading(samples: Samples) -> Iterator[str]:
 
 PARTS = {
     "gre": gre, "delay": delay, "setup": setup, "latency": latency, "memory": memory,
-    "growth": growth, "scrape": scrape, "reading": reading,
+    "growth": growth, "scrape": scrape, "flush": flush, "reading": reading,
 }  # fmt: skip

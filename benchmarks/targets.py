@@ -84,6 +84,7 @@ ADDED_IDLE_US = 40.0
 ADDED_MEDIAN_US, ADDED_P99_US = 150.0, 1000.0
 IDLE_MEGABYTES = 45.0
 OCTETS_PER_CALL = 1000.0
+FLUSH_S, FLUSH_CALLS = 1.0, 20_000
 SCRAPE_MS, SCRAPE_CALLS = 200.0, 20_000
 DELAY_MS = 5.0
 MOST_CALLS = 100_000
@@ -114,7 +115,7 @@ def evaluate(
     chosen = [way for way in SINGLE if ways is None or way in ways]
     parts = {
         "gre": _gre, "setup": _setup, "latency": _latency, "memory": _memory,
-        "growth": _growth, "scrape": _scrape, "reading": _reading,
+        "growth": _growth, "scrape": _scrape, "flush": _flush, "reading": _reading,
     }  # fmt: skip
     return [t for name, part in parts.items() if name in measures for t in part(samples, chosen)]
 
@@ -297,6 +298,16 @@ def _growth(samples: Samples, _: Sequence[str]) -> Iterator[Target]:
             note = f"that nobody expected {unexpected.median:.0f} ms"
         subject = f"{name} with {MOST_CALLS:,} calls"
         yield _judge(subject, BELOW, bound, [v * scale for v in values], unit, note=note)
+
+
+def _flush(samples: Samples, _: Sequence[str]) -> Iterator[Target]:
+    if not samples.pick(measure="flush"):
+        return  # a run from before this was measured
+    pick = {"measure": "flush", "calls": FLUSH_CALLS}
+    rounds, cpu = samples.by_round("seconds", **pick), samples.spread("entry_us", **pick)
+    note = f"CPU {cpu.median:.1f} us an entry" if cpu else ""
+    subject = f"all entries back after a flush, {FLUSH_CALLS:,} calls up"
+    yield _judge(subject, BELOW, FLUSH_S, list(rounds.values()), " s", note=note)
 
 
 def _scrape(samples: Samples, _: Sequence[str]) -> Iterator[Target]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from benchmarks.measures.flush import flush
 from benchmarks.measures.gre import delay, gre
 from benchmarks.measures.growth import growth
 from benchmarks.measures.memory import memory
@@ -21,5 +22,6 @@ MEASURES: Final[dict[str, Callable[[Run], Iterator[Sample]]]] = {
     "memory": memory,
     "growth": growth,
     "scrape": scrape,
+    "flush": flush,
     "reading": reading,
 }
