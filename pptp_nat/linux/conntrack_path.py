@@ -15,6 +15,7 @@ from pptp_nat.linux.conntrack import Conntrack
 from pptp_nat.linux.conntrack_legs import Standing
 from pptp_nat.linux.conntrack_wire import CARRYING, Entry, Status
 from pptp_nat.linux.datapath import Carrying, Installed, LegOrder, Match, Tally, match_of_leg
+from pptp_nat.linux.earlier import Earlier, named
 from pptp_nat.linux.leg_table import Notes
 from pptp_nat.linux.shares import Left, Shares
 
@@ -51,8 +52,8 @@ class ConntrackPath:
         self._shares = Shares()
         self._earlier_runs: dict[Match, Leg] = {}  # entries that were there at the start
         self._unremoved: dict[Match, Leg] = {}  # the kernel refused; nobody's any more
-        self._earlier: dict[Match, Tally] = {}  # counts of entries that are made anew, or will be
-        self._absent: set[Match] = set()  # of these, whose entries were not there last time
+        self._earlier = Earlier()  # counts of entries that are made anew, or will be
+        self._absent: set[bytes] = set()  # of these, whose entries were not there last time
         #: reads the events that are waiting, for what others have deleted just now
         self.catch_up: Callable[[], None] = _nothing
         #: whether several calls have the leg of a match; the one that is being installed counts
@@ -86,8 +87,11 @@ class ConntrackPath:
     def install(self, orders: Sequence[LegOrder]) -> Installed:
         """Have the kernel carry the legs; see `Conntrack.insert`."""
         done = self._conntrack.insert(orders)
-        if not (done.met or done.refused or done.counted or self._earlier or self._shares):
-            return _INSTALLED  # nearly always
+        if not (done.met or done.refused or done.counted or self._shares):  # nearly always
+            if self._earlier:
+                for order in orders:
+                    self._forget(match_of_leg(order.leg))
+            return _INSTALLED
         refused = [order for order, _ in done.refused]
         shared = {}
         for order in orders:
@@ -99,8 +103,7 @@ class ConntrackPath:
             elif met is not None and not self._is_nobodys(match):
                 self._shares.join(match, order, met.order)
             else:
-                if self._earlier.pop(match, None) is not None:
-                    self._distrust(match)
+                self._forget(match)
                 continue
             shared[match] = _sum(self._earlier.get(match), met and met.carried)
             if met is not None and not met.stays:
@@ -148,7 +151,7 @@ class ConntrackPath:
                 tallies[match] = _sum(self._earlier.get(match), last.get(match))
         for leg in ending:
             self._distrust(match_of_leg(leg))
-            self._earlier.pop(match_of_leg(leg), None)
+            self._earlier.forget(named(leg))
             self._earlier_runs.pop(match_of_leg(leg), None)
         changed = [left for left in shared.values() if left.now != left.was]
         replacing = [left.now for left in changed if left.now.leg != left.was.leg]
@@ -165,7 +168,7 @@ class ConntrackPath:
 
     def lost(self, leg: Leg, tally: Tally) -> None:
         """Keep the counts of a leg that others deleted; it may be installed again."""
-        self._remember(match_of_leg(leg), tally)
+        self._remember(leg, tally)
 
     def tallies(self) -> Mapping[Match, Tally]:
         """Return the counts, also those of entries that were made anew; one dump."""
@@ -251,13 +254,11 @@ class ConntrackPath:
 
     def kept(self) -> Iterator[tuple[Match, Tally]]:
         """Yield the counts of entries that were made anew."""
-        for match in list(self._earlier):
-            if (tally := self._earlier.get(match)) is not None:
-                yield match, tally
+        yield from self._earlier.items()
 
     def credit(self, leg: Leg, tally: Tally) -> None:
         """Add what entries of *leg* had counted before the one that there is now."""
-        self._remember(match_of_leg(leg), tally)
+        self._remember(leg, tally)
 
     def renew(self, now: float) -> Iterator[None]:
         """Make entries anew that have less than half of their lifetime left, in steps.
@@ -289,7 +290,7 @@ class ConntrackPath:
         half = self._conntrack.lifetime // 2
         aged: list[Leg] = []
         least = half
-        present: set[Match] = set()
+        present: set[bytes] = set()
         for piece in self._conntrack.leg_pieces():
             for leg, _, left in piece:
                 if left < half:
@@ -297,11 +298,11 @@ class ConntrackPath:
                 elif left - half < least:
                     least = left - half
             if self._earlier:
-                present.update(match_of_leg(each.leg) for each in piece)
+                present.update(named(each.leg) for each in piece)
             yield self._found(piece)
-        absent = {match for match in self._earlier if match not in present}
-        for match in absent & self._absent:  # nobody has put it back: it has no owner
-            del self._earlier[match]
+        absent = self._earlier.names() - present
+        for name in absent & self._absent:  # nobody has put it back: it has no owner
+            self._earlier.forget(name)
         self._absent = absent
         self._aged = aged
         self._due = now + min(LONGEST_UNSEEN, least)
@@ -316,12 +317,16 @@ class ConntrackPath:
 
     def _remember_all(self, counted: Mapping[Leg, Tally]) -> None:
         for leg, tally in counted.items():
-            self._remember(match_of_leg(leg), tally)
+            self._remember(leg, tally)
 
-    def _remember(self, match: Match, tally: Tally) -> None:
-        was = self._earlier.get(match)
-        self._earlier[match] = tally if was is None else _sum(was, tally)
+    def _remember(self, leg: Leg | Match, tally: Tally) -> None:
+        self._earlier.add(leg, tally)
         if self._readings:
+            self._distrust(match_of_leg(leg))
+
+    def _forget(self, match: Match) -> None:
+        """Have *match* count from zero on: who had it before is gone."""
+        if self._earlier.forget(named(match)):
             self._distrust(match)
 
 
