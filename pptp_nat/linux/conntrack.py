@@ -39,7 +39,7 @@ from pptp_nat.linux.conntrack_legs import Standing, leg_pieces
 from pptp_nat.linux.conntrack_pieces import control_criteria, control_pieces
 from pptp_nat.linux.conntrack_placement import is_spoken, read_placement
 from pptp_nat.linux.conntrack_refusals import check, described, failed
-from pptp_nat.linux.conntrack_table import Reader, entries_of
+from pptp_nat.linux.conntrack_rows import Reader, entries_of
 from pptp_nat.linux.conntrack_wire import (
     BY_PROTOCOL,
     CARRYING,

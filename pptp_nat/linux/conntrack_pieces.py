@@ -12,7 +12,7 @@ from pptp_nat.core.tuples import Placement
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.conntrack_events import is_control
 from pptp_nat.linux.conntrack_refusals import failed
-from pptp_nat.linux.conntrack_table import Reader, entries_of
+from pptp_nat.linux.conntrack_rows import Reader, entries_of
 from pptp_nat.linux.conntrack_wire import (
     BY_DESTINATION_PORT,
     BY_PROTOCOL,
@@ -28,7 +28,10 @@ from pptp_nat.linux.netlink import Netlink
 
 
 def control_criteria(ports: Collection[int]) -> Iterator[bytes]:
-    """Yield what to ask for so as to hear of all that is answered on *ports*, mostly twice."""
+    """Yield what to ask for so as to hear of all that is answered on *ports*, mostly twice.
+
+    For each port, what was dialled there, and what is answered there.
+    """
     for port in ports:
         dialled = Tuple(TCP, bytes(4), port, bytes(4), port)
         yield by_tuple(original=(BY_PROTOCOL | BY_DESTINATION_PORT, dialled), reply=None)

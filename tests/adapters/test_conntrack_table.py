@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux import conntrack_wire as wire
-from pptp_nat.linux.conntrack_table import Layout, Reader, TableRow, read_row
+from pptp_nat.linux.conntrack_rows import Layout, Reader, TableRow, read_row
 from pptp_nat.linux.conntrack_wire import GRE, TCP, Tuple
 from pptp_nat.linux.datapath import Tally
 from pptp_nat.linux.netlink import attribute, nested
