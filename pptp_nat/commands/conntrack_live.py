@@ -58,8 +58,8 @@ def live(ports: Collection[int]) -> Iterable[ListedEntry]:
     found: list[ListedEntry] = []
     for piece, told in table_pieces(ports):
         for rows in piece.flat:
-            found += _entries(rows, ports, frozenset(ports) if told else frozenset())
-        found += [_entry(row) for row in piece.rows if is_wanted(row, ports)]
+            found += entries(rows, ports, frozenset(ports) if told else frozenset())
+        found += [entry_of(row) for row in piece.rows if is_wanted(row, ports)]
     if len(set(map(hash, map(_WAYS, found)))) == len(found):
         return found
     # An old kernel's answers are all the same; a table that is resized may be told of twice.
@@ -69,14 +69,14 @@ def live(ports: Collection[int]) -> Iterable[ListedEntry]:
     return once.values()
 
 
-def _entries(
+def entries(
     rows: Iterable[FlatRow], ports: Collection[int], told: Collection[int]
 ) -> Iterator[ListedEntry]:
-    """Yield what `_entry` returns of each of *rows*, but for what was dialled on *told* ports."""
+    """Yield what `entry_of` returns of each of *rows*, but for what was dialled on *told* ports."""
     dotted, make = _DOTTED, tuple.__new__
     for (
         protocol, source, source_key, destination, key,
-        _, back_source, back_source_key, back_destination, back_key,
+        back_protocol, back_source, back_source_key, back_destination, back_key,
         status, left, state, packets, octets, back_packets, back_octets,
         mark, helper, identity, started,
     ) in rows:  # fmt: skip
@@ -84,6 +84,8 @@ def _entries(
             protocol != TCP or key in told or (key not in ports and back_source_key not in ports)
         ):
             continue
+        if key is None and back_protocol != GRE:
+            continue  # as `read_row`, which knows no other protocol without keys
         flags = status or 0
         yield make(ListedEntry, (
             protocol,
@@ -103,7 +105,7 @@ def _entries(
         ))  # fmt: skip
 
 
-def _entry(row: TableRow) -> ListedEntry:
+def entry_of(row: TableRow) -> ListedEntry:
     """Return what a listing would have shown of *row*."""
     (
         (protocol, source, source_key, destination, key),
@@ -152,7 +154,7 @@ class _Watch:
 
     def take(self, change: Change, row: TableRow) -> None:
         """Note and tell what became of an entry."""
-        entry = _entry(row)
+        entry = entry_of(row)
         key = entry.protocol, entry.original
         if change is Change.DESTROY:
             self._entries.pop(key, None)

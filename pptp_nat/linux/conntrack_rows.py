@@ -75,6 +75,7 @@ OFFLOADED: Final = 3 << 14  # IPS_OFFLOAD, IPS_HW_OFFLOAD (nf_conntrack_common.h
 
 
 _START: Final = struct.Struct("=IHH")  # of a message: length, kind, flags
+_NONE: Final = 0, 0, 0
 MOST_MASKS: Final = 8  #: numbers of messages for which a mask is kept, 60 KB each
 
 #: octets of an IPv4 entry up to the end of its second tuple
@@ -153,8 +154,11 @@ class Reader:
         by_size: dict[int, list[bytes]] = {}
         at = 0
         while at < len(datagram):
-            size, kind, flags = _START.unpack_from(datagram, at)
-            if kind != CT_NEW or flags & ~F_DUMP_FILTERED != F_MULTI or size < HEADER.size:
+            rest = len(datagram) - at
+            size, kind, flags = _START.unpack_from(datagram, at) if rest >= HEADER.size else _NONE
+            if kind != CT_NEW or flags & ~F_DUMP_FILTERED != F_MULTI:
+                return None
+            if not HEADER.size <= size <= rest or size % 4:
                 return None
             by_size.setdefault(size, []).append(datagram[at : at + size])
             at += size
@@ -213,19 +217,29 @@ class Layout:
     that one attribute after the other takes (measured on samples of both kinds).
 
     Raises:
-        AdapterError: a length in the model is impossible.
+        AdapterError: a length in the model is impossible, or it is no entry of IPv4.
     """
 
     def __init__(self, model: bytes) -> None:
         self._form = ["1x3x"]  # struct nfgenmsg: the family, which is compared, and what is not
         self._mask = bytearray(len(model))
         self._mask[0] = 0xFF
+        self._seen: set[tuple[int, ...]] = set()
         self._count = 0  # of what is unpacked
         self._places: dict[tuple[int, ...], int] = {}
         self._visit(model, len(FAMILY), len(model), ())
         form = "".join(self._form)
         self._struct = struct.Struct(f"!{form}")
         self._headed = struct.Struct(f"!{HEADER.size}x{form}")
+        places = [path in self._places for path in _FIELDS]
+        # Addresses; keys, all or none; counters by pairs; of TCP its state.
+        keys, counters = [*places[2:5:2], *places[7:10:2]], (places[13:15], places[15:17])
+        if (
+            model[:1] != FAMILY[:1] or places[12] != ((CTA_PROTOINFO,) in self._seen)
+            or not all((*places[:2], places[3], *places[5:7], places[8])) or len({*keys}) > 1
+            or any(len({*pair}) > 1 for pair in counters)
+        ):  # fmt: skip
+            raise AdapterError("learning where a conntrack entry has what", errno.EBADMSG)
         absent = self._count
         self._pick = operator.itemgetter(*(self._places.get(path, absent) for path in _FIELDS))
         self._compared = int.from_bytes(self._mask, "little")
@@ -240,6 +254,9 @@ class Layout:
             if length < ATTRIBUTE.size or following > end:
                 raise AdapterError("reading a netlink attribute", errno.EBADMSG)
             here = (*path, kind & TYPE_MASK)
+            if here in self._seen:
+                raise AdapterError("reading a netlink attribute that comes twice", errno.EBADMSG)
+            self._seen.add(here)
             self._mask[at : at + ATTRIBUTE.size] = b"\xff" * ATTRIBUTE.size
             self._form.append(f"{ATTRIBUTE.size}x")
             at += ATTRIBUTE.size
@@ -336,9 +353,10 @@ _SIZES: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 def _form(path: tuple[int, ...], size: int) -> str:
     """Return how a payload is unpacked: a number, but for addresses and names."""
-    if (path[0] in _WAYS and path[1] == CTA_TUPLE_IP) or path[0] == CTA_HELP:
+    is_address = path[0] in _WAYS and path[1] == CTA_TUPLE_IP
+    if path[0] == CTA_HELP or (is_address and size == 4):
         return f"{size}s"
-    if size not in _SIZES:
+    if is_address or size not in _SIZES:
         raise AdapterError("reading a number from conntrack", errno.EBADMSG)
     return _SIZES[size]
 
