@@ -10,7 +10,11 @@ import socket
 import sys
 
 from pptp_nat.core.tuples import Leg
-from pptp_nat.linux.conntrack_rows import CTA_PROTOINFO, CTA_PROTOINFO_TCP, CTA_PROTOINFO_TCP_STATE
+from pptp_nat.linux.conntrack_layout import (
+    CTA_PROTOINFO,
+    CTA_PROTOINFO_TCP,
+    CTA_PROTOINFO_TCP_STATE,
+)
 from pptp_nat.linux.conntrack_wire import (
     CT_NEW,
     CTA_MARK,

@@ -16,7 +16,7 @@ from pptp_nat.analysis.conntrack_rules import TableDiagnosis, table_diagnoses
 from pptp_nat.analysis.conntrack_tunnels import pptp_table
 from pptp_nat.analysis.model import Severity
 from pptp_nat.linux.conntrack_events import Change
-from pptp_nat.linux.conntrack_rows import (
+from pptp_nat.linux.conntrack_layout import (
     ASSURED,
     OFFLOADED,
     SEEN_REPLY,

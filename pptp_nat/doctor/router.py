@@ -16,8 +16,8 @@ from pptp_nat.linux import ruleset, ruleset_nftables
 from pptp_nat.linux import ruleset_iptables_kernel as iptables
 from pptp_nat.linux.bpf_early import Programmed, programmed
 from pptp_nat.linux.bpf_path import BpfPath
+from pptp_nat.linux.conntrack_layout import TableRow
 from pptp_nat.linux.conntrack_path import ConntrackPath
-from pptp_nat.linux.conntrack_rows import TableRow
 from pptp_nat.linux.conntrack_table import table
 from pptp_nat.linux.nfqueue import QueueCounters, queue_counters
 from pptp_nat.linux.ruleset import Backend, RuleSettings

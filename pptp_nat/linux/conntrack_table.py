@@ -12,9 +12,10 @@ from typing import Final
 
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux.conntrack_events import GROUPS, Change, change_of, event_filter
+from pptp_nat.linux.conntrack_layout import TableRow
 from pptp_nat.linux.conntrack_pieces import control_criteria
 from pptp_nat.linux.conntrack_refusals import MENDS
-from pptp_nat.linux.conntrack_rows import TUPLES, Piece, Reader, TableRow, read_row
+from pptp_nat.linux.conntrack_rows import TUPLES, Piece, Reader, read_row
 from pptp_nat.linux.conntrack_wire import (
     BY_PROTOCOL,
     GRE,

@@ -12,7 +12,8 @@ from pptp_nat.commands import conntrack_live
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux import conntrack_wire as wire
 from pptp_nat.linux import netlink as nl
-from pptp_nat.linux.conntrack_rows import Layout, Reader, TableRow, read_row
+from pptp_nat.linux.conntrack_layout import Layout, TableRow
+from pptp_nat.linux.conntrack_rows import Reader, read_row
 from pptp_nat.linux.conntrack_table import is_wanted
 from pptp_nat.linux.conntrack_wire import GRE, TCP, Tuple
 from pptp_nat.linux.datapath import Tally

@@ -22,7 +22,7 @@ from pptp_nat.doctor.router import Router, Saved
 from pptp_nat.errors import AdapterError
 from pptp_nat.linux import preflight_helper
 from pptp_nat.linux import ruleset_iptables_kernel as iptables
-from pptp_nat.linux.conntrack_rows import TableRow
+from pptp_nat.linux.conntrack_layout import TableRow
 from pptp_nat.linux.conntrack_wire import Tuple
 from pptp_nat.linux.nfqueue import QueueCounters
 from pptp_nat.linux.ruleset import Backend, Pace, RuleSettings
