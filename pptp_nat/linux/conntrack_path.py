@@ -54,8 +54,10 @@ class ConntrackPath:
         self._unremoved: dict[Match, Leg] = {}  # the kernel refused; nobody's any more
         self._earlier = Earlier()  # counts of entries that are made anew, or will be
         self._absent: set[bytes] = set()  # of these, whose entries were not there last time
-        #: reads the events that are waiting, for what others have deleted just now
-        self.catch_up: Callable[[], None] = _nothing
+        #: reads some of the events that are waiting, for what others have deleted just now;
+        #: whether there were any
+        self.catch_up: Callable[[], bool | None] = _nothing
+        self._awaited: set[Match] = set()  # whose ends are missing from a count that is asked for
         #: whether several calls have the leg of a match; the one that is being installed counts
         self.has_several: Callable[[Match], bool] = _always
         self._aged: list[Leg] = []  # found with less than half of its lifetime left
@@ -143,8 +145,7 @@ class ConntrackPath:
         last.update(self._conntrack.delete(ending))
         asked = {*shared, *self._unremoved}
         self._unremoved.clear()
-        if not asked <= last.keys():
-            self.catch_up()  # others were faster; what they counted stands in an event
+        self._await(asked - last.keys())  # others were faster
         tallies = {}
         for match in asked:
             if match in last or match in self._earlier:
@@ -168,15 +169,31 @@ class ConntrackPath:
 
     def lost(self, leg: Leg, tally: Tally) -> None:
         """Keep the counts of a leg that others deleted; it may be installed again."""
+        if self._awaited:
+            self._awaited.discard(match_of_leg(leg))
         self._remember(leg, tally)
+
+    def _await(self, matches: Iterable[Match]) -> None:
+        """Read events until the ends of *matches* are told, with what they counted, or no more.
+
+        After a flush 200,000 ends may be waiting: one call need not wait for all of them.
+        """
+        self._awaited.update(matches)
+        while self._awaited and self.catch_up():
+            pass
+        self._awaited.clear()
+
+    def _await_all(self) -> None:
+        while self.catch_up():
+            pass
 
     def tallies(self) -> Mapping[Match, Tally]:
         """Return the counts, also those of entries that were made anew; one dump."""
         with self._reading() as ended:
-            self.catch_up()
+            self._await_all()
             ended.clear()
             tallies = self._conntrack.counts()
-            self.catch_up()
+            self._await_all()
             for match in ended:  # counted in the dump, and since then in an event
                 tallies.pop(match, None)
         for match, earlier in self._earlier.items():
@@ -187,7 +204,7 @@ class ConntrackPath:
         """Return the counts of these *legs* alone."""
         found = {match_of_leg(entry.leg): entry.carried for entry in self._conntrack.find(legs)}
         if len(found) < len(legs):
-            self.catch_up()
+            self._await(set(map(match_of_leg, legs)) - found.keys())
         return {
             match: _sum(self._earlier.get(match), found.get(match))
             for match in map(match_of_leg, legs) if match in found or match in self._earlier
@@ -342,7 +359,7 @@ def _always(_match: Match) -> bool:
 
 
 def _nothing() -> None:
-    """Do nothing."""
+    """Say that there is nothing."""
 
 
 def _flaw(leg: Leg, entry: Entry | None) -> str | None:

@@ -125,14 +125,10 @@ class Upkeep:
 
     def on_ends(self, _mask: int) -> None:
         """Read about a hundred ends of entries of ours, and have these put back."""
-        self._hear()
+        self.catch_up()
 
-    def catch_up(self) -> None:
-        """Read all that is told of entries of ours, so that what they counted is known."""
-        while self._hear():
-            pass
-
-    def _hear(self) -> bool:
+    def catch_up(self) -> bool:
+        """Read the same, and put nothing back yet; return whether there was anything."""
         ended = [] if self._ends is None else self._ends.read()
         self._mending.hear(ended)
         return bool(ended)

@@ -29,6 +29,7 @@ from pptp_nat.router.upkeep import Upkeep
 from .conntrack_lab import (
     CLIENT,
     EXTERNAL,
+    OTHER,
     SERVER,
     ConntrackLab,
     Gre,
@@ -195,6 +196,20 @@ def test_a_call_that_ends_while_its_entries_are_missing_stays_away(
     assert (Tally(1, 35), Tally(0, 0)) == counts
     assert set() == router.carried()
     assert 0 == router.upkeep.restored
+
+
+def test_who_asks_for_one_call_waits_for_no_others_end(router: Router) -> None:
+    """After a flush of 100,000 calls their ends take the better part of a second to read."""
+    router.has(CALLS)
+    mine = outbound(7, OTHER)
+    router.path.install([LegOrder(mine, 0)])
+    router.lab.out(Gre(OTHER, SERVER, 7))
+    router.lab.router.run("conntrack", "-D", "-p", "gre", "-s", OTHER)
+    router.lab.router.run("conntrack", "-F")
+
+    assert {match_of_leg(mine): Tally(1, 35)} == router.path.tallies_of([mine])
+
+    assert len(router.ends.read()) > CALLS / 2, "were left waiting"
 
 
 def test_only_the_ends_of_our_entries_by_others_are_told(router: Router) -> None:
