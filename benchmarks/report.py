@@ -9,7 +9,7 @@ from benchmarks.measures.setup import IN_FLIGHT, LIGHT_EACH, PACE
 from benchmarks.paths import QUEUED, WAYS
 from benchmarks.results import Samples
 from benchmarks.spread import Spread
-from benchmarks.targets import DIRECTION_NAMES, Target, added
+from benchmarks.targets import DIRECTION_NAMES, LISTER, Target, added
 
 TITLES = {way.name: way.title for way in WAYS}
 VERDICTS = {True: "met", False: "NOT MET", None: "not measured"}
@@ -271,7 +271,7 @@ def reading(samples: Samples) -> Iterator[str]:
             cells = [_cell(samples.spread(name, **pick), digits=1) for name in figures]
             rows.append([way, f"{packets:,}", *cells])
     yield table(heads, rows)
-    heads[:2] = ["pptp-nat conntrack of a listing", "entries"]
+    heads[:2] = ["Telling of a conntrack table", "entries"]
     rows = []
     for entries in samples.distinct("entries", measure="listing"):
         for way in samples.distinct("way", measure="listing", entries=entries):
@@ -279,7 +279,8 @@ def reading(samples: Samples) -> Iterator[str]:
                 samples.spread(name, measure="listing", entries=entries, way=way)
                 for name in figures
             )
-            rows.append([f"-o {way}", f"{entries:,}", *(_cell(e, digits=1) for e in spreads)])
+            title = way if way == LISTER else f"pptp-nat conntrack -o {way}"
+            rows.append([title, f"{entries:,}", *(_cell(e, digits=2) for e in spreads)])
     if rows:
         yield table(heads, rows)
 

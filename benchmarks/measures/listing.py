@@ -1,15 +1,16 @@
-"""A conntrack table of many calls as ``conntrack -L`` prints it, and how fast it is judged.
+"""A conntrack table of many calls as ``conntrack -L`` prints it.
 
-Each call has a control connection and two legs of pptp-nat's, in no order.
+Each call has a control connection and two legs of pptp-nat's, in no order.  Run as a
+program, it writes one, and whoever starts others afterwards stays small: a process
+begins with the memory of who has started it.
 """
 
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from pathlib import Path
+import sys
+from pathlib import Path
+from typing import Final
 
 _CONTROL: Final = (
     "tcp      6 431990 ESTABLISHED src={client} dst={server} sport={port} dport=1723 "
@@ -43,3 +44,7 @@ def write_listing(path: Path, entries: int) -> None:
             ))  # fmt: skip
     chance.shuffle(lines)
     path.write_text("".join(lines))
+
+
+if __name__ == "__main__":
+    write_listing(Path(sys.argv[1]), int(sys.argv[2]))

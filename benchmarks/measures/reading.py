@@ -1,7 +1,8 @@
-"""How fast a large capture is read, beside tshark, and a large listing; with how much memory."""
+"""How fast a large capture is read, beside tshark, and a conntrack table; with how much memory."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.measures.capture import write_capture
-from benchmarks.measures.listing import write_listing
 from benchmarks.plan import Run, Sample
-from benchmarks.shell import BenchError
+from benchmarks.shell import BenchError, sh
 from benchmarks.spread import rotated
+from benchmarks.targets import LISTER
+from benchmarks.topology import PREFIX
 
 CALLS = 200
-LISTER = [sys.executable, "-m", "pptp_nat", "conntrack"]
+TELLER = [sys.executable, "-m", "pptp_nat", "conntrack", "-o"]
 _FIELDS = ("frame.number", "pptp.control_message_type", "pptp.call_id", "pptp.peer_call_id")
 #: Who reads, and how he is called.
 READERS = {
@@ -51,19 +53,49 @@ def reading(run: Run) -> Iterator[Sample]:
 
 
 def _listing(run: Run) -> Iterator[Sample]:
-    """Judge one listing of a conntrack table."""
-    path = run.build / "conntrack.txt"
-    write_listing(path, run.plan.listing_entries)
-    try:
+    """Judge one conntrack table, out of a listing and live, and have conntrack list it."""
+    entries = run.plan.listing_entries
+    with _live_table(entries) as inside, _written(run.build / "conntrack.txt", entries) as path:
+        ways = {
+            "text": [*TELLER, "text", path],
+            "json": [*TELLER, "json", path],
+            "text, live": [*inside, *TELLER, "text"],
+            "json, live": [*inside, *TELLER, "json"],
+            LISTER: [*inside, "conntrack", "-L"],
+        }
         for number in run.numbers(run.plan.slow_rounds):
-            for output in rotated(["text", "json"], number):
-                run.tell(f"reading: round {number + 1}, pptp-nat conntrack -o {output}")
+            for way in rotated(list(ways), number):
+                run.tell(f"reading: round {number + 1}, a conntrack table, {way}")
+                figures = _read(ways[way])
+                if way == LISTER:
+                    del figures["megabytes"]  # it needs less than we do, which it begins with
                 yield {
-                    "measure": "listing", "way": output, "entries": run.plan.listing_entries,
-                    "round": number, **_read([*LISTER, "-o", output, str(path)]),
+                    "measure": "listing", "way": way, "entries": entries, "round": number,
+                    **figures,
                 }  # fmt: skip
+
+
+@contextlib.contextmanager
+def _written(path: Path, entries: int) -> Iterator[str]:
+    sh(sys.executable, "-m", "benchmarks.measures.listing", str(path), str(entries))
+    try:
+        yield str(path)
     finally:
         path.unlink()
+
+
+@contextlib.contextmanager
+def _live_table(entries: int) -> Iterator[list[str]]:
+    """Yield the words that run a command where the conntrack table has *entries*."""
+    namespace = f"{PREFIX}{os.getpid()}-table"
+    sh("ip", "netns", "add", namespace)
+    try:
+        sh("sysctl", "-qw", "net.netfilter.nf_conntrack_acct=1", where=namespace)
+        filler = [sys.executable, "-m", "benchmarks.measures.live_table", str(-(-entries // 3))]
+        sh(*filler, where=namespace)
+        yield ["ip", "netns", "exec", namespace]
+    finally:
+        sh("ip", "netns", "del", namespace)
 
 
 def _read(argv: list[str]) -> dict[str, float]:
