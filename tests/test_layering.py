@@ -30,8 +30,8 @@ HOMES = {
 #: What the core's files may import of the core, each at most those before it.
 ORDER = [
     "tuples", "checksum", "packet", "messages", "causes", "states", "stream", "parts", "bindings",
-    "refused", "introductions", "index", "talk", "calls", "events", "held", "clients", "book",
-    "beginnings", "snapshot", "numbers", "dialogue", "translator",
+    "refused", "introductions", "index", "talk", "call_bits", "calls", "events", "held",
+    "clients", "book", "beginnings", "snapshot", "numbers", "dialogue", "translator",
 ]  # fmt: skip
 
 #: What stands above those who only read or act: the daemon's parts, its faces, its settings.

@@ -201,12 +201,12 @@ class Book:
             call.up_since = now
         self.events.append(CallChanged(call, was))
         if state is CallState.GONE:
+            assert end is not None
             call.end = end
-            self._retire(call, now)
+            self._retire(call, end, now)
 
-    def _retire(self, call: Call, now: float) -> None:
-        assert call.end is not None
-        self.ends[call.end] += 1
+    def _retire(self, call: Call, end: End, now: float) -> None:
+        self.ends[end] += 1
         del self.calls[call.id]
         self.clients.ended(call.connection.own(call.requester))
         for party in Party:

@@ -12,11 +12,12 @@ several values share a life, and an index only when a connection has many calls.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final
 
+from pptp_nat.core import call_bits
 from pptp_nat.core.bindings import Pair
+from pptp_nat.core.call_bits import BITS, LASTING, MASK, ROLES, SEEN, Codes, Over
 from pptp_nat.core.index import Index
 from pptp_nat.core.introductions import Introduction, introduction, said_in
 from pptp_nat.core.refused import Refused
@@ -26,28 +27,16 @@ from pptp_nat.core.talk import Echo, Talk, identity, is_opaque, settled, spoke, 
 from pptp_nat.core.tuples import Address, Flow, Leg, Party, Placement, Seat, flow_key
 
 NOBODY: Final = -1  #: in place of a call ID that is not known yet
-# A call's numbers lie in one int, each one higher than it is, so that 0 is `NOBODY`:
-# own of the originator, own of the responder, seen of the one, seen of the other.  Above them
-# is what never changes: who asked, who is PNS, and the octets of the time when it began.
-_BITS: Final = 17
-_MASK: Final = (1 << _BITS) - 1
-_SEEN: Final = 2 * _BITS
-_ROLES: Final = 4 * _BITS
-_CREATED: Final = _ROLES + 2
-_LASTING: Final = -1 << _ROLES  #: a mask
-_TIME: Final = struct.Struct("<d")
-_OCTETS: Final = struct.Struct("<Q")
 _FEW: Final = 4  #: calls that are found by looking at each
 _NOTHING: Final = (None, None)
+_TRANSLATED: Final[tuple[bool, str | None]] = (False, None)
 _PARTIES: Final = tuple(Party)
 
 
 class Call:
     """One call.  `state` is written by `pptp_nat.core.dialogue` only, from the table."""
 
-    __slots__ = (
-        "_numbers", "connection", "id", "last_gre", "over", "packets", "state", "up_since",
-    )  # fmt: skip
+    __slots__ = ("_bits", "connection", "id", "last_gre", "packets", "state")
 
     def __init__(
         self, number: int, connection: Connection, requester: Party, pns: Party, now: float
@@ -55,28 +44,38 @@ class Call:
         self.id = number
         self.connection = connection
         self.state = CallState.IDLE
-        self.up_since: float | None = None
         self.last_gre: float | None = None  #: when its count was last seen to have grown
         self.packets = 0  #: of both legs, at that time
-        self.over: tuple[End | None, tuple[int, int, int, int] | None] = _NOTHING
-        (octets,) = _OCTETS.unpack(_TIME.pack(now))
-        self._numbers: int = octets << _CREATED | (requester | pns << 1) << _ROLES
+        self._bits = call_bits.begun(requester, pns, now)
 
     @property
     def requester(self) -> Party:
         """Who asked for the call."""
-        return _PARTIES[self._numbers >> _ROLES & 1]
+        return _PARTIES[self._bits >> ROLES & 1]
 
     @property
     def pns(self) -> Party:
         """Who is the PNS."""
-        return _PARTIES[self._numbers >> _ROLES + 1 & 1]
+        return _PARTIES[self._bits >> ROLES + 1 & 1]
 
     @property
     def created(self) -> float:
         """When its request came, monotonic seconds."""
-        at: float = _TIME.unpack(_OCTETS.pack(self._numbers >> _CREATED))[0]
-        return at
+        return call_bits.created(self._bits)
+
+    @property
+    def up_since(self) -> float | None:
+        """When its reply came, if it said yes."""
+        return call_bits.up_since(self._bits)
+
+    @up_since.setter
+    def up_since(self, at: float | None) -> None:
+        self._bits = call_bits.with_up_since(self._bits, at)
+
+    @property
+    def over(self) -> Over:
+        """Both `end` and `codes`."""
+        return call_bits.over(self._bits)
 
     @property
     def end(self) -> End | None:
@@ -85,53 +84,47 @@ class Call:
 
     @end.setter
     def end(self, end: End | None) -> None:
-        self.over = end, self.over[1]
+        self._bits = call_bits.with_end(self._bits, end)
 
     @property
-    def codes(self) -> tuple[int, int, int, int] | None:
+    def codes(self) -> Codes | None:
         """Type, result, error and cause of the message that refused or ended it."""
         return self.over[1]
 
     @codes.setter
-    def codes(self, codes: tuple[int, int, int, int] | None) -> None:
-        self.over = self.over[0], codes
+    def codes(self, codes: Codes | None) -> None:
+        self._bits = call_bits.with_codes(self._bits, codes)
 
     @property
     def own(self) -> tuple[int, int]:
         """The parties' own numbers, by party."""
-        numbers = self._numbers
-        return (numbers & _MASK) - 1, (numbers >> _BITS & _MASK) - 1
+        numbers = self._bits
+        return (numbers & MASK) - 1, (numbers >> BITS & MASK) - 1
 
     @property
     def seen(self) -> tuple[int, int]:
         """What the other party knows them as, by party."""
-        numbers = self._numbers >> _SEEN
-        return (numbers & _MASK) - 1, (numbers >> _BITS & _MASK) - 1
+        numbers = self._bits >> SEEN
+        return (numbers & MASK) - 1, (numbers >> BITS & MASK) - 1
 
     @property
     def lasting(self) -> tuple[int, int, int, int, int, int, float]:
         """Own, own, seen, seen, `requester`, `pns` and `created`: at the price of two of them."""
-        numbers = self._numbers
-        return (
-            (numbers & _MASK) - 1, (numbers >> _BITS & _MASK) - 1,
-            (numbers >> _SEEN & _MASK) - 1, (numbers >> _SEEN + _BITS & _MASK) - 1,
-            numbers >> _ROLES & 1, numbers >> _ROLES + 1 & 1,
-            _TIME.unpack(_OCTETS.pack(numbers >> _CREATED))[0],
-        )  # fmt: skip
+        return call_bits.lasting(self._bits)
 
     def own_of(self, party: Party) -> int:
         """Return *party*'s own number; half the price of `own`."""
-        return (self._numbers >> _BITS * party & _MASK) - 1
+        return (self._bits >> BITS * party & MASK) - 1
 
     def seen_of(self, party: Party) -> int:
         """Return what the other party knows *party*'s number as."""
-        return (self._numbers >> _SEEN + _BITS * party & _MASK) - 1
+        return (self._bits >> SEEN + BITS * party & MASK) - 1
 
     def give(self, party: Party, own: int, seen: int) -> None:
         """Note the number of *party* and what the other party knows it as."""
-        at = _BITS * party
-        others = self._numbers & (_LASTING | (_MASK << _SEEN | _MASK) << _BITS - at)
-        self._numbers = others | own + 1 << at | seen + 1 << _SEEN + at
+        at = BITS * party
+        others = self._bits & (LASTING | (MASK << SEEN | MASK) << BITS - at)
+        self._bits = others | own + 1 << at | seen + 1 << SEEN + at
 
     def leg(self, party: Party) -> Leg | None:
         """Return the leg that carries GRE towards *party*.
@@ -154,9 +147,7 @@ class Call:
 class Connection:
     """One control connection: its place, its two streams and its calls."""
 
-    __slots__ = (
-        "_kept", "_talk", "is_local", "key", "mark", "passive", "said", "seen_as", "state",
-    )  # fmt: skip
+    __slots__ = ("_kept", "_nature", "_talk", "key", "mark", "said", "seen_as", "state")
 
     def __init__(
         self, talk: Talk | bytes, key: bytes, seen_as: tuple[Address | None, Address | None],
@@ -166,8 +157,8 @@ class Connection:
         self.key = key
         self.seen_as = seen_as  #: by party, what it is seen as; None: as its own address
         self.mark = mark
-        self.is_local = is_local  #: one party is this router itself
-        self.passive = passive  #: why its octets pass untouched for good, if they do
+        # Hardly any is other than that, and two places would cost each a row of the allocator's.
+        self._nature = (is_local, passive) if is_local or passive else _TRANSLATED
         self.state = ControlState.OPENING
         #: its calls: nearly always one, then some, then so many that they are looked up
         self._kept: Call | tuple[Call, ...] | Index[Call] = ()
@@ -186,6 +177,16 @@ class Connection:
             Talk(number, now, now), flow_key(placement.flow), seen_as, placement.mark,
             is_local=is_local, passive="kernel_helper" if placement.helper else None,
         )  # fmt: skip
+
+    @property
+    def is_local(self) -> bool:
+        """Whether one party is this router itself."""
+        return self._nature[0]
+
+    @property
+    def passive(self) -> str | None:
+        """Why its octets pass untouched for good, if they do."""
+        return self._nature[1]
 
     @property
     def talk(self) -> Talk:
@@ -388,14 +389,14 @@ class Connection:
         A call that is gone is found only where no other has the number.
         """
         kept = self._kept
-        at, wanted = _BITS * party + (_SEEN if seen else 0), number + 1
+        at, wanted = BITS * party + (SEEN if seen else 0), number + 1
         if isinstance(kept, Call):  # nearly always
-            return kept if kept._numbers >> at & _MASK == wanted else None  # noqa: SLF001
+            return kept if kept._bits >> at & MASK == wanted else None  # noqa: SLF001
         if isinstance(kept, Index):
             return kept.find(party, number, seen=seen)
         late = None
         for call in reversed(_few(kept)):
-            if call._numbers >> at & _MASK == wanted:  # noqa: SLF001 - its keeper
+            if call._bits >> at & MASK == wanted:  # noqa: SLF001 - its keeper
                 if call.state is not CallState.GONE:
                     return call
                 late = late or call

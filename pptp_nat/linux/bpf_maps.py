@@ -171,7 +171,7 @@ class Counts:
             slot = self._free.pop()
         elif self._top < self._slots:
             if self._top >= self._mapped:
-                self._map(self._mapped + max(_MORE, self._mapped // 8))
+                self._map(self._mapped + max(_MORE, self._mapped // 32))
             slot, self._top = self._top, self._top + 1
         else:
             return 0

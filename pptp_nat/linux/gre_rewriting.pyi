@@ -10,7 +10,7 @@ def rewrite(
     first: int,
     count: int,
     notes: dict[bytes, int],
-    rows: bytearray,
+    rows: mmap,
     seconds: dict[bytes, Row],
     must_drop: Callable[[int], bool],
     between: bytes,

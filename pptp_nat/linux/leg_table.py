@@ -13,6 +13,7 @@ read from eight places in it where it now reads from three.
 from __future__ import annotations
 
 import functools
+import mmap
 import struct
 from collections.abc import Iterator
 from sys import byteorder
@@ -113,8 +114,11 @@ class LegTable:
 
     def __init__(self) -> None:
         self.notes: Notes = {}
-        self.rows = bytearray(ROW.size)
+        # Pages of its own: they are there when they are touched, and move without being copied.
+        # What the allocator has for an array that grows leaves holes of its size behind.
+        self.rows = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._free: list[int] = []
+        self._end = ROW.size  # of the rows that have been in use
 
     def __contains__(self, name: bytes) -> bool:
         return self.notes.get(name, 0) & PLACE != 0
@@ -140,9 +144,10 @@ class LegTable:
         ROW.pack_into(self.rows, place, *row)
 
     def _grow(self) -> None:
-        begin = len(self.rows)
-        self.rows += bytes(_MORE * ROW.size)  # which reserves, but does not touch, an eighth more
-        self._free += range(len(self.rows) - ROW.size, begin - 1, -ROW.size)
+        begin, self._end = self._end, self._end + _MORE * ROW.size
+        if self._end > len(self.rows):
+            self.rows.resize(2 * len(self.rows))
+        self._free += range(self._end - ROW.size, begin - 1, -ROW.size)
 
     def pop(self, name: bytes) -> Row:
         """Stop carrying *name*; return what it was."""

@@ -86,7 +86,7 @@ def positions(known: Positions) -> bytes:
 
 def call_now(book: Book, known: Call, gone_until: float) -> bytes:
     """Return the record of *known* as it is now: `call`, for every packet of a set-up."""
-    state, codes = known.state, known.codes
+    state, (end, codes) = known.state, known.over
     if state is CallState.UP:
         due = form.NEVER
     elif state is CallState.GONE:
@@ -94,7 +94,6 @@ def call_now(book: Book, known: Call, gone_until: float) -> bytes:
     else:
         due = _time(book.due(known))
     own, others_own, seen, others_seen, requester, pns, created = known.lasting
-    end = known.end
     return record(form.CALL, form.CALL_BODY.pack(
         known.id, known.connection.id, requester, pns, form.PLACE_OF_STATE[state],
         own, others_own, seen, others_seen, created, _time(known.up_since),

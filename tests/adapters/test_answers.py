@@ -141,7 +141,7 @@ def test_packed_calls_are_the_same_calls(motley, monkeypatch, many) -> None:
 def test_packed_connections_are_the_same_connections(motley) -> None:
     """Each form is written twice: the plain one is what the packed one must say."""
     nat = motley.nat
-    nat.translator.book.connections[next(iter(nat.translator.book.connections))].passive = "ipv6"
+    next(iter(nat.translator.book.connections.values()))._nature = (False, "ipv6")
     plain, _ = motley.ask("connections")
     (head, *lines), turns = motley.ask("connections", packed=True)
     rows = [values for line in lines for values in json.loads(line)["rows"]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,7 +12,7 @@ from pptp_nat.core.bindings import Bindings
 from pptp_nat.core.book import Book, Settings
 from pptp_nat.core.calls import NOBODY, Call, Connection
 from pptp_nat.core.index import Index
-from pptp_nat.core.states import CallState
+from pptp_nat.core.states import CallState, End
 from pptp_nat.core.tuples import Flow, Leg, Party, Placement, Seat, flow_key
 
 from .effort import effort
@@ -137,3 +139,56 @@ def test_what_thousands_have_in_common_is_kept_once_and_not_for_ever() -> None:
     for number in range(1000):
         book.one_for_all((str(number),))
     assert len(book._shared) <= 256
+
+
+times = st.one_of(st.floats(-1e9, 1e9), st.floats())
+codes = st.tuples(*(st.integers(0, most) for most in (0x7FFF, 0xFF, 0xFF, 0xFFFF)))
+numbers = st.integers(0, 0xFFFF)
+
+
+@given(
+    st.sampled_from(Party), st.sampled_from(Party), times, st.none() | times,
+    st.sampled_from([None, *End]), st.none() | codes, st.tuples(numbers, numbers, numbers, numbers),
+    st.permutations(range(5)),
+)  # fmt: skip
+def test_what_a_call_knows_comes_back_whatever_was_told_first(
+    requester, pns, created, up_since, end, codes, four, order
+) -> None:
+    """All of it lies in one int; a time is told to the microsecond, and stays what it is told."""
+    call = Call(7, connection(), requester, pns, created)
+    own, others_own, seen, others_seen = four
+    tell = [
+        lambda: call.give(Party.ORIGINATOR, own, seen),
+        lambda: call.give(Party.RESPONDER, others_own, others_seen),
+        lambda: setattr(call, "up_since", up_since),
+        lambda: setattr(call, "end", end),
+        lambda: setattr(call, "codes", codes),
+    ]
+    for at in order:
+        tell[at]()
+    call.give(Party.RESPONDER, others_own, others_seen)
+    call.up_since = call.up_since
+
+    assert (own, others_own, seen, others_seen, requester, pns, call.created) == call.lasting
+    assert ((own, others_own), (seen, others_seen)) == (call.own, call.seen)
+    assert (requester, pns, end, codes) == (call.requester, call.pns, call.end, call.codes)
+    assert call.over == (end, codes)
+    for said, kept in ((created, call.created), (up_since, call.up_since)):
+        if said is None or abs(said) > 1e9 or said != said:  # noqa: PLR0124  NaN
+            assert (kept is None) == (said is None)
+            continue
+        assert 0 <= said - kept < 1e-6
+        again = Call(8, call.connection, requester, pns, kept)
+        assert again.created == kept
+
+
+def test_a_call_that_goes_on_takes_no_more_than_two_objects() -> None:
+    """Of a hundred thousand calls each object besides takes 32 octets at least."""
+    call = Call(1 << 20, connection(), Party.ORIGINATOR, Party.ORIGINATOR, 86400.0 * 1000)
+    for party in Party:
+        call.give(party, 0xFFFF, 0xFFFF)
+    call.up_since = 86400.0 * 1000 + 0.125
+
+    assert sys.getsizeof(call._bits) <= 48
+    assert sys.getsizeof(call) <= 80
+    assert (call.last_gre, call.packets) == (None, 0)
