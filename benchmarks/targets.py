@@ -355,9 +355,11 @@ def _reading(samples: Samples, _: Sequence[str]) -> Iterator[Target]:
             if way == LISTER:
                 continue
             chosen = samples.pick(measure="listing", entries=entries, way=way)
-            subject = f"{entries:,} conntrack entries, pptp-nat conntrack -o {way}"
+            output, _, live = way.partition(", ")
+            what = "live conntrack entries" if live else "entries of conntrack -L"
+            subject = f"{entries:,} {what}, pptp-nat conntrack -o {output}"
             note = f"CPU {Spread.of([s['cpu_seconds'] for s in chosen]).median:.2f} s"
-            if listed and way.endswith("live"):
+            if listed and live:
                 note += f", conntrack -L {Spread.of(list(listed.values())).median:.2f} s"
             seconds = [s["seconds"] for s in chosen]
             yield _judge(subject, BELOW, LISTING_S, seconds, " s", note=note)
