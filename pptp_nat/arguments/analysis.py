@@ -8,6 +8,7 @@ from pptp_nat.arguments.options import (
     add_command,
     bit,
     config_option,
+    host,
     interval,
     mebioctets,
     output_option,
@@ -128,6 +129,7 @@ def doctor(commands: Any) -> None:  # noqa: ANN401
     output_option(parser, "text", "json")
     parser.add_argument(
         "--server",
+        type=host,
         metavar="ADDR",
         help="dial this server from here, without an account, and say at which step it fails",
     )

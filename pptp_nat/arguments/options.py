@@ -13,6 +13,8 @@ from pptp_nat.tables.table import LARGEST_CALL_ID
 
 DATAPATHS: Final = ("auto", "conntrack", "bpf", "queue")
 SHORTEST_WATCH: Final = 0.1  #: seconds
+LONGEST_NAME: Final = 253  #: characters (RFC 1035, section 2.3.4)
+MOST_WORKERS: Final = 64  #: as `pptp_nat.config` has it
 MOST_CLIENTS: Final = 50  #: of the demo: one network namespace each
 
 
@@ -73,6 +75,26 @@ def address(text: str) -> str:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not an IPv4 address such as 192.168.1.20"
         ) from None
+
+
+def host(text: str) -> str:
+    """Return a host's name, or an IPv4 address in four numbers.
+
+    1.2.3 is neither, though inet_aton(3) takes it, and any resolver with it, for 1.2.0.3.
+    """
+    last = text.rstrip(".").rpartition(".")[2].lower()
+    if last.isdigit() or last.startswith("0x"):  # as no name ends (RFC 3696, section 2)
+        return address(text)
+    if not last or len(text) > LONGEST_NAME or any(c.isspace() or c in ":/@" for c in text):
+        raise argparse.ArgumentTypeError(
+            f"{text[:64]!r} is neither an IPv4 address nor a name such as vpn.example.org"
+        )
+    return text
+
+
+def workers(text: str) -> int:
+    """Return how many processes share the control connections."""
+    return _number(text, 1, MOST_WORKERS, f"a number of workers from 1 to {MOST_WORKERS}")
 
 
 def _number(text: str, low: int, high: int, what: str) -> int:

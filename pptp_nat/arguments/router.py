@@ -9,6 +9,7 @@ from pptp_nat.arguments.options import (
     clients,
     config_option,
     datapath_option,
+    workers,
 )  # fmt: skip
 from pptp_nat.completion import SHELLS
 
@@ -34,7 +35,10 @@ def run(commands: Any) -> None:  # noqa: ANN401
         "leave: install them and leave them, so that messages wait for the next start",
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes that share the control connections (1)"
+        "--workers",
+        type=workers,
+        metavar="N",
+        help="processes that share the control connections (1)",
     )
     parser.add_argument(
         "--takeover",

@@ -702,3 +702,28 @@ def test_options_that_do_not_go_together_are_wrong_use(words, capsys) -> None:
     """Exit code 2, as for every other one; 1 would say that the router is in a bad way."""
     assert cli.MISUSED == cli.main(words)
     assert 1 == len(capsys.readouterr().err.splitlines())
+
+
+@pytest.mark.parametrize(
+    "given", ["1.2.3", "127.1", "0x7f.1", "16909060", "01.2.3.4", "1.2.3.4:1723", "a b", "::1", "."]
+)
+def test_a_server_is_a_name_or_an_address_in_four_numbers(given: str, capsys) -> None:
+    """Resolvers take 1.2.3 for 1.2.0.3, and the doctor would have dialled that."""
+    assert cli.MISUSED == cli.main(["doctor", "--server", given])
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"argument --server: {given!r} is " in line
+
+
+@pytest.mark.parametrize("given", ["vpn.example.org", "10.0.0.1", "router", "büro.example", "3com"])
+def test_names_and_addresses_of_servers_are_taken_as_they_are(given: str) -> None:
+    assert given == cli.parser().parse_args(["doctor", "--server", given]).server
+
+
+@pytest.mark.parametrize("given", ["x", "0", "65", "1.5", ""])
+def test_a_number_of_workers_is_told_in_words(given: str, capsys) -> None:
+    """And not as what a function of Python's thinks of it."""
+    assert cli.MISUSED == cli.main(["run", "--workers", given])
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"argument --workers: {given!r} is not a number of workers from 1 to 64" in line
