@@ -12,8 +12,8 @@ from benchmarks.shell import sh
 
 #: deletes every entry, and waits until there are as many as it is told
 EMPTY_AND_WAIT: Final = (
-    "conntrack -F && while read n </proc/sys/net/netfilter/nf_conntrack_count"
-    ' && [ "$n" -lt "$1" ]; do sleep 0.01; done'
+    "conntrack -F && while"
+    ' [ "$(cat /proc/sys/net/netfilter/nf_conntrack_count)" -lt "$1" ]; do sleep 0.01; done'
 )
 
 

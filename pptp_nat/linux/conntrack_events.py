@@ -42,6 +42,7 @@ class Change(enum.Enum):
 
 # Multicast groups as bits for bind() (linux/netfilter/nfnetlink_compat.h).
 GROUPS: Final = {Change.NEW: 1, Change.UPDATE: 2, Change.DESTROY: 4}
+_AT_ONCE: Final = 128  #: events: about a millisecond, in which entries of ours may be missing
 
 
 class CtEvent(NamedTuple):
@@ -112,7 +113,7 @@ class Events:
         Raises:
             AdapterError: the kernel's octets make no sense.
         """
-        received, overrun = self._netlink.drain()
+        received, overrun = self._netlink.drain(_AT_ONCE)
         events = [CtEvent(Change.OVERRUN)] if overrun else []
         for message in received:
             change = change_of(message)

@@ -358,11 +358,11 @@ class Netlink:
                 made = slow(bodies)
             yield made
 
-    def drain(self) -> tuple[list[Received], bool]:
-        """Return what is waiting, and whether the kernel had to drop some of it."""
+    def drain(self, most: int = MOST_PER_DRAIN) -> tuple[list[Received], bool]:
+        """Return what is waiting, *most* datagrams, and whether the kernel had to drop some."""
         received: list[Received] = []
         overrun = False
-        for _ in range(MOST_PER_DRAIN):
+        for _ in range(most):
             try:
                 datagram = self._socket.recv(RECEIVE_OCTETS)
             except BlockingIOError:
