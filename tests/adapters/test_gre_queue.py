@@ -155,6 +155,8 @@ class World:
             17, judge, self.faults.append,
             length=1, buffer=1, repeat_mark=MARK, inherited=ours.detach(),
         )  # fmt: skip
+        asked = self.kernel.recv(1 << 10)  # for its length, whatever its predecessor had
+        assert struct.unpack_from("=H", asked, 4) == (0x302,)  # NFQNL_MSG_CONFIG
 
     def put(self, messages: list[bytes]) -> list[Verdict]:
         """Have the messages judged, a few at a time; return the verdicts in their order."""
