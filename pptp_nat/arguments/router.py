@@ -67,7 +67,8 @@ def rules(commands: Any) -> None:  # noqa: ANN401
     )
     parser.add_argument("action", choices=("show", "check", "apply", "remove"))
     parser.add_argument(
-        "--backend", choices=("auto", "iptables", "nftables"), help="whose rules (auto: probe)"
+        "--backend", choices=("auto", "iptables", "nftables"),
+        help="whose rules (auto: probe; left out: as configured, and remove: of both)",
     )
     datapath_option(parser, "rules for this data path (auto: the running daemon's, else conntrack)")
     config_option(parser)

@@ -63,10 +63,13 @@ def top(options: Namespace) -> int:
 
 
 def look(path: Path) -> Seen:
-    """Ask the daemon for its state and its calls.  Raises `UsageError`."""
+    """Ask the daemon for its state and its calls, also where a worker does not answer.
+
+    Raises `UsageError`.
+    """
     try:
         status = table.status_row(api.ask(path, {"do": "status"}))
-        rows, counted = packed.ask(path, {"fresh": True})
+        rows, (counted, missing) = packed.told(path, {"fresh": True})
         calls = [packed.unpack(row) for row in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
@@ -74,7 +77,7 @@ def look(path: Path) -> Seen:
             "use the pptp-nat of the daemon's own version"
         ) from error
     wall = time.time()
-    return Seen(time.monotonic() - (wall - counted), wall, status, calls)
+    return Seen(time.monotonic() - (wall - counted), wall, status, calls, missing)
 
 
 @contextlib.contextmanager
@@ -125,6 +128,8 @@ class _Asker:
             except UsageError as error:
                 got = str(error)
             took = time.monotonic() - began
+            if isinstance(got, Seen) and got.missing:
+                took = 0.0  # nearly all of it was waiting for who does not answer
             with self._lock:
                 self._came.append(got)
 

@@ -16,7 +16,6 @@ from socket import inet_aton
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pptp_nat import api
-from pptp_nat.errors import UsageError
 from pptp_nat.tables.rendering import or_null
 from pptp_nat.tables.table import (
     CallRow,
@@ -55,21 +54,13 @@ class Told(NamedTuple):
     missing: str  #: why some calls are not in it; "" where all are
 
 
-def ask(path: Path, arguments: Mapping[str, object]) -> tuple[list[Values], float]:
-    """Ask the daemon at *path* for calls; return them, and when they were counted, Unix seconds.
+def told(path: Path, arguments: Mapping[str, object]) -> tuple[list[Values], Told]:
+    """Ask the daemon at *path* for calls; return those that it has, and what it says of them.
 
     Raises:
-        UsageError: nobody answers there, the answer is no, or some are missing; says why.
-        KeyError, ValueError: the answer is laid out otherwise.
+        UsageError: nobody answers there, or the answer is no; says why.
+        KeyError, TypeError, ValueError: the answer is laid out otherwise.
     """
-    rows, (counted, missing) = told(path, arguments)
-    if missing:
-        raise UsageError(missing)
-    return rows, counted
-
-
-def told(path: Path, arguments: Mapping[str, object]) -> tuple[list[Values], Told]:
-    """Ask as `ask` does, and take what there is where some are missing."""
     rows: list[Values] = []
     return rows, each_piece(path, {"do": "list", **arguments}, COLUMNS, rows.extend)
 

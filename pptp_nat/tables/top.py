@@ -50,6 +50,7 @@ class Seen(NamedTuple):
     wall: float  #: when it answered, Unix seconds
     status: StatusRow
     calls: Sequence[CallRow]
+    missing: str = ""  #: whose calls are not among these, and why
 
 
 _UNKNOWN: Final = Rate(None, None)
@@ -181,7 +182,7 @@ class Top:
 
     interval: float  #: seconds between two looks
     seen: Seen | None = None
-    trouble: str | None = None  #: why there is nothing newer
+    trouble: str | None = None  #: why there is nothing newer, or not all of it
     sort: int = _BOTH  #: in `COLUMNS`
     descending: bool = True
     filter: str = ""
@@ -193,7 +194,7 @@ class Top:
 
     def look(self, seen: Seen) -> None:
         """Take in what the daemon shows now."""
-        self.trouble = None
+        self.trouble = seen.missing or None
         if self.paused:
             return
         before = self.seen

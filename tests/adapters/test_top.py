@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pptp_nat import cli
+from pptp_nat.errors import UsageError
 from pptp_nat.tables import table
 from pptp_nat.tables.table import ApiRow, Count, QueueRow, Side, StatusRow
 from pptp_nat.tables.top import COLUMNS, Rate, Seen, Style, Top, age, rated, short
@@ -195,6 +196,18 @@ def test_trouble_is_shown_and_the_last_numbers_stay() -> None:
     assert top.trouble is None
 
 
+def test_who_does_not_answer_is_said_above_what_the_others_have() -> None:
+    """One worker that hangs takes its own calls from the screen, and no other's."""
+    top = two_looks(100)
+    rows = [*calls(9000), *calls(100, 9000)[1:]]
+    top.look(seen(20.0, rows)._replace(missing="worker 1 does not answer"))
+
+    assert top.lines(100, 20)[2] == ("worker 1 does not answer", Style.ALERT)
+    assert len(body(top)) == len(rows)
+    top.look(seen(24.0, rows))
+    assert top.trouble is None
+
+
 def test_without_a_terminal_there_is_one_line(tmp_path, capsys, monkeypatch) -> None:
     """And the way to have numbers in a file."""
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
@@ -307,6 +320,33 @@ def test_it_outlives_the_daemon(terminal, daemon) -> None:
     daemon.start()
     terminal.until(lambda lines: not any("no daemon answers" in line for line in lines))
     terminal.until(busiest_first)
+
+
+def test_a_worker_that_hangs_leaves_the_others_on_the_screen(tmp_path) -> None:
+    """Their rates go on, and who comes back is there again."""
+    octets, hangs = [0, 0], [True]
+
+    def some():
+        octets[1] += 100_000
+        yield from packed_answer(calls(*octets))
+        if hangs[0]:
+            raise UsageError("worker 1 does not answer: its calls are not among these")
+
+    def answer(request):
+        return table.status_item(STATUS) if request.do == "status" else some()
+
+    with threaded_daemon(tmp_path / "s", answer) as daemon:
+        terminal = Terminal("top", "--socket", str(daemon.path), "--interval", "0.2")
+        try:
+            terminal.until("worker 1 does not answer")
+            terminal.until(busiest_first)
+            terminal.until(lambda lines: any(line.rstrip().endswith("k") for line in lines))
+            assert terminal.shows("worker 1 does not answer")
+            hangs[0] = False
+            terminal.until("sorted by ")
+            terminal.until(busiest_first)
+        finally:
+            terminal.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
