@@ -283,7 +283,8 @@ class Carrier:
     def _restore(self, ups: Sequence[LegUp], now: float) -> int:
         if not ups:
             return 0
-        orders = [LegOrder(up.leg, up.mark) for up in ups]
+        # Without the detour over Python: it may be all legs there are.
+        orders = [tuple.__new__(LegOrder, (leg, mark)) for _, _, leg, mark in ups]
         try:
             done = self.path.restore(orders)
         except AdapterError as error:

@@ -42,6 +42,7 @@ class Mending:
     def __init__(self, calls: Mapping[int, Call], carrier: Carrier) -> None:
         self._calls = calls
         self._carrier = carrier
+        self._owner = carrier.totals.owner
         self._gone: list[Leg] = []
 
     def __bool__(self) -> bool:
@@ -66,7 +67,7 @@ class Mending:
         """Return what is to be carried in the place of *was*: nearly always the same."""
         source, destination, key, _, new_destination, _ = was
         name = source + destination + key.to_bytes(2, "big")  # `name_of`, unremembered
-        owner = self._carrier.totals.owner(name)
+        owner = self._owner(name)
         call = None if owner is None else self._calls.get(owner)
         if call is None:
             return None
