@@ -190,5 +190,5 @@ def test_a_call_that_goes_on_takes_no_more_than_two_objects() -> None:
     call.up_since = 86400.0 * 1000 + 0.125
 
     assert sys.getsizeof(call._bits) <= 48
-    assert sys.getsizeof(call) <= 80
+    assert sys.getsizeof(call) <= 88  # 80, and where it is compiled what finds its methods
     assert (call.last_gre, call.packets) == (None, 0)
