@@ -147,7 +147,7 @@ class Queue:
         length: int,
         buffer: int,
         repeat_mark: int,
-        batch: int = 8,
+        batch: int = 16,
         inherited: int | None = None,
     ) -> None:
         self.number = number
