@@ -43,7 +43,7 @@ def extensions() -> list:
         return [gre] if wanted == "gre" else []
     from mypyc.build import mypycify  # noqa: PLC0415 - who does not compile need not have it
 
-    hot = mypycify(HOT, strip_asserts=True)
+    hot = mypycify(HOT)
     for each in hot:
         # Nobody replaces what is in it: its functions may be called directly, and become one.
         each.extra_compile_args += ["-fno-semantic-interposition", "-fvisibility=hidden"]

@@ -40,6 +40,7 @@ class Desk:
             17, self.judge.judge, self.router.faults.append, length=100, buffer=1 << 16,
             repeat_mark=MARK, batch=1, inherited=ours.detach(),
         )  # fmt: skip
+        self.kernel.recv(1 << 10)  # how many packets a queue that is taken over may hold
         self.queue.attend(self.router.effects.before, self.router.effects.after)
         self._named = 0
 
