@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pptp_nat.analysis.conntrack_entries import GRE, Host
 from pptp_nat.analysis.conntrack_tunnels import PlainTunnel
-from pptp_nat.analysis.model import Severity
+from pptp_nat.analysis.severity import Severity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -259,10 +259,18 @@ def _entry_json(entry: ListedEntry) -> str:
         state, left, unreplied, assured, offloaded,
         packets, octets, back_packets, back_octets, mark, helper, identity, started, line,
     ) = entry  # fmt: skip
-    original = _way_json(source, destination, source_key, key, packets, octets)
-    reply = _way_json(
-        back_source, back_destination, back_source_key, back_key, back_packets, back_octets
-    )
+    if key is None or packets is None or back_key is None or back_packets is None:
+        original = _way_json(entry.original, packets, octets)
+        reply = _way_json(entry.reply, back_packets, back_octets)
+    else:
+        original = (
+            f'{{"src": "{source}", "dst": "{destination}", "srckey": {source_key}, '
+            f'"dstkey": {key}, "packets": {packets}, "bytes": {octets}}}'
+        )
+        reply = (
+            f'{{"src": "{back_source}", "dst": "{back_destination}", "srckey": {back_source_key}, '
+            f'"dstkey": {back_key}, "packets": {back_packets}, "bytes": {back_octets}}}'
+        )
     more = _NEITHER
     if identity is not None or started is not None:
         more = f'"id": {json.dumps(identity)}, "started": {json.dumps(started)}'
@@ -277,23 +285,19 @@ def _entry_json(entry: ListedEntry) -> str:
     )
 
 
-def _way_json(
-    source: str, destination: str, source_key: int | None, key: int | None,
-    packets: int | None, octets: int | None,
-) -> str:  # fmt: skip
-    if source_key is None or key is None or packets is None:
-        keys = f'"srckey": {_or_null(source_key)}, "dstkey": {_or_null(key)}'
-        counts = f'"packets": {_or_null(packets)}, "bytes": {_or_null(octets)}'
-        return f'{{"src": "{source}", "dst": "{destination}", {keys}, {counts}}}'
-    return (
-        f'{{"src": "{source}", "dst": "{destination}", "srckey": {source_key}, "dstkey": {key}, '
-        f'"packets": {packets}, "bytes": {octets}}}'
-    )
+def _way_json(way: Way, packets: int | None, octets: int | None) -> str:
+    """Return a way that has no keys, or whose packets are not counted."""
+    keys = f'"srckey": {_or_null(way.source_key)}, "dstkey": {_or_null(way.destination_key)}'
+    counts = f'"packets": {_or_null(packets)}, "bytes": {_or_null(octets)}'
+    return f'{{"src": "{way.source}", "dst": "{way.destination}", {keys}, {counts}}}'
 
 
 def _tunnel_json(tunnel: Tunnel | PlainTunnel) -> str:
     originator, responder = _HOST % tunnel.originator, _HOST % tunnel.responder
-    calls = ", ".join([_call_json(call, originator, responder) for call in tunnel.calls])
+    plain = isinstance(tunnel, PlainTunnel)
+    calls = ", ".join(
+        [_call_json(call, originator, responder, plain=plain) for call in tunnel.calls]
+    )
     controls = ", ".join(map(_entry_json, tunnel.controls))
     return (
         f'{{"originator": {{{originator}}}, "responder": {{{responder}}}, '
@@ -301,12 +305,13 @@ def _tunnel_json(tunnel: Tunnel | PlainTunnel) -> str:
     )
 
 
-def _call_json(call: TableCall, originator: str, responder: str) -> str:
+def _call_json(call: TableCall, originator: str, responder: str, *, plain: bool) -> str:
     by, entries, forth, back = call
+    both_ways = "true" if plain else _BOOLEAN[call.both_ways]
     return (
         f'{{"originator": {{{originator}, {_leg_json(back)}}}, '
         f'"responder": {{{responder}, {_leg_json(forth)}}}, "by": "{by}", '
-        f'"both_ways": {_BOOLEAN[call.both_ways]}, '
+        f'"both_ways": {both_ways}, '
         f'"entries": [{", ".join(map(_entry_json, entries))}]}}'
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pptp_nat.analysis.conntrack_entries import is_ours
 from pptp_nat.analysis.conntrack_tunnels import EXPIRING, RENEWING, PlainTunnel
-from pptp_nat.analysis.model import Severity
+from pptp_nat.analysis.severity import Severity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from pptp_nat.analysis.gre_quality import GreQuality
-from pptp_nat.analysis.model import Analysis, Diagnosis, Severity
+from pptp_nat.analysis.model import Analysis, Diagnosis
 from pptp_nat.analysis.rule import (
     CallCase,
     CaseT,
@@ -28,6 +28,7 @@ from pptp_nat.analysis.rules_control import CONNECTION_RULES
 from pptp_nat.analysis.rules_gre import GRE_RULES
 from pptp_nat.analysis.rules_ppp import PPP_RULES
 from pptp_nat.analysis.rules_whole import WHOLE_RULES
+from pptp_nat.analysis.severity import Severity
 from pptp_nat.analysis.translations import translations
 from pptp_nat.core.messages import Role
 

@@ -20,10 +20,11 @@ from pptp_nat.analysis.html_plots import plots
 from pptp_nat.analysis.html_stack import stack
 from pptp_nat.analysis.html_style import STYLE
 from pptp_nat.analysis.html_topology import topology
-from pptp_nat.analysis.model import Analysis, Call, ControlConnection, Diagnosis, Severity
+from pptp_nat.analysis.model import Analysis, Call, ControlConnection, Diagnosis
 from pptp_nat.analysis.packets import Evidence
 from pptp_nat.analysis.ppp import Ppp
 from pptp_nat.analysis.rule import dotted, seconds
+from pptp_nat.analysis.severity import Severity
 from pptp_nat.core.messages import Role
 
 _CALLS: Final = 40  #: calls that get a card of their own, the troubled first

@@ -9,8 +9,9 @@ from typing import Final
 from pptp_nat.analysis.html_elements import Markup, label, line, picture, shortened, tag
 from pptp_nat.analysis.html_rungs import Reach, Row, rungs_of
 from pptp_nat.analysis.html_topology import views
-from pptp_nat.analysis.model import Analysis, Call, Severity
+from pptp_nat.analysis.model import Analysis, Call
 from pptp_nat.analysis.rule import dotted, seconds
+from pptp_nat.analysis.severity import Severity
 from pptp_nat.core.messages import Role
 
 _WIDTH: Final = 360

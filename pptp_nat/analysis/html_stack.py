@@ -20,9 +20,10 @@ from pptp_nat.analysis.html_elements import (
 )
 from pptp_nat.analysis.html_plots import amount
 from pptp_nat.analysis.html_topology import views
-from pptp_nat.analysis.model import Analysis, Call, Severity
+from pptp_nat.analysis.model import Analysis, Call
 from pptp_nat.analysis.ppp import Ppp
 from pptp_nat.analysis.rule import dotted
+from pptp_nat.analysis.severity import Severity
 from pptp_nat.core.messages import Role
 
 _WIDTH: Final = 360

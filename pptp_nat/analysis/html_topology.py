@@ -15,9 +15,10 @@ from pptp_nat.analysis.html_elements import (
     tag,
 )
 from pptp_nat.analysis.html_plots import amount
-from pptp_nat.analysis.model import Analysis, Call, ControlConnection, Severity
+from pptp_nat.analysis.model import Analysis, Call, ControlConnection
 from pptp_nat.analysis.ppp import Ppp, PppState
 from pptp_nat.analysis.rule import dotted
+from pptp_nat.analysis.severity import Severity
 from pptp_nat.core.messages import Role
 
 _WIDTH: Final = 360

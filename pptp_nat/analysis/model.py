@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
+from pptp_nat.analysis.severity import Severity
 from pptp_nat.core.messages import GENERAL_ERRORS, RESULTS, MessageType, Role
 from pptp_nat.core.states import CallState, ControlState
 from pptp_nat.core.tuples import Party
@@ -354,15 +355,6 @@ class IcmpReport:
         """What it says, as RFC 792 and RFC 1812 name it."""
         words = _ICMP.get((self.type, self.code), f"ICMP type {self.type} code {self.code}")
         return f"{words} (MTU {self.mtu})" if self.mtu else words
-
-
-class Severity(enum.Enum):
-    """How bad it is; the values are stable."""
-
-    OK = "ok"  #: works, and worth saying
-    NOTE = "note"  #: unusual, does no harm by itself
-    WARNING = "warning"  #: works badly or may fail
-    ERROR = "error"  #: does not work
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from pptp_nat.analysis.items import dotted
-from pptp_nat.analysis.model import Severity
 from pptp_nat.analysis.report_ladders import Ladders
+from pptp_nat.analysis.severity import Severity
 from pptp_nat.core.messages import Role
 from pptp_nat.core.states import CallState
 from pptp_nat.core.tuples import Party

@@ -20,12 +20,12 @@ from pptp_nat.analysis.model import (
     GreFlow,
     IcmpReport,
     LadderEntry,
-    Severity,
     Step,
     Translation,
 )
 from pptp_nat.analysis.packets import Evidence
 from pptp_nat.analysis.ppp import Ppp, PppState
+from pptp_nat.analysis.severity import Severity
 from pptp_nat.core.messages import MessageType, Role
 from pptp_nat.core.packet import GRE
 from pptp_nat.core.tuples import Address, Party

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from pptp_nat.analysis.model import Severity
 from pptp_nat.analysis.ppp import PppState
 from pptp_nat.analysis.rule import CallCase, Finding, Rule, dotted, evidence, seconds
+from pptp_nat.analysis.severity import Severity
 from pptp_nat.core.messages import Role
 from pptp_nat.core.tuples import Party
 

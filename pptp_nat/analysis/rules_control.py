@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from pptp_nat.analysis.model import IcmpReport, Severity
+from pptp_nat.analysis.model import IcmpReport
 from pptp_nat.analysis.packets import Evidence
 from pptp_nat.analysis.rule import ConnectionCase, Finding, Rule, evidence, seconds
+from pptp_nat.analysis.severity import Severity
 from pptp_nat.core.messages import MessageType
 from pptp_nat.core.packet import TCP
 from pptp_nat.core.tuples import Party

@@ -6,9 +6,10 @@ from itertools import pairwise
 from typing import Final
 
 from pptp_nat.analysis.gre_quality import GreQuality
-from pptp_nat.analysis.model import IcmpReport, Severity
+from pptp_nat.analysis.model import IcmpReport
 from pptp_nat.analysis.packets import Evidence
 from pptp_nat.analysis.rule import CallCase, Finding, Rule, evidence, seconds
+from pptp_nat.analysis.severity import Severity
 from pptp_nat.core.messages import Role
 
 _LEAST: Final = 5  #: packets that make a share worth a word

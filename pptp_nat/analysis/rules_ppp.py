@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from pptp_nat.analysis import ppp_wire as wire
-from pptp_nat.analysis.model import Severity
 from pptp_nat.analysis.ppp import Authentication, PppState
 from pptp_nat.analysis.ppp_auth import Kind
 from pptp_nat.analysis.ppp_words import MS_ERRORS
 from pptp_nat.analysis.rule import CallCase, Finding, Rule, dotted, evidence, packed, seconds
+from pptp_nat.analysis.severity import Severity
 from pptp_nat.core.messages import Role
 
 _PNS, _PAC = Role.PNS, Role.PAC

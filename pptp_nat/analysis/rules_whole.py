@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import Final
 
-from pptp_nat.analysis.model import Call, Severity
+from pptp_nat.analysis.model import Call
 from pptp_nat.analysis.rule import CallCase, Finding, Rule, Scene, dotted, evidence
+from pptp_nat.analysis.severity import Severity
 from pptp_nat.core.messages import Role
 
 _FEW: Final = 3

@@ -12,7 +12,7 @@ from pptp_nat.analysis.conntrack_report import table_json, table_text
 from pptp_nat.analysis.conntrack_rules import TableDiagnosis, table_diagnoses
 from pptp_nat.analysis.conntrack_text import Listing
 from pptp_nat.analysis.conntrack_tunnels import PORT, pptp_table
-from pptp_nat.analysis.model import Severity
+from pptp_nat.analysis.severity import Severity
 from pptp_nat.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pptp_nat.analysis.conntrack_entries import GRE, TCP, ListedEntry
 from pptp_nat.analysis.conntrack_report import entry_item, entry_line
 from pptp_nat.analysis.conntrack_rules import TableDiagnosis, table_diagnoses
 from pptp_nat.analysis.conntrack_tunnels import pptp_table
-from pptp_nat.analysis.model import Severity
+from pptp_nat.analysis.severity import Severity
 from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.conntrack_layout import (
     ASSURED,

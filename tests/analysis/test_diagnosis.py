@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from pptp_nat.analysis.analyze import analyze
 from pptp_nat.analysis.diagnosis import ALL_RULES, diagnose
-from pptp_nat.analysis.model import Analysis, Diagnosis, Severity
+from pptp_nat.analysis.model import Analysis, Diagnosis
+from pptp_nat.analysis.severity import Severity
 from pptp_nat.core.messages import Role
 from tests.analysis import troubles
 from tests.analysis.story import START, Story

@@ -8,7 +8,8 @@ import pytest
 
 from pptp_nat.analysis.analyze import analyze
 from pptp_nat.analysis.live import LiveSession
-from pptp_nat.analysis.model import Diagnosis, Severity
+from pptp_nat.analysis.model import Diagnosis
+from pptp_nat.analysis.severity import Severity
 from tests.analysis import troubles
 from tests.analysis.story import START, Story, still
 from tests.analysis.troubles import TROUBLES, Tell
