@@ -121,6 +121,51 @@ def test_nobody_knows_what_stands_above_him(path: Path) -> None:
     assert not known & forbidden
 
 
+def compiled() -> dict[str, set[str]]:
+    """Return the modules that `setup.py` compiles, each with its classes that have no base.
+
+    Others are what the compiler leaves to Python: exceptions, enumerations, tuples.
+    """
+    [hot] = [
+        node.value for node in ast.walk(ast.parse((PACKAGE.parent / "setup.py").read_text()))
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "HOT"
+    ]
+    words = [node.value for node in ast.walk(hot) if isinstance(node, ast.Constant)]
+    names = {str(word).removesuffix(".py").removeprefix("pptp_nat/") for word in words}
+    files = {path for path in FILES if place(path)[:-3] in names}
+    files |= {path for path in (PACKAGE / "linux").glob("*.py") if path.stem in names}
+    files |= set((PACKAGE / "core").glob("*.py"))
+    return {
+        f"pptp_nat.{place(path)[:-3].replace('/', '.')}": {
+            node.name for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ClassDef) and not node.bases
+        }
+        for path in files
+    }  # fmt: skip
+
+
+def test_no_plain_class_inherits_from_a_compiled_one() -> None:
+    """Python refuses it when the package is loaded: it would not start where it is compiled."""
+    hot = compiled()
+    assert "Netlink" in hot["pptp_nat.linux.netlink"]
+    wrong = []
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        if f"pptp_nat.{place(path)[:-3].replace('/', '.')}" in hot:
+            continue
+        natives = {
+            alias.asname or alias.name
+            for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+            for alias in node.names if alias.name in hot.get(node.module or "", ())
+        }
+        wrong += [
+            f"{place(path)}: {node.name}" for node in ast.walk(tree)
+            if isinstance(node, ast.ClassDef) and natives & {ast.unparse(b) for b in node.bases}
+        ]
+
+    assert [] == wrong
+
+
 @pytest.mark.parametrize("path", FILES, ids=place)
 def test_no_file_is_long(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= LONGEST
