@@ -42,12 +42,11 @@ class Mending:
     def __init__(self, calls: Mapping[int, Call], carrier: Carrier) -> None:
         self._calls = calls
         self._carrier = carrier
-        self._owner = carrier.totals.owner
         self._gone: list[Leg] = []
 
-    def __bool__(self) -> bool:
-        """Whether something is to be put back."""
-        return bool(self._gone)
+    def __len__(self) -> int:
+        """Return how many legs are to be looked at, and put back if they are wanted."""
+        return len(self._gone)
 
     def hear(self, ended: Sequence[Ended]) -> None:
         """Take note of what others have deleted; its counts are kept."""
@@ -67,7 +66,7 @@ class Mending:
         """Return what is to be carried in the place of *was*: nearly always the same."""
         source, destination, key, _, new_destination, _ = was
         name = source + destination + key.to_bytes(2, "big")  # `name_of`, unremembered
-        owner = self._owner(name)
+        owner = self._carrier.totals.owner(name)
         call = None if owner is None else self._calls.get(owner)
         if call is None:
             return None

@@ -35,6 +35,7 @@ _QUIET_SECONDS: Final = 0.5  #: without an entry put back, until it is told how 
 _AGAIN_SECONDS: Final = 1.0  #: after the kernel did not say whether an entry is there
 _LOOK_SECONDS: Final = 1.0  #: after a start, until what was trusted is compared
 _LOOKED_AT: Final = 256  #: connections in one step
+_BEHIND: Final = 256  #: entries that are to be put back, as long as which no more ends are read
 _CHECKED: Final = 8  #: of those without an entry, each of which is looked up
 _STEP_SECONDS: Final = 0.001  #: of one turn of the loop, so that packets wait no longer
 _LOST_SECONDS: Final = 90.0  #: the entry of a live connection is back by its next echo, 60 s
@@ -124,8 +125,12 @@ class Upkeep:
         return [] if self._ends is None else [self._ends]
 
     def on_ends(self, _mask: int) -> None:
-        """Read about a hundred ends of entries of ours, and have these put back."""
-        self.catch_up()
+        """Read about a hundred ends of entries of ours, and have these put back.
+
+        While as many wait to be put back, the kernel keeps the rest: it has it in less room.
+        """
+        if len(self._mending) < _BEHIND:
+            self.catch_up()
 
     def catch_up(self) -> bool:
         """Read the same, and put nothing back yet; return whether there was anything."""

@@ -136,6 +136,19 @@ def test_the_tenth_flush_costs_what_the_first_did(
     assert 0 == router.carrier.failures
 
 
+def test_no_more_ends_are_read_than_are_put_back(router: Router) -> None:
+    """However slowly that goes: the kernel keeps 200,000 of them in less room than Python."""
+    router.has(2 * CALLS)
+    router.lab.router.run("conntrack", "-F")
+    for _ in range(20):
+        router.upkeep.on_ends(0)
+
+    assert ready(router.ends.fileno()), "the rest waits"
+    assert len(router.upkeep._mending) < 3 * CALLS
+    router.mend()
+    assert router.wanted() == router.carried()
+
+
 def test_an_end_that_finds_no_room_is_told_later_with_its_counts(router: Router) -> None:
     """The kernel keeps it for us: a socket's buffer holds some ten thousand, a table more."""
     router.has(CALLS)
