@@ -21,6 +21,7 @@ from pptp_nat.core.calls import Connection
 from pptp_nat.core.messages import OPENING, OPENING_AT, is_boundary, may_open
 from pptp_nat.core.packet import ACK, SEQUENCE_MASK, Segment
 from pptp_nat.core.states import ControlState
+from pptp_nat.core.stream import Stream
 from pptp_nat.core.tuples import Party, reverse_key
 
 WINDOW: Final = 1 << 16  #: octets around the expected one in which FIN, RST, SYN are believed
@@ -108,6 +109,31 @@ class Beginnings:
             # The opener speaks first (RFC 2637 section 3.1), so what it has
             # acknowledged is the start of the responder's octets.
             responder.start(view.acknowledgement)
+
+    @staticmethod
+    def earlier(connection: Connection, stream: Stream, sequence: int, octets: bytes) -> bytes:
+        """Have *stream* begin with *octets* if it was met inside the message that these begin.
+
+        A later piece of the first message has come twice while the first one was lost, twice.
+        No number is in that message, so what has passed of it unread does no harm.  Return
+        *octets*, and what is known of what follows them.
+        """
+        floor, following = stream.floor, stream.next
+        if connection.state is not ControlState.OPENING or connection.calls or not _opens(octets):
+            return octets
+        if floor is None or following is None or stream.overlays or stream.cut is not None:
+            return octets
+        passed = (following - floor) & SEQUENCE_MASK
+        if stream.synced and len(stream.head) != passed:
+            return octets  # it has heard something
+        gap = (floor - sequence) & SEQUENCE_MASK
+        if gap + passed > octets[0] << 8 | octets[1]:
+            return octets  # some of it lies behind that message
+        known = stream.history
+        stream.meet(sequence, synced=True)
+        if gap <= len(octets) < gap + passed == gap + len(known) and known.startswith(octets[gap:]):
+            octets = octets[:gap] + known
+        return octets
 
     def _remember(self, among: dict[bytes, int], key: bytes, sequence: int) -> None:
         among.pop(key, None)

@@ -224,6 +224,8 @@ class Translator:
                     outcome.verdict = Verdict.DROP
                     return
                 stream.meet(view.sequence, synced=False)
+            elif stream.floor is not None:
+                octets = self._beginnings.earlier(connection, stream, view.sequence, octets)
             dialogue.attend(connection, sender, now)
             try:
                 progress, edits = stream.push(

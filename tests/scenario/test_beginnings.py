@@ -44,6 +44,38 @@ def test_a_message_that_overtakes_the_first_one_waits(nat: Ladder, cut: int) -> 
     assert 7 == call.own[0] != call.seen[0]
 
 
+@pytest.mark.parametrize("cut", [10, 70, 155])
+@pytest.mark.parametrize("first", [10, 40, 70, 156])
+def test_the_end_of_the_first_message_may_come_twice_before_its_beginning(
+    nat: Ladder, cut: int, first: int
+) -> None:
+    """The beginning is lost two times, and its end is not."""
+    tcp = nat.open(ALICE, PAC, syn=False)
+    tcp.sent[0].extend(HELLO)
+    tcp.again(ALICE, cut)
+    assert HELLO[cut:] == tcp.again(ALICE, cut)
+
+    assert HELLO[:first] == tcp.again(ALICE, 0, first)
+    if first < cut:
+        assert HELLO[first:cut] == tcp.again(ALICE, first, cut)
+    tcp.say(PAC, M.START_CONTROL_CONNECTION_REPLY, result=1)  # and acknowledges all of it
+    assert ControlState.OPEN is tcp.state
+    dialled = nat.call(ALICE, call_id=7, over=tcp).to(PAC, answers=100)
+    assert nat.gre(PAC, key=dialled.heard).reaches(ALICE, key=7)
+
+
+def test_what_has_passed_unread_behind_the_first_message_is_never_read(nat: Ladder) -> None:
+    """Or a client's request would be at the server with a number that is another's."""
+    tcp = nat.open(ALICE, PAC, syn=False)
+    tcp.sent[0].extend(HELLO + REQUEST)
+    behind = len(HELLO) + 11
+    tcp.again(ALICE, behind)
+    assert REQUEST[11:] == tcp.again(ALICE, behind)
+
+    for end in (156, behind, behind + 20):
+        assert b"" == tcp.again(ALICE, 0, end)
+
+
 def test_nothing_from_before_a_beginning_passes(nat: Ladder) -> None:
     """A client that begins behind a request, and sends that when nobody seems to look."""
     tcp = nat.open(ALICE, PAC, syn=False)
