@@ -94,7 +94,7 @@ def test_every_other_command_is_whole_without_tools_and_laboratory(
         if part.startswith("pptp_nat.")  # python3-netfilterqueue is a package of its own
     }
 
-    assert {"analyze", "conntrack", "demo", "monitor"} == set(missing)
+    assert {"analyze", "conntrack", "conntrack_live", "demo", "monitor"} == set(missing)
     assert set(missing.values()) <= set(APART)
 
 
