@@ -27,6 +27,7 @@ import contextlib
 import functools
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from pptp_nat.core.parts import WHOLE, Part
@@ -44,7 +45,14 @@ from pptp_nat.linux.conntrack_wire import (
     read_entry,
 )
 from pptp_nat.linux.datapath import Tally
-from pptp_nat.linux.netlink import HEADER, RECEIVE_OCTETS, SOL_NETLINK, Netlink, walk
+from pptp_nat.linux.netlink import (
+    HEADER,
+    RECEIVE_OCTETS,
+    SOL_NETLINK,
+    Instruction,
+    Netlink,
+    walk,
+)  # fmt: skip
 
 # Specification: linux/netlink.h, asm-generic/socket.h.
 NETLINK_BROADCAST_ERROR: Final = 4  # who makes an event learns that it found no room
@@ -65,8 +73,8 @@ _COUNTS_SIZE: Final = struct.calcsize("!8sQ4sQ")
 class _Reliable(Netlink):
     """A socket that listens and is told later what it has no room for."""
 
-    def __init__(self, groups: int) -> None:
-        super().__init__(groups)
+    def __init__(self, groups: int, program: Sequence[Instruction]) -> None:
+        super().__init__(groups, program)
         self._room = memoryview(bytearray(_MANY + RECEIVE_OCTETS))
         for option in (NETLINK_BROADCAST_ERROR, NETLINK_NO_ENOBUFS):
             self._socket.setsockopt(SOL_NETLINK, option, 1)
@@ -116,12 +124,9 @@ class Ends:
         self._orders = orders
         self._part = part
         self._without_room = 0  # events, ever
-        self._netlink = _Reliable(GROUPS[Change.DESTROY])
-        try:
-            self._netlink.attach(end_filter(entry_mark, orders.portid, part))
-        except BaseException:
-            self._netlink.close()
-            raise
+        self._netlink = _Reliable(
+            GROUPS[Change.DESTROY], end_filter(entry_mark, orders.portid, part)
+        )
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when something has ended."""

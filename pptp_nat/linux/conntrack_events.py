@@ -90,14 +90,10 @@ class Events:
         self._entry_mark = entry_mark
         self._own = own
         self._part = part
-        self._netlink = Netlink(sum(group for change, group in GROUPS.items() if change in changes))
-        try:
-            self._netlink.attach(event_filter(
-                self._ports, part, but_ours=entry_mark if but_ours else 0
-            ))  # fmt: skip
-        except BaseException:
-            self._netlink.close()
-            raise
+        self._netlink = Netlink(
+            sum(group for change, group in GROUPS.items() if change in changes),
+            event_filter(self._ports, part, but_ours=entry_mark if but_ours else 0),
+        )
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when events are waiting."""

@@ -100,14 +100,9 @@ class Follower:
     def __init__(self, ports: Collection[int]) -> None:
         self._ports = frozenset(ports)
         try:
-            self._netlink = Netlink(sum(GROUPS.values()))
+            self._netlink = Netlink(sum(GROUPS.values()), event_filter(self._ports))
         except AdapterError as error:
             raise _failed("listening to conntrack", error.errno) from error
-        try:
-            self._netlink.attach(event_filter(self._ports))
-        except BaseException:
-            self._netlink.close()
-            raise
 
     def close(self) -> None:
         """Let go of the socket."""

@@ -161,11 +161,15 @@ def _nothing() -> NoReturn:
 class Netlink:
     """A NETLINK_NETFILTER socket: for requests, or with *groups* for listening.
 
+    Args:
+        groups: what to hear, a bit each.
+        program: of it the kernel drops what this returns 0 for, before it wakes us.
+
     Raises:
-        AdapterError: the kernel has no nfnetlink, or refuses the groups.
+        AdapterError: the kernel has no nfnetlink, or refuses the groups or the program.
     """
 
-    def __init__(self, groups: int = 0) -> None:
+    def __init__(self, groups: int = 0, program: Sequence[Instruction] = ()) -> None:
         try:
             self._socket = socket.socket(
                 socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
@@ -182,6 +186,12 @@ class Netlink:
         except OSError as error:
             self._socket.close()
             raise AdapterError("binding a netfilter netlink socket", error.errno or 0) from error
+        if program:
+            try:
+                attach(self._socket, program)
+            except AdapterError:
+                self._socket.close()
+                raise
 
     def _enlarge(self, octets: int) -> None:
         """Ask for a receive buffer, past net.core.rmem_max where we may."""
@@ -203,10 +213,6 @@ class Netlink:
     def close(self) -> None:
         """Let go of the socket; a second time does no harm."""
         self._socket.close()
-
-    def attach(self, program: Sequence[Instruction]) -> None:
-        """Have the kernel drop what *program* returns 0 for, before it wakes us."""
-        attach(self._socket, program)
 
     def request(self, messages: Sequence[Message]) -> list[int]:
         """Send all *messages* and return the errno of each, 0 for success."""
