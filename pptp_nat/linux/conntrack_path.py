@@ -15,8 +15,8 @@ from pptp_nat.linux.conntrack import Conntrack
 from pptp_nat.linux.conntrack_legs import Standing
 from pptp_nat.linux.conntrack_wire import CARRYING, Entry, Status
 from pptp_nat.linux.datapath import Carrying, Installed, LegOrder, Match, Tally, match_of_leg
-from pptp_nat.linux.earlier import Earlier, named
-from pptp_nat.linux.leg_table import Notes
+from pptp_nat.linux.earlier import Earlier
+from pptp_nat.linux.leg_table import Notes, name_once
 from pptp_nat.linux.shares import Left, Shares
 
 LONGEST_UNSEEN: Final = 86400.0  # seconds between two looks at what is left of lifetimes
@@ -54,9 +54,9 @@ class ConntrackPath:
         self._unremoved: dict[Match, Leg] = {}  # the kernel refused; nobody's any more
         self._earlier = Earlier()  # counts of entries that are made anew, or will be
         self._absent: set[bytes] = set()  # of these, whose entries were not there last time
-        #: reads some of the events that are waiting, for what others have deleted just now;
+        #: reads some of the ends that are waiting, of what others have deleted just now;
         #: whether there were any
-        self.catch_up: Callable[[], bool | None] = _nothing
+        self.catch_up: Callable[[], bool] = _never
         self._awaited: set[Match] = set()  # whose ends are missing from a count that is asked for
         #: whether several calls have the leg of a match; the one that is being installed counts
         self.has_several: Callable[[Match], bool] = _always
@@ -152,7 +152,7 @@ class ConntrackPath:
                 tallies[match] = _sum(self._earlier.get(match), last.get(match))
         for leg in ending:
             self._distrust(match_of_leg(leg))
-            self._earlier.forget(named(leg))
+            self._earlier.forget(name_once(leg))
             self._earlier_runs.pop(match_of_leg(leg), None)
         changed = [left for left in shared.values() if left.now != left.was]
         replacing = [left.now for left in changed if left.now.leg != left.was.leg]
@@ -315,7 +315,7 @@ class ConntrackPath:
                 elif left - half < least:
                     least = left - half
             if self._earlier:
-                present.update(named(each.leg) for each in piece)
+                present.update(name_once(each.leg) for each in piece)
             yield self._found(piece)
         absent = self._earlier.names() - present
         for name in absent & self._absent:  # nobody has put it back: it has no owner
@@ -343,7 +343,7 @@ class ConntrackPath:
 
     def _forget(self, match: Match) -> None:
         """Have *match* count from zero on: who had it before is gone."""
-        if self._earlier.forget(named(match)):
+        if self._earlier.forget(name_once(match)):
             self._distrust(match)
 
 
@@ -358,8 +358,8 @@ def _always(_match: Match) -> bool:
     return True
 
 
-def _nothing() -> None:
-    """Say that there is nothing."""
+def _never() -> bool:
+    return False
 
 
 def _flaw(leg: Leg, entry: Entry | None) -> str | None:

@@ -12,15 +12,10 @@ from typing import Final
 
 from pptp_nat.core.tuples import Leg
 from pptp_nat.linux.datapath import Match, Tally
-from pptp_nat.linux.leg_table import match_of
+from pptp_nat.linux.leg_table import match_of, name_once
 
 _OCTETS_AT: Final = 64
 _PACKETS: Final = (1 << _OCTETS_AT) - 1
-
-
-def named(leg: Leg | Match) -> bytes:
-    """Return the name of *leg*: `pptp_nat.linux.leg_table.name_of`, unremembered."""
-    return leg[0] + leg[1] + leg[2].to_bytes(2, "big")
 
 
 class Earlier:
@@ -35,11 +30,11 @@ class Earlier:
         return len(self._counts)
 
     def __contains__(self, match: Match) -> bool:
-        return named(match) in self._counts
+        return name_once(match) in self._counts
 
     def get(self, match: Match) -> Tally | None:
         """Return what *match* has counted, if anything is known of it."""
-        counted = self._counts.get(named(match))
+        counted = self._counts.get(name_once(match))
         if counted is None:
             return None
         return tuple.__new__(Tally, (counted & _PACKETS, counted >> _OCTETS_AT))
@@ -57,7 +52,7 @@ class Earlier:
 
     def add(self, leg: Leg | Match, tally: Tally) -> None:
         """Add what an entry of *leg* has counted."""
-        name, (packets, octets) = named(leg), tally
+        name, (packets, octets) = name_once(leg), tally
         self._counts[name] = self._counts.get(name, 0) + (octets << _OCTETS_AT | packets)
 
     def forget(self, name: bytes) -> bool:

@@ -80,6 +80,11 @@ def _name(source: Address, destination: Address, key: int) -> bytes:
     return source + destination + key.to_bytes(2, "big")
 
 
+def name_once(leg: Leg | Match) -> bytes:
+    """Return the same, of a leg that nobody else is about to ask for: it is not kept."""
+    return leg[0] + leg[1] + leg[2].to_bytes(2, "big")
+
+
 def match_of(name: bytes) -> Match:
     """Return what *name* names."""
     return Match(name[:4], name[4:8], int.from_bytes(name[8:], "big"))

@@ -27,6 +27,7 @@ from pptp_nat.errors import AdapterError
 from pptp_nat.linux.conntrack import Conntrack
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.datapath import LegOrder, Match, match_of_leg
+from pptp_nat.linux.leg_table import name_once
 from pptp_nat.router.carrier import Carrier
 from pptp_nat.router.mending import wanted
 
@@ -76,8 +77,7 @@ class Comparison:
             del names
             for piece in self._path.standing(time.monotonic()):
                 for order in piece:
-                    source, destination, key, *_ = order.leg
-                    name = source + destination + key.to_bytes(2, "big")  # `name_of`, unremembered
+                    name = name_once(order.leg)
                     owner = totals.owner(name)
                     if owner is None:
                         strange.append(order.leg)

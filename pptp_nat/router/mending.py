@@ -14,7 +14,7 @@ from pptp_nat.core.calls import Call
 from pptp_nat.core.events import LegUp
 from pptp_nat.core.tuples import Leg, Party
 from pptp_nat.linux.conntrack_ends import Ended
-from pptp_nat.linux.leg_table import name_of
+from pptp_nat.linux.leg_table import name_of, name_once
 from pptp_nat.router.carrier import Carrier
 
 _FIRST, _SECOND = Party
@@ -64,14 +64,13 @@ class Mending:
 
     def _wanted(self, was: Leg) -> LegUp | None:
         """Return what is to be carried in the place of *was*: nearly always the same."""
-        source, destination, key, _, new_destination, _ = was
-        name = source + destination + key.to_bytes(2, "big")  # `name_of`, unremembered
+        name = name_once(was)
         owner = self._carrier.totals.owner(name)
         call = None if owner is None else self._calls.get(owner)
         if call is None:
             return None
         connection = call.connection
-        party = _FIRST if connection.key[:4] == new_destination else _SECOND
+        party = _FIRST if connection.key[:4] == was.new_destination else _SECOND
         if call.leg(party) == was:
             return tuple.__new__(LegUp, (call, party, was, connection.mark))
         return wanted(name, self._calls, self._carrier)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pptp_nat.linux.datapath import Match, Tally
-from pptp_nat.linux.earlier import Earlier, named
-from pptp_nat.linux.leg_table import name_of
+from pptp_nat.linux.earlier import Earlier
+from pptp_nat.linux.leg_table import name_of, name_once
 
 HOSTS = st.sampled_from([bytes((192, 0, 2, 1)), bytes((192, 0, 2, 2)), bytes(4), b"\xff" * 4])
 MATCHES = st.builds(Match, HOSTS, HOSTS, st.sampled_from([0, 1, 256, 65535]))
@@ -21,7 +21,7 @@ def test_whatever_is_added_and_forgotten(steps: list[tuple[Match, Tally | None]]
     earlier, model = Earlier(), dict[Match, list[Tally]]()
     for match, tally in steps:
         if tally is None:
-            assert (match in model) == earlier.forget(named(match))
+            assert (match in model) == earlier.forget(name_once(match))
             model.pop(match, None)
         elif len(model.get(match, ())) < 2:
             earlier.add(match, tally)
