@@ -123,10 +123,11 @@ class Beginnings:
             return octets
         if floor is None or following is None or stream.overlays or stream.cut is not None:
             return octets
-        passed = (following - floor) & SEQUENCE_MASK
+        gap, passed = (floor - sequence) & SEQUENCE_MASK, (following - floor) & SEQUENCE_MASK
+        if not gap:
+            return octets  # nearly always: that is where it begins
         if stream.synced and len(stream.head) != passed:
             return octets  # it has heard something
-        gap = (floor - sequence) & SEQUENCE_MASK
         if gap + passed > octets[0] << 8 | octets[1]:
             return octets  # some of it lies behind that message
         known = stream.history

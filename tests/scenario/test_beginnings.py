@@ -64,6 +64,17 @@ def test_the_end_of_the_first_message_may_come_twice_before_its_beginning(
     assert nat.gre(PAC, key=dialled.heard).reaches(ALICE, key=7)
 
 
+def test_a_first_message_that_comes_again_is_what_it_was(nat: Ladder) -> None:
+    """First seen wins, whether all of it was seen or a part."""
+    tcp = nat.open(ALICE, PAC, syn=False)
+    tcp.sent[0].extend(HELLO)
+    other = HELLO[:60] + bytes(octet ^ 0xFF for octet in HELLO[60:80]) + HELLO[80:]
+
+    assert HELLO[:70] == tcp.again(ALICE, 0, 70)
+    assert HELLO[:70] + other[70:] == tcp.segment(ALICE, 0, other).payload
+    assert {"conflicting_overlap": 1} == nat.counts
+
+
 def test_what_has_passed_unread_behind_the_first_message_is_never_read(nat: Ladder) -> None:
     """Or a client's request would be at the server with a number that is another's."""
     tcp = nat.open(ALICE, PAC, syn=False)
