@@ -84,7 +84,6 @@ class Translator:
         self._locate = locate
         self._dialogue = Dialogue(self.book)
         self._beginnings = Beginnings(self.book)
-        self._half_open = self._beginnings.half_open
         self._holds = self._dialogue.holds
         self._next_sweep: float | None = None
         self._unswept: Iterator[Connection | Call] | None = None  # of the sweep under way
@@ -179,7 +178,7 @@ class Translator:
         flow = Flow(view.source, view.source_port, view.destination, view.destination_port)
         placement = self._locate(flow)
         if placement is None:  # untracked, so nobody translates its addresses either
-            opener = flow.reversed() if reverse_key(key) in self._half_open else flow
+            opener = flow.reversed() if reverse_key(key) in self._beginnings.half_open else flow
             placement = Placement(
                 opener, Seat(opener.source, opener.source),
                 Seat(opener.destination, opener.destination), 0,
@@ -331,14 +330,14 @@ class Translator:
 
     def snapshot(self) -> Snapshot:
         """Return all that is known, for `restore` in another process of this boot."""
-        return snapshot(self.book, self._half_open)
+        return snapshot(self.book, self._beginnings.half_open)
 
     def restore(self, taken: Snapshot, now: float, *, spent: bool = False) -> list[CallRecord]:
         """Go on where another translator was; this one has seen nothing yet.
 
         See `pptp_nat.core.snapshot.restore`.
         """
-        self._half_open.update(taken.half_open)
+        self._beginnings.half_open.update(taken.half_open)
         self._next_sweep = now + _SWEEP_SECONDS
         return restore(self.book, taken, spent=spent)
 

@@ -193,7 +193,9 @@ class Range:
         """Count what is kept."""
         book = self.translator.book
         assert len(book.connections) <= SETTINGS.connections
-        assert len(self.translator._half_open) <= SETTINGS.half_open
+        beginnings = self.translator._beginnings
+        assert len(beginnings.half_open) <= SETTINGS.half_open
+        assert len(beginnings._doubted) <= SETTINGS.half_open
         # Numbers are chosen before a message is whole, so each stream may be one ahead.
         assert len(book.calls) <= SETTINGS.calls + 2 * SETTINGS.connections
         assert len(self.translator._holds) == len(self.waiting)

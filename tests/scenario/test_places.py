@@ -324,7 +324,7 @@ def test_a_flood_of_syns_is_bounded(nat: Ladder) -> None:
         nat.open(BOB, PAC, source_port=port)
     dialled = nat.call(ALICE, call_id=1).to(PAC, answers=100)
 
-    assert len(nat.translator._half_open) == nat.translator.settings.half_open - 1
+    assert len(nat.translator._beginnings.half_open) == nat.translator.settings.half_open - 1
     assert len(nat.translator.book.connections) == 1
     assert CallState.UP is dialled.state
 
