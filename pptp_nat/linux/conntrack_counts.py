@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from pptp_nat.core.tuples import Leg
+from pptp_nat.linux.conntrack_alike import START, size_alike
 from pptp_nat.linux.conntrack_wire import (
     ARRIVING_HEADERS,
     COUNT_HEADERS,
@@ -30,7 +31,6 @@ _ARRIVING: Final = struct.Struct("!4x12s4s4s4s24sH")  # of an entry, up to its o
 _COUNTS: Final = struct.Struct("!8xQ4xQ")
 _COUNTS_SIZE: Final = _COUNTS.size
 _SHORTEST: Final = HEADER.size + _ARRIVING.size
-_START: Final = struct.Struct("=IH")  # length and kind of a message
 
 
 def read_count(body: bytes) -> tuple[Match, Tally] | None:
@@ -57,15 +57,11 @@ def read_counts(bodies: Iterable[bytes]) -> dict[Match, Tally]:
 
 def read_datagram(datagram: bytes) -> dict[Match, Tally] | None:
     """Read a datagram of GRE entries that are all laid out alike; None if it is none."""
-    if len(datagram) < _SHORTEST:
-        return None
-    size, kind = _START.unpack_from(datagram)
-    if kind != CT_NEW or size < _SHORTEST or size % 4 or len(datagram) % size:
-        return None
+    size = size_alike(datagram, CT_NEW, _SHORTEST)
     at = datagram.find(COUNT_HEADERS[0], _SHORTEST, size)
     if not 0 < at <= size - _COUNTS_SIZE:
         return None
-    expected = (datagram[: _START.size], FAMILY[:1], *ARRIVING_HEADERS, *COUNT_HEADERS)
+    expected = (datagram[:START], FAMILY[:1], *ARRIVING_HEADERS, *COUNT_HEADERS)
     make, found = tuple.__new__, {}
     for (
         head, family, start, source, between, destination, protocol, key,

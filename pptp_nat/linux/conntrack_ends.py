@@ -33,6 +33,7 @@ from typing import Final, NamedTuple
 from pptp_nat.core.parts import WHOLE, Part
 from pptp_nat.core.tuples import Leg
 from pptp_nat.errors import AdapterError
+from pptp_nat.linux.conntrack_alike import START, TUPLES, TUPLES_END, size_alike
 from pptp_nat.linux.conntrack_events import GROUPS, Change, end_filter, is_ours
 from pptp_nat.linux.conntrack_wire import (
     ARRIVING_HEADERS,
@@ -46,7 +47,6 @@ from pptp_nat.linux.conntrack_wire import (
 )
 from pptp_nat.linux.datapath import Tally
 from pptp_nat.linux.netlink import (
-    HEADER,
     RECEIVE_OCTETS,
     SOL_NETLINK,
     Instruction,
@@ -63,10 +63,6 @@ _MEMORY: Final = struct.Struct("=32xI")  # linux/sock_diag.h: SK_MEMINFO_DROPS i
 #: between hosts of TEST-NET-1 (RFC 5737), whose packets nobody has
 _NOBODYS: Final = Leg(*(bytes((192, 0, 2, 1)), bytes((192, 0, 2, 2)), 1726) * 2)
 _MANY: Final = 1 << 15  #: octets of events that are read at once: about 120
-_START: Final = struct.Struct("=IH")  # length and kind of a message
-#: the beginning of an event: its length and kind, family, both tuples
-_TUPLES: Final = "!6s10xs3x12s4s4s4s24sH2x12s4s4s4s16sH2x4s4x"
-_TUPLES_END: Final = struct.calcsize(_TUPLES)
 _COUNTS_SIZE: Final = struct.calcsize("!8sQ4sQ")
 
 
@@ -172,16 +168,12 @@ def _read_alike(octets: bytes) -> list[Ended] | None:
 
     They have passed the filter, so they are ours.
     """
-    if len(octets) < HEADER.size + _TUPLES_END:
-        return None
-    size, kind = _START.unpack_from(octets)
-    if kind != CT_DELETE or size < _TUPLES_END or size % 4 or len(octets) % size:
-        return None
-    at = octets.find(COUNT_HEADERS[0], _TUPLES_END, size)
+    size = size_alike(octets, CT_DELETE, TUPLES_END)
+    at = octets.find(COUNT_HEADERS[0], TUPLES_END, size)
     if not 0 < at <= size - _COUNTS_SIZE:
         return None
     expected = (
-        octets[: _START.size], FAMILY[:1], *ARRIVING_HEADERS, *LEAVING_HEADERS, *COUNT_HEADERS
+        octets[:START], FAMILY[:1], *ARRIVING_HEADERS, *LEAVING_HEADERS, *COUNT_HEADERS
     )  # fmt: skip
     make, found = tuple.__new__, []
     for (
@@ -203,4 +195,4 @@ def _read_alike(octets: bytes) -> list[Ended] | None:
 @functools.lru_cache(maxsize=8)
 def _layout(size: int, at: int) -> struct.Struct:
     """Return the layout of an event of *size* octets whose counters lie at *at*."""
-    return struct.Struct(f"{_TUPLES}{at - _TUPLES_END}x8sQ4sQ{size - at - _COUNTS_SIZE}x")
+    return struct.Struct(f"{TUPLES}{at - TUPLES_END}x8sQ4sQ{size - at - _COUNTS_SIZE}x")

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 from pptp_nat.core.parts import Part
 from pptp_nat.core.tuples import Leg
 from pptp_nat.errors import AdapterError
+from pptp_nat.linux.conntrack_alike import START, TUPLES, TUPLES_END, size_alike
 from pptp_nat.linux.conntrack_refusals import failed
 from pptp_nat.linux.conntrack_wire import (
     ARRIVING_HEADERS,
@@ -31,12 +32,8 @@ from pptp_nat.linux.conntrack_wire import (
     dump_message,
     read_entry,
 )
-from pptp_nat.linux.netlink import ATTRIBUTE, HEADER, Netlink
+from pptp_nat.linux.netlink import ATTRIBUTE, Netlink
 
-_START: Final = struct.Struct("=IH")  # length and kind of a message
-#: the beginning of an entry: its length and kind, family, both tuples
-_TUPLES: Final = "!6s10xs3x12s4s4s4s24sH2x12s4s4s4s16sH2x4s4x"
-_TUPLES_END: Final = struct.calcsize(_TUPLES)
 _VALUE: Final = 8  #: octets of an attribute that is a number
 _LIFETIME: Final = ATTRIBUTE.pack(_VALUE, CTA_TIMEOUT)
 _MARK: Final = ATTRIBUTE.pack(_VALUE, CTA_MARK)
@@ -76,16 +73,12 @@ def read_standing(bodies: Iterable[bytes]) -> list[Standing]:
 
 def read_alike(datagram: bytes) -> list[Standing] | None:
     """Read a datagram of GRE entries that are all laid out alike; None if it is none."""
-    if len(datagram) < HEADER.size + _TUPLES_END:
-        return None
-    size, kind = _START.unpack_from(datagram)
-    if kind != CT_NEW or size < _TUPLES_END or size % 4 or len(datagram) % size:
-        return None
+    size = size_alike(datagram, CT_NEW, TUPLES_END)
     places = _places(datagram, size)
     if places is None:
         return None
     expected = (
-        datagram[: _START.size], FAMILY[:1], *ARRIVING_HEADERS, *LEAVING_HEADERS, _LIFETIME, _MARK
+        datagram[:START], FAMILY[:1], *ARRIVING_HEADERS, *LEAVING_HEADERS, _LIFETIME, _MARK
     )  # fmt: skip
     mark_first = places[1] < places[0]
     make, found = tuple.__new__, []
@@ -111,7 +104,7 @@ def read_alike(datagram: bytes) -> list[Standing] | None:
 
 def _places(datagram: bytes, size: int) -> tuple[int, int] | None:
     """Return where the first entry, of *size* octets, has its lifetime and its mark."""
-    at, lifetime, mark = _TUPLES_END, 0, 0
+    at, lifetime, mark = TUPLES_END, 0, 0
     while at + _VALUE <= size:
         header = datagram[at : at + ATTRIBUTE.size]
         if header == _LIFETIME:
@@ -128,5 +121,5 @@ def _places(datagram: bytes, size: int) -> tuple[int, int] | None:
 @functools.lru_cache(maxsize=8)
 def _layout(size: int, first: int, second: int) -> struct.Struct:
     """Return the layout of an entry of *size* octets with numbers at *first* and *second*."""
-    gaps = first - _TUPLES_END, second - first - _VALUE, size - second - _VALUE
-    return struct.Struct("{}{}x4sI{}x4sI{}x".format(_TUPLES, *gaps))
+    gaps = first - TUPLES_END, second - first - _VALUE, size - second - _VALUE
+    return struct.Struct("{}{}x4sI{}x4sI{}x".format(TUPLES, *gaps))
