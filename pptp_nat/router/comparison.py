@@ -29,7 +29,7 @@ from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.linux.datapath import LegOrder, Match, match_of_leg
 from pptp_nat.linux.leg_table import name_once
 from pptp_nat.router.carrier import Carrier
-from pptp_nat.router.mending import wanted
+from pptp_nat.router.restoration import wanted
 
 _NOTED: Final = 4096  #: names that are noted in one step
 _AT_ONCE: Final = 64  #: legs that are put back or removed in one step
@@ -87,8 +87,8 @@ class Comparison:
                         other.append(name)
                 yield
             orphans = yield from self._remove(strange)
-            changed = yield from self._mend(other, self._carrier.install)
-            restored = yield from self._mend(missing, self._carrier.put_back)
+            changed = yield from self._restore(other, self._carrier.install)
+            restored = yield from self._restore(missing, self._carrier.put_back)
         return Compared(restored, orphans, changed)
 
     def _is_wanted(self, owner: int, order: LegOrder) -> bool:
@@ -115,7 +115,7 @@ class Comparison:
             yield
         return removed
 
-    def _mend(
+    def _restore(
         self, names: set[bytes] | list[bytes], install: Callable[[Sequence[LegUp], float], int]
     ) -> Generator[None, None, int]:
         """Have *names* carried as their calls want it, those that have one still."""

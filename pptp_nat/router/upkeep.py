@@ -25,7 +25,7 @@ from pptp_nat.linux.conntrack_events import Change
 from pptp_nat.linux.conntrack_path import ConntrackPath
 from pptp_nat.router import comparison
 from pptp_nat.router.carrier import Carrier
-from pptp_nat.router.mending import Mending
+from pptp_nat.router.restoration import Restoration
 
 _log: Final = logging.getLogger(__name__)
 _RENEW_SECONDS: Final = 60.0
@@ -66,7 +66,7 @@ class Upkeep:
         self.strays = 0  #: packets to this router of GRE of no call that conntrack followed
         self._ports: Collection[int] = ()  # of control connections
         self._ends: Ends | None = None
-        self._mending = Mending(translator.book.calls, carrier)
+        self._restoration = Restoration(translator.book.calls, carrier)
         self._put_back = self._put_back_before = 0  # entries, since it was told; by the last look
         self._work: deque[Iterator[None]] = deque()  # under way, one after the other
         self._lost: dict[bytes, tuple[Flow, float]] = {}  # connections without entry, until when
@@ -76,7 +76,7 @@ class Upkeep:
 
     def next_timer(self) -> float | None:
         """Return when `tick` has something to do, in monotonic seconds."""
-        return 0.0 if self._work or self._mending else min(self._due.values(), default=None)
+        return 0.0 if self._work or self._restoration else min(self._due.values(), default=None)
 
     def tick(self, now: float) -> None:
         """Do the chores that are due."""
@@ -86,9 +86,9 @@ class Upkeep:
         self._proceed()
 
     def _proceed(self) -> None:
-        """Take steps of what is under way for about a millisecond, of mending first."""
+        """Take steps of what is under way for about a millisecond, restoring before all."""
         until = time.monotonic() + _STEP_SECONDS
-        self._mend(until)
+        self._restore(until)
         while self._work:
             try:
                 next(self._work[0])
@@ -129,22 +129,22 @@ class Upkeep:
 
         While as many wait to be put back, the kernel keeps the rest: it has it in less room.
         """
-        if len(self._mending) < _BEHIND:
+        if len(self._restoration) < _BEHIND:
             self.catch_up()
 
     def catch_up(self) -> bool:
         """Read the same, and put nothing back yet; return whether there was anything."""
         ended = [] if self._ends is None else self._ends.read()
-        self._mending.hear(ended)
+        self._restoration.hear(ended)
         return bool(ended)
 
-    def _mend(self, until: float) -> None:
+    def _restore(self, until: float) -> None:
         """Put back what is missing, until then."""
-        while self._mending:
+        while self._restoration:
             now = time.monotonic()
             if now >= until:
                 return
-            put_back = self._mending.step(now)
+            put_back = self._restoration.step(now)
             self.restored += put_back
             self._put_back += put_back
             self._due.setdefault(self._tell_put_back, now + _QUIET_SECONDS)

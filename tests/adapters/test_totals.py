@@ -28,7 +28,7 @@ from pptp_nat.router import listening as listening_module
 from pptp_nat.router.carried import Counts
 from pptp_nat.router.carrier import Carrier
 from pptp_nat.router.listening import Listening
-from pptp_nat.router.mending import Mending
+from pptp_nat.router.restoration import Restoration
 from pptp_nat.router.totals import Totals
 from pptp_nat.state.adoption import Adoption
 
@@ -156,7 +156,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.now = 0.0
         translator = SimpleNamespace(book=SimpleNamespace(calls=self.live), heard=self.heard)
         self.listening = Listening(translator, self.carrier)
-        self.mending = Mending(self.live, self.carrier)
+        self.restoration = Restoration(self.live, self.carrier)
         self.deleted = []  # by strangers, and not told yet: (leg, packets)
         self.sent = [0, 0]  # by "to the inside"
         self.path.catch_up = self.deletions_are_told
@@ -228,7 +228,7 @@ class AnyOrder(RuleBasedStateMachine):
                 self.deleted.append((leg, entry[1]))
 
     def deletions_are_told(self):
-        self.mending.hear([Ended(leg, tally(packets)) for leg, packets in self.deleted])
+        self.restoration.hear([Ended(leg, tally(packets)) for leg, packets in self.deleted])
         self.deleted = []
 
     @rule()
@@ -238,8 +238,8 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def deletions_are_told_and_mended(self):
         self.deletions_are_told()
-        while self.mending:
-            self.mending.step(0.0)
+        while self.restoration:
+            self.restoration.step(0.0)
         assert self.is_whole()
 
     def is_whole(self):

@@ -36,7 +36,7 @@ def wanted(name: bytes, calls: Mapping[int, Call], carrier: Carrier) -> LegUp | 
     return None
 
 
-class Mending:
+class Restoration:
     """What is to be put back of the legs of *calls*."""
 
     def __init__(self, calls: Mapping[int, Call], carrier: Carrier) -> None:

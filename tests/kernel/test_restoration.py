@@ -103,7 +103,7 @@ class Router:
         until = time.monotonic() + PATIENCE
         while self.upkeep.restored < put_back:
             assert time.monotonic() < until, f"{put_back - self.upkeep.restored} are missing"
-            if select.select([self.ends], [], [], 0 if self.upkeep._mending else 0.05)[0]:
+            if select.select([self.ends], [], [], 0 if self.upkeep._restoration else 0.05)[0]:
                 self.upkeep.on_ends(0)
             self.upkeep.tick(0.0)
 
@@ -144,7 +144,7 @@ def test_no_more_ends_are_read_than_are_put_back(router: Router) -> None:
         router.upkeep.on_ends(0)
 
     assert ready(router.ends.fileno()), "the rest waits"
-    assert len(router.upkeep._mending) < 3 * CALLS
+    assert len(router.upkeep._restoration) < 3 * CALLS
     router.mend()
     assert router.wanted() == router.carried()
 
