@@ -32,7 +32,7 @@ _RENEW_SECONDS: Final = 60.0
 _SUPPRESSED_SECONDS: Final = 10.0
 _RECONCILE_SECONDS: Final = 0.2  #: after the kernel did not say, or not make, what was asked
 _QUIET_SECONDS: Final = 0.5  #: without an entry put back, until it is told how many were
-_AGAIN_SECONDS: Final = 1.0  #: after the kernel did not say whether an entry is there
+_AGAIN_SECONDS: Final = 1.0  #: between two looks for entries that are gone
 _LOOK_SECONDS: Final = 1.0  #: after a start, until what was trusted is compared
 _LOOKED_AT: Final = 256  #: connections in one step
 _BEHIND: Final = 256  #: entries that are to be put back, as long as which no more ends are read
@@ -101,7 +101,13 @@ class Upkeep:
                 return
 
     def on_events(self, _mask: int) -> None:
-        """Read what happened to conntrack's entries."""
+        """Read what happened to conntrack's entries.
+
+        Not while entries of ours are to be put back, for want of which GRE is lost: a
+        connection has a minute and more, and what finds no room is told by an overrun.
+        """
+        if self._restoration:
+            return
         now = time.monotonic()
         for event in self._conntrack.read_events():
             if event.placement is not None:
@@ -235,8 +241,8 @@ class Upkeep:
         """Begin to end connections whose entry is gone and did not come back."""
         ripe = [key for key, (_, due) in self._lost.items() if due <= now]
         later = min((due for _, due in self._lost.values() if due > now), default=None)
-        if later is not None:
-            self._due.setdefault(self._check_lost, later)
+        if later is not None:  # after a flush there are very many of them: not one look for each
+            self._due.setdefault(self._check_lost, max(later, now + _AGAIN_SECONDS))
         if ripe:
             self._work.append(self._checking(ripe, now))
 

@@ -17,6 +17,7 @@ from pptp_nat.router.carrier import Carrier
 from pptp_nat.router.upkeep import Upkeep
 from pptp_nat.state.adoption import rebuilt
 
+CLIENT = bytes((192, 168, 77, 9))
 ROUTER, SERVER = bytes((198, 18, 7, 1)), bytes((198, 18, 7, 2))
 
 
@@ -64,6 +65,19 @@ def test_all_connections_that_are_lost_together_end() -> None:
     assert {} == dict(translator.book.calls)
 
 
+def one_call() -> tuple[Placement, Translator]:
+    """Return a control connection and a translator that knows it, and its one call."""
+    live = Placement(
+        Flow(CLIENT, 4711, SERVER, 1723), Seat(CLIENT, ROUTER), Seat(SERVER, SERVER), 0
+    )
+    translator = Translator(lambda _: None, lambda: 7)
+    legs = [
+        Leg(SERVER, ROUTER, 1000, SERVER, CLIENT, 7), Leg(CLIENT, SERVER, 9, ROUTER, SERVER, 9)
+    ]  # fmt: skip
+    translator.restore(rebuilt(legs, [live], {}, translator.book.next_id, 1.0), 1.0)
+    return live, translator
+
+
 class Moved:
     """A conntrack that knows one control connection, now by another address of the router."""
 
@@ -80,16 +94,8 @@ class Moved:
 
 def test_a_connection_that_is_seen_as_somebody_else_since_a_start_ends_with_its_calls() -> None:
     """Its server knows its calls by an address that is another call's now, or nobody's."""
-    client = bytes((192, 168, 77, 9))
-    live = Placement(
-        Flow(client, 4711, SERVER, 1723), Seat(client, ROUTER), Seat(SERVER, SERVER), 0
-    )
-    translator = Translator(lambda _: None, lambda: 7)
-    legs = [
-        Leg(SERVER, ROUTER, 1000, SERVER, client, 7), Leg(client, SERVER, 9, ROUTER, SERVER, 9)
-    ]  # fmt: skip
-    translator.restore(rebuilt(legs, [live], {}, translator.book.next_id, 1.0), 1.0)
-    here: Any = Moved(live._replace(originator=Seat(client, bytes((198, 18, 7, 3)))))
+    live, translator = one_call()
+    here: Any = Moved(live._replace(originator=Seat(CLIENT, bytes((198, 18, 7, 3)))))
     ended: list[Outcome] = []
     upkeep = Upkeep(
         translator, Carrier(QueuePath()), here, lambda outcome, _now: ended.append(outcome),
@@ -128,15 +134,7 @@ class Overrun:
 
 def test_a_connection_whose_end_was_not_told_ends_all_the_same() -> None:
     """Somebody has emptied the table, and the socket had no room: one look, whatever it missed."""
-    client = bytes((192, 168, 77, 9))
-    live = Placement(
-        Flow(client, 4711, SERVER, 1723), Seat(client, ROUTER), Seat(SERVER, SERVER), 0
-    )
-    translator = Translator(lambda _: None, lambda: 7)
-    legs = [
-        Leg(SERVER, ROUTER, 1000, SERVER, client, 7), Leg(client, SERVER, 9, ROUTER, SERVER, 9)
-    ]  # fmt: skip
-    translator.restore(rebuilt(legs, [live], {}, translator.book.next_id, 1.0), 1.0)
+    _, translator = one_call()
     overrun = Overrun()
     here: Any = overrun
     ended: list[Outcome] = []
@@ -155,3 +153,21 @@ def test_a_connection_whose_end_was_not_told_ends_all_the_same() -> None:
     assert [] == ended, "its entry may come back with its next echo"
     upkeep.tick(now + 200.0)
     assert 1 == len(ended)
+
+
+def test_ends_of_connections_wait_until_entries_are_back() -> None:
+    """A connection has a minute and more; for want of an entry packets are lost."""
+    _, translator = one_call()
+    here: Any = Overrun()
+    carrier = Carrier(QueuePath())
+    upkeep = Upkeep(translator, carrier, here, lambda _outcome, _now: None, lambda: None)
+    upkeep._due.clear()
+    upkeep._restoration._gone.append(Leg(SERVER, ROUTER, 1000, SERVER, CLIENT, 7))
+    upkeep.on_events(0)
+    assert {} == upkeep._due
+    assert upkeep.next_timer() == 0.0
+
+    upkeep.tick(time.monotonic())
+    assert not upkeep._restoration
+    upkeep.on_events(0)
+    assert [upkeep._look_for_lost] == [each for each in upkeep._due if "look" in each.__name__]
