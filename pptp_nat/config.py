@@ -116,7 +116,7 @@ class Limits:
     segments_per_client: Annotated[int, whole(0, 100_000, "packets per second")] = 1000
     #: the same of the queue of GRE, data path "queue" only
     gre_per_host: Annotated[int, whole(0, 1_000_000, "packets per second")] = 50_000
-    half_open: Annotated[int, whole(16, 1 << 20), LIVE] = 4096  #: SYNs remembered
+    half_open: Annotated[int, whole(16, 1 << 20), LIVE] = 4096  #: SYNs remembered, and doubts
     #: octets of control streams of all connections kept until they are acknowledged
     buffered: Annotated[int, whole(1 << 16, 1 << 34, "octets"), LIVE] = 64 << 20
     #: octets of control stream kept per direction until they are acknowledged

@@ -62,7 +62,7 @@ class Settings:
     setups_per_client: float = 0.0  #: new calls per second; 0: no limit
     buffered: int = 64 << 20  #: octets of unacknowledged stream kept of all connections
     history: int = 4_096  #: octets of unacknowledged stream kept per direction
-    half_open: int = 4_096  #: SYNs remembered
+    half_open: int = 4_096  #: SYNs remembered, and flows whose first octets were in doubt
     request: float = 180.0  #: until a request without a reply is forgotten
     clearing: float = 30.0  #: until a Call-Clear-Request without a notification is believed
     closing_grace: float = 5.0  #: for late messages and GRE after FIN, RST or worse
